@@ -1,0 +1,1 @@
+"""Reading, drawing, transforming and batching images with their annotations."""

@@ -1,0 +1,326 @@
+"""What happens to an image and its annotations before they enter a network.
+
+A transform is a small frozen dataclass, called with a `Sample` and a NumPy generator that decides everything random;
+it gives a new sample, or None where the image should be replaced by another one. Images are uint8 [h, w, 3] in BGR
+(OpenCV's order), boxes (x1, y1, x2, y2) in pixels. `Preprocess` then pads a batch and normalises it on the device.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from detcore.masks import Polygons
+from detcore.structures import Images
+
+Masks = np.ndarray | Polygons
+
+
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4), np.float32)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Where a sample comes from and how to get back there.
+
+    Attributes:
+        file: the image file, for messages.
+        image_id: the data set's own number of the image.
+        original_size: (h, w) as decoded.
+        scale_factor: (w, h), the network's pixels per original pixel.
+    """
+
+    file: str = ""
+    image_id: int = -1
+    original_size: tuple[int, int] = (0, 0)
+    scale_factor: tuple[float, float] = (1.0, 1.0)
+
+
+@dataclass
+class Sample:
+    """An image with its annotations on their way through the transforms.
+
+    Attributes:
+        image: uint8 [h, w, 3], BGR.
+        boxes: float32 [n, 4].
+        labels: int64 [n].
+        masks: uint8 [n, h, w], or polygons, or None.
+        ignored: float32 [m, 4], crowd regions.
+        proposals: float32 [p, 4], or None.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray = field(default_factory=_no_boxes)
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    masks: Masks | None = None
+    ignored: np.ndarray = field(default_factory=_no_boxes)
+    proposals: np.ndarray | None = None
+    meta: Meta = field(default_factory=Meta)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the image as it is now."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def keep(self, chosen: np.ndarray) -> Sample:
+        """The sample with only those objects that the boolean array [n] selects."""
+        return replace(self, boxes=self.boxes[chosen], labels=self.labels[chosen],
+                       masks=None if self.masks is None else self.masks[chosen])
+
+    def move(self, image: np.ndarray, boxes: Callable[[np.ndarray], np.ndarray], masks: Callable[[Masks], Masks],
+             meta: Meta | None = None) -> Sample:
+        """The sample with a new image, all its boxes mapped by `boxes` and clipped to it, its masks by `masks`."""
+        h, w = image.shape[:2]
+
+        def mapped(b: np.ndarray) -> np.ndarray:
+            return np.clip(boxes(b), 0, [w, h, w, h]).astype(np.float32)
+
+        return replace(self, image=image, boxes=mapped(self.boxes), ignored=mapped(self.ignored),
+                       proposals=None if self.proposals is None else mapped(self.proposals),
+                       masks=None if self.masks is None else masks(self.masks), meta=meta or self.meta)
+
+
+class Transform(Protocol):
+    """What every transform is: a function of a sample and a source of chance."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None: ...
+
+
+def apply(transforms: Sequence[Transform], sample: Sample, rng: np.random.Generator) -> Sample | None:
+    """The transforms one after the other; None as soon as one of them gives None."""
+    for transform in transforms:
+        result = transform(sample, rng)
+        if result is None:
+            return None
+        sample = result
+    return sample
+
+
+def _map_rings(polygons: Polygons, size: tuple[int, int], f: Callable[[np.ndarray], np.ndarray]) -> Polygons:
+    return Polygons([[f(ring) for ring in rings] for rings in polygons.rings], size)
+
+
+def fit(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
+    """The largest (h, w) with the ratio of `size` whose long and short side fit those of `scale`, rounded."""
+    h, w = size
+    ratio = min(max(scale) / max(h, w), min(scale) / min(h, w))
+    return max(int(h * ratio + 0.5), 1), max(int(w * ratio + 0.5), 1)
+
+
+def resize(sample: Sample, scale: tuple[int, int]) -> Sample:
+    """Scale to fit `scale`, keeping the ratio: bilinear for the image, nearest for bitmaps, exact for the rest.
+
+    Boxes follow the rounded size, so x and y have slightly different factors.
+    """
+    h, w = sample.size
+    new_h, new_w = fit((h, w), scale)
+    x, y = new_w / w, new_h / h
+
+    def masks(m: Masks) -> Masks:
+        if isinstance(m, Polygons):
+            return _map_rings(m, (new_h, new_w), lambda ring: ring * [x, y])
+        out = [cv2.resize(one, (new_w, new_h), interpolation=cv2.INTER_NEAREST) for one in m]
+        return np.stack(out) if out else np.zeros((0, new_h, new_w), np.uint8)
+
+    image = cv2.resize(sample.image, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
+    before = sample.meta.scale_factor
+    return sample.move(image, lambda b: b * np.array([x, y, x, y], np.float32), masks,
+                       replace(sample.meta, scale_factor=(before[0] * x, before[1] * y)))
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Fit the image into `scale` (long and short side in pixels, in any order), keeping its ratio."""
+
+    scale: tuple[int, int] = (1333, 800)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return resize(sample, self.scale)
+
+
+@dataclass(frozen=True)
+class ResizeRange:
+    """`Resize` to a scale whose sides are drawn between those of `low` and `high`, both included."""
+
+    low: tuple[int, int] = (1333, 640)
+    high: tuple[int, int] = (1333, 800)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        long_side = rng.integers(max(self.low), max(self.high), endpoint=True)
+        short_side = rng.integers(min(self.low), min(self.high), endpoint=True)
+        return resize(sample, (int(long_side), int(short_side)))
+
+
+@dataclass(frozen=True)
+class ResizeChoice:
+    """`Resize` to one of several scales, drawn anew for each image."""
+
+    scales: tuple[tuple[int, int], ...]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return resize(sample, self.scales[rng.integers(len(self.scales))])
+
+
+@dataclass(frozen=True)
+class ScaleJitter:
+    """`Resize` to `scale` times a ratio drawn uniformly: the first half of large-scale jitter.
+
+    Ghiasi et al., Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation, section 3.
+    """
+
+    scale: tuple[int, int] = (1024, 1024)
+    ratio: tuple[float, float] = (0.1, 2.0)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        ratio = rng.uniform(*self.ratio)
+        return resize(sample, (int(self.scale[0] * ratio), int(self.scale[1] * ratio)))
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Cut a window of `size` (h, w), or the whole side where the image is smaller, at a random place.
+
+    Objects outside the window go, the others' boxes are clipped; where there are masks, a box becomes the tight box
+    of what is left of its mask. With `allow_negative` false, a window without any object gives None.
+    """
+
+    size: tuple[int, int] = (1024, 1024)
+    allow_negative: bool = False
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None:
+        h, w = sample.size
+        crop_h, crop_w = min(h, self.size[0]), min(w, self.size[1])
+        top = int(rng.integers(h - crop_h, endpoint=True))
+        left = int(rng.integers(w - crop_w, endpoint=True))
+
+        def masks(m: Masks) -> Masks:
+            if isinstance(m, Polygons):
+                cut = [[clip_ring(r - [left, top], crop_h, crop_w) for r in rings] for rings in m.rings]
+                return Polygons([[r for r in rings if len(r)] for rings in cut], (crop_h, crop_w))
+            return m[:, top:top + crop_h, left:left + crop_w]
+
+        out = sample.move(np.ascontiguousarray(sample.image[top:top + crop_h, left:left + crop_w]),
+                          lambda b: b - np.array([left, top, left, top], np.float32), masks)
+        out.ignored = out.ignored[_has_area(out.ignored)]
+        inside = _has_area(out.boxes)
+        if out.masks is not None:
+            # Tight boxes replace the clipped ones only where the clipped one still held something.
+            out.boxes = np.where(inside[:, None], tight_boxes(out.masks), 0).astype(np.float32)
+            inside = _has_area(out.boxes)
+        if not inside.any() and not self.allow_negative:
+            return None
+        return out.keep(inside)
+
+
+@dataclass(frozen=True)
+class FilterBoxes:
+    """Drop objects not wider and higher than `min_size` pixels; None where no object is left."""
+
+    min_size: float = 0.01
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None:
+        keep = (sample.boxes[:, 2:] - sample.boxes[:, :2] > self.min_size).all(1)
+        return sample.keep(keep) if keep.any() else None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left and right with probability `p`."""
+
+    p: float = 0.5
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        w = sample.size[1]
+
+        def masks(m: Masks) -> Masks:
+            if isinstance(m, Polygons):
+                return _map_rings(m, m.size, lambda ring: ring * [-1, 1] + [w, 0])
+            return np.ascontiguousarray(m[:, :, ::-1])
+
+        return sample.move(cv2.flip(sample.image, 1),
+                           lambda b: b[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
+                           + np.array([w, 0, w, 0], np.float32), masks)
+
+
+def _has_area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+
+def tight_boxes(masks: Masks) -> np.ndarray:
+    """float32 [n, 4]: the smallest box around each mask, zeros where the mask is empty."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    if isinstance(masks, Polygons):
+        for box, rings in zip(boxes, masks.rings):
+            if rings:
+                points = np.concatenate(rings)
+                box[:2], box[2:] = points.min(0), points.max(0)
+        return boxes
+    for box, mask in zip(boxes, masks):
+        x, y, w, h = cv2.boundingRect(mask)
+        box[:] = x, y, x + w, y + h
+    return boxes
+
+
+def clip_ring(ring: np.ndarray, h: int, w: int) -> np.ndarray:
+    """The part of a polygon ring [k, 2] inside an image of h x w (Sutherland and Hodgman); [0, 2] if there is none."""
+    for axis, sign, bound in ((0, 1, 0), (0, -1, -w), (1, 1, 0), (1, -1, -h)):
+        if len(ring) == 0:
+            break
+        inside = sign * ring[:, axis] - bound  # the signed distance to the border
+        following = np.roll(ring, -1, 0)
+        distance = np.roll(inside, -1)
+        points = []
+        for a, b, p, q in zip(inside, distance, ring, following):
+            if a >= 0:
+                points.append(p)
+            if (a >= 0) != (b >= 0):
+                points.append(p + (q - p) * (a / (a - b)))
+        ring = np.array(points, ring.dtype).reshape(-1, 2)
+    return ring if len(ring) >= 3 else ring[:0]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Padding and normalisation of a batch.
+
+    Attributes:
+        mean, std: of each channel, in the order in which the network takes them, on the scale 0..255.
+        rgb: whether the network takes RGB; otherwise BGR, as images are read.
+        pad_to: heights and widths of a batch are multiples of it.
+        fixed_size: (h, w) of every training batch, where the recipe wants one size (large-scale jitter).
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rgb: bool = True
+    pad_to: int = 32
+    fixed_size: tuple[int, int] | None = None
+
+    def collate(self, images: Sequence[np.ndarray], training: bool = False) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Images (uint8 [h, w, 3]) of different size as one uint8 tensor [N, 3, H, W], BGR, and each one's (h, w)."""
+        sizes = [(i.shape[0], i.shape[1]) for i in images]
+        if training and self.fixed_size:
+            height, width = self.fixed_size
+        else:
+            height, width = (-(-max(side) // self.pad_to) * self.pad_to for side in zip(*sizes))
+        batch = np.zeros((len(images), 3, height, width), np.uint8)
+        for row, image, (h, w) in zip(batch, images, sizes):
+            row[:, :h, :w] = image.transpose(2, 0, 1)
+        return torch.from_numpy(batch), sizes
+
+    def __call__(self, batch: Tensor, sizes: list[tuple[int, int]]) -> Images:
+        """Normalise a uint8 batch [N, 3, H, W] on its own device; the padding is zero after normalisation."""
+        x = (batch.flip(1) if self.rgb else batch).float()
+        x = (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
+        for one, (h, w) in zip(x, sizes):
+            one[:, h:] = 0
+            one[:, :, w:] = 0
+        return Images(x, sizes)
