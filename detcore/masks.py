@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from detcore.errors import UsageError
+
 
 @dataclass
 class Polygons:
@@ -54,31 +56,34 @@ def encode_rle(masks: Tensor | np.ndarray) -> list[dict]:
     return [dict(size=r["size"], counts=r["counts"].decode()) for r in rles]
 
 
-def crop_masks(masks: Tensor | Polygons, boxes: Tensor, index: Tensor, size: int) -> Tensor:
-    """Mask targets: object `index[i]`'s mask inside `boxes[i]`, resampled to size x size (Mask R-CNN, section 3).
+def crop_masks(masks: list[Tensor | Polygons | None], boxes: Tensor, image: Tensor, match: Tensor,
+               size: int) -> Tensor:
+    """Mask targets: each box's object, cropped to the box and resampled to size x size (Mask R-CNN, section 3).
 
     Args:
-        masks: [n, H, W] uint8, or polygons of n objects.
-        boxes: [p, 4] in pixels.
-        index: [p] int64, the object each box belongs to.
+        masks: for each image of the batch its objects' masks, bitmaps [n, H, W] of one size or polygons.
+        boxes: [r, 4] in pixels; image: [r], the image of each box; match: [r], the object in that image.
 
     Returns:
-        float [p, size, size] of zeros and ones.
+        float [r, size, size] of zeros and ones.
+
+    Raises:
+        UsageError: an image comes without masks.
     """
-    if isinstance(masks, Polygons):
-        return _crop_polygons(masks, boxes, index, size)
-    rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes.detach()], 1).float()
-    if len(masks) == 0:
-        return rois.new_zeros(len(rois), size, size)
-    # Each object's mask is an image of the batch, so a box looks only at its own.
-    rois[:, 0] = index
-    cropped = roi_align(masks[:, None].float(), rois, (size, size), 1.0, 0, aligned=True)[:, 0]
-    return (cropped >= 0.5).float()
-
-
-def _crop_polygons(masks: Polygons, boxes: Tensor, index: Tensor, size: int) -> Tensor:
-    out = np.empty((len(boxes), size, size), np.float32)
-    for i, ((x1, y1, x2, y2), obj) in enumerate(zip(boxes.detach().cpu().numpy(), index.tolist())):
-        scale = np.array([size / max(x2 - x1, 0.1), size / max(y2 - y1, 0.1)])
-        out[i] = rasterise([(ring - [x1, y1]) * scale for ring in masks.rings[obj]], size, size)
-    return torch.from_numpy(out).to(boxes.device)
+    if any(m is None for m in masks):
+        raise UsageError("This model learns masks, but its targets have none: load the data with masks.")
+    boxes = boxes.detach().float()
+    if isinstance(masks[0], Polygons):
+        crops = np.zeros((len(boxes), size, size), np.float32)
+        for i, (corner, b, o) in enumerate(zip(boxes.cpu().numpy(), image.tolist(), match.tolist())):
+            if o < len(masks[b]):
+                origin, scale = corner[:2], size / np.maximum(corner[2:] - corner[:2], 0.1)
+                crops[i] = rasterise([(ring - origin) * scale for ring in masks[b].rings[o]], size, size)
+        return torch.from_numpy(crops).to(boxes.device)
+    counts = torch.tensor([0] + [len(m) for m in masks[:-1]]).cumsum(0).to(boxes.device, non_blocking=True)
+    stacked = torch.cat(masks)
+    if len(stacked) == 0:
+        return boxes.new_zeros(len(boxes), size, size)
+    # Each object's mask is an image of its own to RoIAlign, so that a box looks at no other.
+    rois = torch.cat([(counts[image] + match).clamp(max=len(stacked) - 1)[:, None], boxes], 1)
+    return (roi_align(stacked[:, None].float(), rois, (size, size), aligned=True)[:, 0] >= 0.5).float()

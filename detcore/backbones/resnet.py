@@ -1,0 +1,160 @@
+"""ResNet (He et al. 2016) and ResNeXt (Xie et al. 2017).
+
+Two styles of the bottleneck are published: "pytorch" strides in the 3x3 convolution, "caffe" in the first 1x1.
+Detectors keep batch norm's statistics frozen, and the stem and first stage fixed.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1, dilation: int = 1, *, caffe: bool = False,
+                 groups: int = 1, base_width: int = 64):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, dilation, dilation, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (out + (self.downsample(x) if self.downsample else x)).relu()
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (grouped in ResNeXt), 1x1 convolutions with a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1, dilation: int = 1, *, caffe: bool = False,
+                 groups: int = 1, base_width: int = 64):
+        super().__init__()
+        inner = width if groups == 1 else int(width * base_width / 64) * groups
+        s1, s2 = (stride, 1) if caffe else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, s1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, s2, dilation, dilation, groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, width * 4, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * 4)
+        self.downsample = _shortcut(in_channels, width * 4, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv1(x)).relu()
+        out = self.bn2(self.conv2(out)).relu()
+        out = self.bn3(self.conv3(out))
+        return (out + (self.downsample(x) if self.downsample else x)).relu()
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
+def stage(depth: int, index: int, *, base_channels: int = 64, stride: int | None = None, dilation: int = 1,
+          caffe: bool = False, groups: int = 1, base_width: int = 64) -> tuple[nn.Sequential, int]:
+    """Stage `index` (0 to 3) of a ResNet, and its number of output channels."""
+    block = BasicBlock if depth < 50 else Bottleneck
+    width = base_channels * 2**index
+    in_channels = base_channels if index == 0 else width // 2 * block.expansion
+    stride = (1 if index == 0 else 2) if stride is None else stride
+    options = dict(caffe=caffe, groups=groups, base_width=base_width)
+    blocks = [block(in_channels, width, stride, dilation, **options)]
+    blocks += [block(width * block.expansion, width, 1, dilation, **options) for _ in range(STAGE_BLOCKS[depth][index] - 1)]
+    return nn.Sequential(*blocks), width * block.expansion
+
+
+class ResNet(nn.Module):
+    """Stem and up to four stages; gives the stages asked for.
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        style: "pytorch" or "caffe"; caffe-style weights also come with frozen norm layers.
+        groups, base_width: 32 and 4 make ResNeXt 32x4d.
+        base_channels: channels of the stem; 64 is published, fewer make a slim network.
+        out_stages: which stages' maps to return.
+        strides, dilations: of each stage; fewer than four entries leave the later stages out.
+        frozen_stages: stages whose parameters stay fixed, counted after the stem; -1 trains the stem too.
+        norm_eval: keep batch norm's statistics as loaded while training.
+    """
+
+    def __init__(self, depth: int, *, style: str = "pytorch", groups: int = 1, base_width: int = 64,
+                 base_channels: int = 64, out_stages: Sequence[int] = (0, 1, 2, 3),
+                 strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 frozen_stages: int = 1, norm_eval: bool = True):
+        super().__init__()
+        self.depth, self.style, self.groups, self.base_width = depth, style, groups, base_width
+        self.out_stages, self.strides = tuple(out_stages), tuple(strides)
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self.conv1 = nn.Conv2d(3, base_channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_channels)
+        channels = []
+        for i, (stride, dilation) in enumerate(zip(strides, dilations)):
+            layer, out = stage(depth, i, base_channels=base_channels, stride=stride, dilation=dilation,
+                               caffe=style == "caffe", groups=groups, base_width=base_width)
+            self.add_module(f"layer{i + 1}", layer)
+            channels.append(out)
+        self.channels = tuple(channels[i] for i in self.out_stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d) and style == "caffe":
+                module.requires_grad_(False)
+        for module in self._frozen():
+            module.requires_grad_(False)
+
+    def _frozen(self) -> list[nn.Module]:
+        stem = [self.conv1, self.bn1] if self.frozen_stages >= 0 else []
+        return stem + [getattr(self, f"layer{i}") for i in range(1, self.frozen_stages + 1)]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps [N, channels[i], H / s, W / s] of the stages in `out_stages`, s = 4, 8, 16, 32 unless dilated."""
+        x = torch.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
+        out = []
+        for i in range(len(self.strides)):
+            x = getattr(self, f"layer{i + 1}")(x)
+            if i in self.out_stages:
+                out.append(x)
+        return tuple(out)
+
+    def train(self, mode: bool = True) -> ResNet:
+        super().train(mode)
+        if mode and self.norm_eval:
+            freeze_norm_statistics(self)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+
+def freeze_norm_statistics(module: nn.Module) -> None:
+    """Batch norm layers (synchronised ones too) use their running statistics and leave them as they are."""
+    for m in module.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.eval()
+
+
+def resnext(depth: int, groups: int, base_width: int, **options) -> ResNet:
+    """ResNeXt, for example (101, 64, 4) for ResNeXt-101 64x4d."""
+    return ResNet(depth, groups=groups, base_width=base_width, **options)
+
+
+def resnet_c4(depth: int = 50, *, style: str = "caffe", **options) -> ResNet:
+    """The first three stages, map of stride 16; the fourth stage becomes the head of each region."""
+    return ResNet(depth, style=style, strides=(1, 2, 2), dilations=(1, 1, 1), out_stages=(2,), **options)
+
+
+def resnet_dc5(depth: int = 50, *, style: str = "caffe", **options) -> ResNet:
+    """All stages with the last one dilated instead of strided, map of stride 16."""
+    return ResNet(depth, style=style, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), out_stages=(3,), **options)

@@ -1,0 +1,1 @@
+"""Building blocks: convolution with norm and activation, pooling of regions."""

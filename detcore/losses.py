@@ -1,0 +1,91 @@
+"""Losses that several methods share. All of them weigh each element and divide the sum by a count.
+
+The count is averaged over the processes of a distributed run, so that its gradient equals that of one process with
+the whole batch.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import distributed as dist
+
+from detcore import boxes as box
+
+
+def over_processes(count: Tensor) -> Tensor:
+    """The mean of a 0-dim tensor over all processes; the tensor itself in a run of one process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return count
+    count = count.detach().float() / dist.get_world_size()
+    dist.all_reduce(count)
+    return count
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Elementwise cross-entropy of sigmoid(logits), in float32."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+
+
+def focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Elementwise focal loss: cross-entropy weighted by how wrong the prediction is (Lin et al. 2017, equation 5).
+
+    Args:
+        logits, targets: same shape; targets are 0 or 1.
+        alpha: weight of positives, 1 - alpha of negatives.
+        gamma: how strongly easy examples are muted.
+    """
+    logits, targets = logits.float(), targets.float()
+    p = logits.sigmoid()
+    miss = p * (1 - targets) + (1 - p) * targets
+    weight = (alpha * targets + (1 - alpha) * (1 - targets)) * miss**gamma
+    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+def l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Elementwise |pred - target|."""
+    return (pred.float() - target).abs()
+
+
+class SmoothL1:
+    """Elementwise: quadratic below beta, linear above (Fast R-CNN, equation 3)."""
+
+    def __init__(self, beta: float = 1.0):
+        self.beta = beta
+
+    def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
+        return F.smooth_l1_loss(pred.float(), target, beta=self.beta, reduction="none")
+
+
+# Losses on decoded boxes: pred, target [n, 4] in pixels -> [n].
+
+def iou_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """-log IoU (UnitBox, Yu et al. 2016)."""
+    return -box.iou(pred, target).clamp(min=1e-6).log()
+
+
+def giou_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """1 - generalised IoU."""
+    return 1 - box.giou(pred, target)
+
+
+def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
+    """1 - complete IoU."""
+    return 1 - box.ciou(pred, target)
+
+
+def bounded_iou_loss(pred: Tensor, target: Tensor, beta: float = 0.2, eps: float = 1e-3) -> Tensor:
+    """Smooth L1 of the largest IoU still possible given the error of one coordinate (Tychsen-Smith & Petersson 2018).
+
+    Summed over the four coordinates.
+    """
+    def split(b: Tensor) -> tuple[Tensor, Tensor]:
+        return (b[..., :2] + b[..., 2:]) * 0.5, b[..., 2:] - b[..., :2]
+
+    centre, size = split(pred)
+    true_centre, true_size = split(target)
+    shift = 2 * (true_centre - centre).abs()
+    bound_centre = 1 - ((true_size - shift) / (true_size + shift + eps)).clamp(min=0)
+    bound_size = 1 - torch.minimum(true_size / (size + eps), size / (true_size + eps))
+    bound = torch.cat([bound_centre, bound_size], -1)
+    return torch.where(bound < beta, 0.5 * bound**2 / beta, bound - 0.5 * beta).sum(-1)

@@ -1,0 +1,123 @@
+"""Assignment of predictions to ground truth, and sampling of what is assigned.
+
+Ground truth of a batch is padded to one length, so that matching is a few tensor operations whatever the batch holds,
+and nothing waits for the device.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from detcore.boxes import iou_matrix
+from detcore.structures import Target
+
+BACKGROUND, NEITHER = -1, -2
+
+
+def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [N, G, 4], labels [N, G] and which entries are real [N, G]; G is the largest count, at least 1."""
+    counts = [len(t.boxes) for t in targets]
+    boxes = pad_sequence([t.boxes for t in targets], batch_first=True)
+    labels = pad_sequence([t.labels for t in targets], batch_first=True)
+    if max(counts) == 0:
+        boxes, labels = boxes.new_zeros(len(targets), 1, 4), labels.new_zeros(len(targets), 1)
+    lengths = torch.tensor(counts).to(boxes.device, non_blocking=True)
+    return boxes, labels, torch.arange(boxes.shape[1], device=boxes.device) < lengths[:, None]
+
+
+@dataclass
+class IoUMatcher:
+    """Each box takes the object that it overlaps most, if it overlaps enough (Faster R-CNN, section 3.1.2).
+
+    Attributes:
+        positive: IoU from which a box is positive.
+        negative: IoU below which it is background; in between it is neither.
+        low_quality: objects that no box overlaps enough keep their best boxes, if IoU >= this; None: they don't.
+    """
+
+    positive: float
+    negative: float
+    low_quality: float | None = None
+
+    def __call__(self, boxes: Tensor, truth: Tensor, truth_valid: Tensor, candidates: Tensor | None = None) -> Tensor:
+        """Index of the matched object, or BACKGROUND, or NEITHER.
+
+        Args:
+            boxes: [A, 4] or [N, A, 4].
+            truth: [N, G, 4]; truth_valid: [N, G] bool.
+            candidates: [N, A] bool, boxes that may take part; None: all.
+
+        Returns:
+            [N, A] int64.
+        """
+        overlap = iou_matrix(truth, boxes)
+        overlap = overlap.masked_fill(~truth_valid[:, :, None], -1.0)
+        if candidates is not None:
+            overlap = overlap.masked_fill(~candidates[:, None, :], -1.0)
+        best, index = overlap.max(1)
+        match = torch.where(best >= self.positive, index, torch.where(best < self.negative, BACKGROUND, NEITHER))
+        if self.low_quality is not None:
+            top = overlap.amax(2, keepdim=True)
+            is_top = (overlap == top) & (top >= self.low_quality) & truth_valid[:, :, None]
+            # Where several objects claim a box, the last one has it.
+            order = torch.arange(1, truth.shape[1] + 1, device=truth.device)[:, None]
+            claimed = (is_top * order).amax(1)
+            match = torch.where(claimed > 0, claimed - 1, match)
+        return match if candidates is None else match.masked_fill(~candidates, NEITHER)
+
+
+@dataclass
+class Sampler:
+    """Keeps a fixed number of boxes an image, positives up to a share (Fast R-CNN, section 2.3).
+
+    Attributes:
+        number: boxes kept an image; None keeps all.
+        positive_share: share of positives at most; negatives fill the rest.
+    """
+
+    number: int | None
+    positive_share: float = 0.5
+
+    @property
+    def max_positives(self) -> int | None:
+        return None if self.number is None else int(self.number * self.positive_share)
+
+    def __call__(self, match: Tensor, priority: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Which boxes are kept as positives and as negatives, two [N, A] bool.
+
+        Args:
+            match: [N, A] from a matcher.
+            priority: [N, A], higher is kept first; None: at random.
+        """
+        positive, negative = match >= 0, match == BACKGROUND
+        if self.number is None:
+            return positive, negative
+        if priority is None:
+            priority = torch.rand(match.shape, device=match.device)
+        assert self.max_positives is not None
+        positive = _top(positive, priority, match.new_full((len(match),), self.max_positives), self.max_positives)
+        negative = _top(negative, priority, self.number - positive.sum(1), self.number)
+        return positive, negative
+
+
+def _top(mask: Tensor, priority: Tensor, count: Tensor, most: int) -> Tensor:
+    """`mask` [N, A] with only the `count` [N] entries of highest priority left; `most` bounds the counts."""
+    most = min(most, mask.shape[1])
+    value, index = priority.float().masked_fill(~mask, -torch.inf).topk(most, 1)
+    keep = (torch.arange(most, device=mask.device) < count[:, None]) & (value > -torch.inf)
+    return torch.zeros_like(mask).scatter(1, index, keep)
+
+
+def used(filled: Tensor) -> Tensor:
+    """Flat indices of the slots to compute.
+
+    A batch's samples lie in a fixed number of slots, some of them empty. On the CPU the empty ones are dropped, which
+    costs nothing; elsewhere all are computed, with weight zero, because asking which are filled would wait for the
+    device.
+    """
+    if filled.device.type == "cpu":
+        return filled.flatten().nonzero()[:, 0]
+    return torch.arange(filled.numel(), device=filled.device)

@@ -1,0 +1,205 @@
+"""Region proposal network: Ren et al., "Faster R-CNN", 2015, section 3.1; on a pyramid as in FPN (Lin et al. 2017).
+
+Before RPN, candidate regions came from a separate, slow algorithm on pixels. RPN is a small network that slides over
+the detector's own feature map. At every cell it looks at a few reference boxes (anchors) of fixed shapes, says for
+each whether it holds any object, and how to move it onto that object. The best boxes, thinned by non-maximum
+suppression, are the proposals.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from detcore import boxes as box
+from detcore.anchors import AnchorGrid
+from detcore.backbones.resnet import ResNet
+from detcore.layers.conv import init_normal
+from detcore.losses import binary_cross_entropy, l1, over_processes
+from detcore.matching import IoUMatcher, Sampler, pad_targets
+from detcore.necks.fpn import FPN
+from detcore.structures import Detections, Images, Target
+
+FPN_STRIDES = (4, 8, 16, 32, 64)
+
+
+@dataclass
+class Limits:
+    """How many proposals are kept.
+
+    Attributes:
+        before_nms: best anchors taken of each level.
+        after_nms: proposals kept an image.
+        iou: overlap above which the lesser box of a level is dropped.
+    """
+
+    before_nms: int
+    after_nms: int
+    iou: float = 0.7
+
+
+@dataclass
+class Proposals:
+    """Proposals of a batch, best first, padded to one length.
+
+    Attributes:
+        boxes: [N, P, 4]; scores: [N, P]; valid: [N, P] bool.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+class RPNHead(nn.Module):
+    """A shared 3x3 convolution, then for each anchor an objectness logit and four box offsets (section 3.1).
+
+    Args:
+        in_channels: channels of the maps.
+        anchors: the anchor grid.
+        border: anchors that cross the image border by more than this do not train; -1: all train.
+        box_loss: elementwise loss of the offsets.
+        samples: anchors that train, an image; half of them positive at most.
+        train_limits, test_limits: proposals kept.
+    """
+
+    def __init__(self, in_channels: int, anchors: AnchorGrid, *, border: int = -1,
+                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1, samples: int = 256,
+                 train_limits: Limits = Limits(2000, 1000), test_limits: Limits = Limits(1000, 1000)):
+        super().__init__()
+        self.anchors, self.border, self.box_loss = anchors, border, box_loss
+        self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
+        self.matcher = IoUMatcher(0.7, 0.3, low_quality=0.3)
+        self.sampler = Sampler(samples, 0.5)
+        self.rpn_conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(in_channels, anchors.per_cell, 1)
+        self.rpn_reg = nn.Conv2d(in_channels, anchors.per_cell * 4, 1)
+        for layer in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
+            init_normal(layer)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness logits [N, h * w * A] and offsets [N, h * w * A, 4] of each level, in the grid's order."""
+        logits, deltas = [], []
+        for x in features:
+            x = self.rpn_conv(x).relu()
+            logits.append(self.rpn_cls(x).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.rpn_reg(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        return logits, deltas
+
+    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """`loss_rpn_cls` and `loss_rpn_bbox` (equation 1)."""
+        return self.loss_of(self(features), features, images, targets)
+
+    def loss_of(self, output: tuple[list[Tensor], list[Tensor]], features: Sequence[Tensor], images: Images,
+                targets: list[Target]) -> dict[str, Tensor]:
+        """The losses of an output of `forward`."""
+        logits, deltas = (torch.cat(x, 1) for x in output)
+        anchors, match, truth = self.assign(features, images, targets)
+        positive, negative = self.sampler(match)
+        # An image without positives (or negatives) still counts one.
+        count = over_processes((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
+        wanted = box.encode(anchors, truth.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4)))
+        # Where an anchor is not positive its target is meaningless, and may be infinite.
+        error = self.box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
+        return {
+            "loss_rpn_cls": (binary_cross_entropy(logits, positive) * (positive | negative)).sum() / count,
+            "loss_rpn_bbox": (error * positive[..., None]).sum() / count,
+        }
+
+    def assign(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors [A, 4], the object each one is matched to [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4]."""
+        sizes = [(x.shape[2], x.shape[3]) for x in features]
+        anchors = torch.cat(self.anchors(sizes, features[0].device))
+        real = self.anchors.real(sizes, box.size_tensor(images.sizes, anchors), border=self.border)
+        truth, _, truth_valid = pad_targets(targets)
+        return anchors, self.matcher(anchors, truth, truth_valid, real), truth
+
+    def loss_and_proposals(self, features: Sequence[Tensor], images: Images,
+                           targets: list[Target]) -> tuple[dict[str, Tensor], Proposals]:
+        """Losses, and the proposals that train the second stage (no gradient flows through them)."""
+        output = self(features)
+        return (self.loss_of(output, features, images, targets),
+                self.select(output, features, images, self.train_limits))
+
+    def proposals(self, features: Sequence[Tensor], images: Images) -> Proposals:
+        """The proposals at test time."""
+        return self.select(self(features), features, images, self.test_limits)
+
+    @torch.no_grad()
+    def select(self, output: tuple[list[Tensor], list[Tensor]], features: Sequence[Tensor], images: Images,
+               limits: Limits) -> Proposals:
+        """The best anchors of each level, moved by their offsets, clipped, thinned by NMS within their level."""
+        sizes = box.size_tensor(images.sizes, features[0])
+        grids = self.anchors([(x.shape[2], x.shape[3]) for x in features], features[0].device)
+        found, scores, levels = [], [], []
+        for level, (logits, deltas, anchors) in enumerate(zip(*output, grids)):
+            best = logits.float().sigmoid().sort(1, descending=True, stable=True)
+            score, index = (x[:, :limits.before_nms] for x in best)
+            boxes = box.decode(anchors[index], deltas.gather(1, index[..., None].expand(-1, -1, 4)))
+            found.append(box.clip(boxes, sizes))
+            scores.append(score)
+            levels.append(torch.full_like(index, level))
+        boxes, score = torch.cat(found, 1), torch.cat(scores, 1)
+        solid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+        index, filled = box.nms_per_image(boxes, score, torch.cat(levels, 1), solid, limits.iou, limits.after_nms)
+        return Proposals(boxes.gather(1, index[..., None].expand(-1, -1, 4)), score.gather(1, index), filled)
+
+
+class RPN(nn.Module):
+    """A detector of anything: its detections are class-agnostic proposals (label 0)."""
+
+    takes_proposals = False
+    num_classes = 1
+
+    def __init__(self, backbone: ResNet, neck: FPN | None, rpn_head: RPNHead):
+        super().__init__()
+        self.backbone, self.neck, self.rpn_head = backbone, neck, rpn_head
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of images [N, 3, H, W], finest first."""
+        x = self.backbone(x)
+        return self.neck(x) if self.neck is not None else x
+
+    def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """Training losses by name."""
+        return self.rpn_head.loss(self.features(images.tensor), images, targets)
+
+    @torch.no_grad()
+    def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,
+                proposals: list[Tensor] | None = None) -> list[Detections]:
+        """Proposals of each image, in its `output_sizes` (h, w) or in the network's input."""
+        found = self.rpn_head.proposals(self.features(images.tensor), images)
+        return [
+            Detections(rescale(b[v], size, out), s[v], torch.zeros_like(s[v], dtype=torch.long))
+            for b, s, v, size, out in zip(found.boxes, found.scores, found.valid, images.sizes,
+                                          output_sizes or images.sizes)
+        ]
+
+
+def rescale(boxes: Tensor, size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
+    """Boxes [n, 4] of an image of `size` (h, w), in the same image at `output_size`."""
+    if size == output_size:
+        return boxes
+    y, x = output_size[0] / size[0], output_size[1] / size[1]
+    return boxes * boxes.new_tensor([x, y, x, y])
+
+
+def fpn_anchors(scale: float = 8) -> AnchorGrid:
+    """One size and three shapes a level (FPN, section 4.1)."""
+    return AnchorGrid(FPN_STRIDES, [scale])
+
+
+def single_map_anchors() -> AnchorGrid:
+    """Five sizes and three shapes on one map of stride 16."""
+    return AnchorGrid([16], [2, 4, 8, 16, 32])
+
+
+def rpn(backbone: ResNet, *, neck: str | None = "fpn", width: int = 256, anchor_scale: float = 8,
+        test_limits: Limits = Limits(2000, 1000), samples: int = 256) -> RPN:
+    """RPN on a backbone: with a pyramid (`neck="fpn"`) or on its single map of stride 16 (`neck=None`)."""
+    if neck is None:
+        return RPN(backbone, None, RPNHead(backbone.channels[-1], single_map_anchors(), test_limits=test_limits))
+    head = RPNHead(width, fpn_anchors(anchor_scale), test_limits=test_limits, samples=samples)
+    return RPN(backbone, FPN(backbone.channels, width), head)

@@ -1,0 +1,1 @@
+"""Necks: the backbone's maps in, a feature pyramid out."""
