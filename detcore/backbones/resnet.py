@@ -81,20 +81,22 @@ class ResNet(nn.Module):
 
     Args:
         depth: 18, 34, 50 or 101.
-        style: "pytorch" or "caffe"; caffe-style weights also come with frozen norm layers.
+        style: "pytorch" or "caffe".
         groups, base_width: 32 and 4 make ResNeXt 32x4d.
         base_channels: channels of the stem; 64 is published, fewer make a slim network.
         out_stages: which stages' maps to return.
         strides, dilations: of each stage; fewer than four entries leave the later stages out.
         frozen_stages: stages whose parameters stay fixed, counted after the stem; -1 trains the stem too.
         norm_eval: keep batch norm's statistics as loaded while training.
+        norm_fixed: keep its scale and shift too; None: in caffe style, whose weights were converted that way.
     """
 
     def __init__(self, depth: int, *, style: str = "pytorch", groups: int = 1, base_width: int = 64,
                  base_channels: int = 64, out_stages: Sequence[int] = (0, 1, 2, 3),
                  strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
-                 frozen_stages: int = 1, norm_eval: bool = True):
+                 frozen_stages: int = 1, norm_eval: bool = True, norm_fixed: bool | None = None):
         super().__init__()
+        norm_fixed = style == "caffe" if norm_fixed is None else norm_fixed
         self.depth, self.style, self.groups, self.base_width = depth, style, groups, base_width
         self.out_stages, self.strides = tuple(out_stages), tuple(strides)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
@@ -110,7 +112,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d) and style == "caffe":
+            elif isinstance(module, nn.BatchNorm2d) and norm_fixed:
                 module.requires_grad_(False)
         for module in self._frozen():
             module.requires_grad_(False)
