@@ -44,30 +44,11 @@ class AnchorGrid:
             levels.append((shift + base).reshape(-1, 4).to(device))
         return tuple(levels)
 
-    def real(self, sizes: Sequence[tuple[int, int]], image_sizes: Tensor, *, divisor: int = 32,
-             border: int = -1) -> Tensor:
-        """Which anchors lie on an image rather than on the padding that the batch added, [N, A] bool.
 
-        Args:
-            sizes: feature size (h, w) of each level.
-            image_sizes: [N, 2] (h, w).
-            divisor: an image's own padding up to a multiple of this counts as image.
-            border: if >= 0, anchors must also lie inside the image, by this margin in pixels.
-        """
-        padded = (image_sizes / divisor).ceil() * divisor
-        levels = []
-        for stride, (h, w) in zip(self.strides, sizes):
-            cells = (padded / stride).ceil()
-            row = torch.arange(h, device=image_sizes.device) < cells[:, :1]
-            column = torch.arange(w, device=image_sizes.device) < cells[:, 1:]
-            inside = (row[:, :, None] & column[:, None, :]).flatten(1)
-            levels.append(inside.repeat_interleave(self.per_cell, 1))
-        real = torch.cat(levels, 1)
-        if border >= 0:
-            anchors = torch.cat(self(sizes, image_sizes.device))
-            h, w = image_sizes[:, :1], image_sizes[:, 1:]
-            real = real & (anchors[:, :2] >= -border).all(1) & (anchors[:, 2] < w + border) & (anchors[:, 3] < h + border)
-        return real
+def inside(anchors: Tensor, image_sizes: Tensor, border: int = 0) -> Tensor:
+    """Which anchors [A, 4] cross the border of each image (h, w) [N, 2] by less than `border` pixels, [N, A] bool."""
+    h, w = image_sizes[:, :1], image_sizes[:, 1:]
+    return ((anchors[:, :2] >= -border).all(1) & (anchors[:, 2] < w + border) & (anchors[:, 3] < h + border))
 
 
 def point_grid(sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device) -> list[Tensor]:

@@ -173,7 +173,7 @@ def sample_regions(regions: Samples, sampler: Sampler, priority: Tensor | None =
     """The regions that a sampler keeps, in as many slots as it keeps at most, positives first."""
     positive, negative = sampler(regions.match, priority)
     slots = min(sampler.number or positive.shape[1], positive.shape[1])
-    rank, index = (positive * 2 + negative.int()).sort(1, descending=True, stable=True)
+    rank, index = (positive * 2 + negative.int()).sort(dim=1, descending=True, stable=True)
     index = index[:, :slots]
 
     def take(x: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ class FCOSHead(nn.Module):
         sizes = box.size_tensor(images.sizes, output[1][0])
         found, scores = [], []
         for cls, dist, centre, xy in zip(*output, self.points(output[0])):
-            best = flatten(cls)[..., 0].float().sigmoid().sort(1, descending=True, stable=True)
+            best = flatten(cls)[..., 0].float().sigmoid().sort(dim=1, descending=True, stable=True)
             score, index = (x[:, :limits.before_nms] for x in best)
             boxes = sides(xy[index], flatten(dist).gather(1, index[..., None].expand(-1, -1, 4)))
             found.append(box.clip(boxes, sizes))

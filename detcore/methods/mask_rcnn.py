@@ -100,10 +100,12 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float 
 
 def _weights(start: Tensor, end: Tensor, pixels: int, cells: int) -> Tensor:
     """[n, pixels, cells] bilinear weight of each of `cells` between start and end [n] in each pixel."""
-    centre = torch.arange(pixels, device=start.device) + 0.5
-    at = (centre - start[:, None]) / (end - start)[:, None] * cells - 0.5
-    cell = torch.arange(cells, device=start.device)
-    return (1 - (at[..., None] - cell).abs()).clamp(min=0)
+    pixel, start, end = torch.arange(pixels, device=start.device), start[:, None], end[:, None]
+    at = (pixel + 0.5 - start) / (end - start) * cells - 0.5
+    # A box without extent, cut off by the image's border, shows the mask's middle where it touches.
+    touched = (pixel >= start.floor() - 1) & (pixel < end.ceil() + 1)
+    at = torch.where(end > start, at, torch.where(touched, (cells - 1) / 2, torch.inf))
+    return (1 - (at[..., None] - torch.arange(cells, device=start.device)).abs()).clamp(min=0)
 
 
 class MaskRoIHead(RoIHead):

@@ -20,6 +20,7 @@ from detcore.layers.conv import ConvBlock, init_normal
 from detcore.losses import focal, l1, over_processes
 from detcore.matching import BACKGROUND, IoUMatcher, pad_targets
 from detcore.methods.fast_rcnn import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD, to_output
+from detcore.methods.rpn import per_anchor
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
 
@@ -66,12 +67,12 @@ class RetinaHead(nn.Module):
             deltas.append(self.retina_reg(r))
         return classes, deltas
 
-    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+    def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         """Focal loss of the classes and L1 of the boxes, both over the number of positive anchors (section 4.1)."""
         output = self(features)
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1)
                           for maps, c in zip(output, (self.num_classes, 4)))
-        anchors, match, truth, labels = self.assign(output[0], images, targets)
+        anchors, match, truth, labels = self.assign(output[0], targets)
         positive, at = match >= 0, match.clamp(min=0)
         # An image without positives still counts one.
         count = over_processes(positive.sum(1).clamp(min=1).sum())
@@ -85,14 +86,12 @@ class RetinaHead(nn.Module):
             "loss_bbox": (error * positive[..., None]).sum() / count,
         }
 
-    def assign(self, maps: Sequence[Tensor], images: Images,
-               targets: list[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def assign(self, maps: Sequence[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Anchors [A, 4], matched object [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4] and labels [N, G]."""
         sizes = [(m.shape[2], m.shape[3]) for m in maps]
         anchors = torch.cat(self.anchors(sizes, maps[0].device))
         truth, labels, valid = pad_targets(targets)
-        real = self.anchors.real(sizes, box.size_tensor(images.sizes, anchors))
-        return anchors, self.matcher(anchors, truth, valid, real), truth, labels
+        return anchors, self.matcher(anchors, truth, valid), truth, labels
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """The best scores of each level, decoded, thinned by NMS within their class, in the network's input."""
@@ -101,7 +100,7 @@ class RetinaHead(nn.Module):
         grids = self.anchors([(m.shape[2], m.shape[3]) for m in classes], classes[0].device)
         boxes, scores, labels = [], [], []
         for cls, delta, anchors in zip(classes, deltas, grids):
-            best = per_anchor(cls, self.num_classes).flatten(1).float().sigmoid().sort(1, descending=True, stable=True)
+            best = per_anchor(cls, self.num_classes).flatten(1).float().sigmoid().sort(dim=1, descending=True, stable=True)
             score, index = (x[:, :BEFORE_NMS] for x in best)
             at = index // self.num_classes
             delta = per_anchor(delta, 4).gather(1, at[..., None].expand(-1, -1, 4))
@@ -109,11 +108,6 @@ class RetinaHead(nn.Module):
             scores.append(score)
             labels.append(index % self.num_classes)
         return dense_detections(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1))
-
-
-def per_anchor(maps: Tensor, values: int) -> Tensor:
-    """[N, A * values, h, w] as [N, h * w * A, values], the order of the anchor grid."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values)
 
 
 def dense_detections(boxes: Tensor, scores: Tensor, labels: Tensor, *, score_threshold: float = SCORE_THRESHOLD,
@@ -141,7 +135,7 @@ class RetinaNet(nn.Module):
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Training losses by name."""
-        return self.bbox_head.loss(self.features(images.tensor), images, targets)
+        return self.bbox_head.loss(self.features(images.tensor), targets)
 
     @torch.no_grad()
     def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,

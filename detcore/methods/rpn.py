@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detcore import boxes as box
-from detcore.anchors import AnchorGrid
+from detcore.anchors import AnchorGrid, inside
 from detcore.backbones.resnet import ResNet
 from detcore.layers.conv import init_normal
 from detcore.losses import binary_cross_entropy, l1, over_processes
@@ -80,23 +80,20 @@ class RPNHead(nn.Module):
             init_normal(layer)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Objectness logits [N, h * w * A] and offsets [N, h * w * A, 4] of each level, in the grid's order."""
-        logits, deltas = [], []
-        for x in features:
-            x = self.rpn_conv(x).relu()
-            logits.append(self.rpn_cls(x).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.rpn_reg(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
-        return logits, deltas
+        """For each level objectness logits [N, A, h, w] and box offsets [N, A * 4, h, w]."""
+        hidden = [self.rpn_conv(x).relu() for x in features]
+        return [self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden]
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """`loss_rpn_cls` and `loss_rpn_bbox` (equation 1)."""
-        return self.loss_of(self(features), features, images, targets)
+        return self.loss_of(self(features), images, targets)
 
-    def loss_of(self, output: tuple[list[Tensor], list[Tensor]], features: Sequence[Tensor], images: Images,
+    def loss_of(self, output: tuple[list[Tensor], list[Tensor]], images: Images,
                 targets: list[Target]) -> dict[str, Tensor]:
         """The losses of an output of `forward`."""
-        logits, deltas = (torch.cat(x, 1) for x in output)
-        anchors, match, truth = self.assign(features, images, targets)
+        logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1) for maps, c in zip(output, (1, 4)))
+        logits = logits[..., 0]
+        anchors, match, truth = self.assign(output[0], images, targets)
         positive, negative = self.sampler(match)
         # An image without positives (or negatives) still counts one.
         count = over_processes((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
@@ -108,36 +105,38 @@ class RPNHead(nn.Module):
             "loss_rpn_bbox": (error * positive[..., None]).sum() / count,
         }
 
-    def assign(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
+    def grids(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The anchors [h * w * A, 4] of each level's map."""
+        return self.anchors([(m.shape[2], m.shape[3]) for m in maps], maps[0].device)
+
+    def assign(self, maps: Sequence[Tensor], images: Images, targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
         """Anchors [A, 4], the object each one is matched to [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4]."""
-        sizes = [(x.shape[2], x.shape[3]) for x in features]
-        anchors = torch.cat(self.anchors(sizes, features[0].device))
-        real = self.anchors.real(sizes, box.size_tensor(images.sizes, anchors), border=self.border)
+        anchors = torch.cat(self.grids(maps))
         truth, _, truth_valid = pad_targets(targets)
-        return anchors, self.matcher(anchors, truth, truth_valid, real), truth
+        if self.border < 0:
+            return anchors, self.matcher(anchors, truth, truth_valid), truth
+        candidates = inside(anchors, box.size_tensor(images.sizes, anchors), self.border)
+        return anchors, self.matcher(anchors, truth, truth_valid, candidates), truth
 
     def loss_and_proposals(self, features: Sequence[Tensor], images: Images,
                            targets: list[Target]) -> tuple[dict[str, Tensor], Proposals]:
         """Losses, and the proposals that train the second stage (no gradient flows through them)."""
         output = self(features)
-        return (self.loss_of(output, features, images, targets),
-                self.select(output, features, images, self.train_limits))
+        return self.loss_of(output, images, targets), self.select(output, images, self.train_limits)
 
     def proposals(self, features: Sequence[Tensor], images: Images) -> Proposals:
         """The proposals at test time."""
-        return self.select(self(features), features, images, self.test_limits)
+        return self.select(self(features), images, self.test_limits)
 
     @torch.no_grad()
-    def select(self, output: tuple[list[Tensor], list[Tensor]], features: Sequence[Tensor], images: Images,
-               limits: Limits) -> Proposals:
+    def select(self, output: tuple[list[Tensor], list[Tensor]], images: Images, limits: Limits) -> Proposals:
         """The best anchors of each level, moved by their offsets, clipped, thinned by NMS within their level."""
-        sizes = box.size_tensor(images.sizes, features[0])
-        grids = self.anchors([(x.shape[2], x.shape[3]) for x in features], features[0].device)
+        sizes = box.size_tensor(images.sizes, output[0][0])
         found, scores, levels = [], [], []
-        for level, (logits, deltas, anchors) in enumerate(zip(*output, grids)):
-            best = logits.float().sigmoid().sort(1, descending=True, stable=True)
+        for level, (logits, deltas, anchors) in enumerate(zip(*output, self.grids(output[0]))):
+            best = per_anchor(logits, 1)[..., 0].float().sigmoid().sort(dim=1, descending=True, stable=True)
             score, index = (x[:, :limits.before_nms] for x in best)
-            boxes = box.decode(anchors[index], deltas.gather(1, index[..., None].expand(-1, -1, 4)))
+            boxes = box.decode(anchors[index], per_anchor(deltas, 4).gather(1, index[..., None].expand(-1, -1, 4)))
             found.append(box.clip(boxes, sizes))
             scores.append(score)
             levels.append(torch.full_like(index, level))
@@ -147,15 +146,20 @@ class RPNHead(nn.Module):
         return Proposals(boxes.gather(1, index[..., None].expand(-1, -1, 4)), score.gather(1, index), filled)
 
 
+def per_anchor(maps: Tensor, values: int) -> Tensor:
+    """[N, A * values, h, w] as [N, h * w * A, values], the order of the anchor grid."""
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values)
+
+
 class RPN(nn.Module):
     """A detector of anything: its detections are class-agnostic proposals (label 0)."""
 
     takes_proposals = False
     num_classes = 1
 
-    def __init__(self, backbone: ResNet, neck: FPN | None, rpn_head: RPNHead):
+    def __init__(self, backbone: ResNet, neck: FPN | None, bbox_head: RPNHead):
         super().__init__()
-        self.backbone, self.neck, self.rpn_head = backbone, neck, rpn_head
+        self.backbone, self.neck, self.bbox_head = backbone, neck, bbox_head
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images [N, 3, H, W], finest first."""
@@ -164,13 +168,13 @@ class RPN(nn.Module):
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Training losses by name."""
-        return self.rpn_head.loss(self.features(images.tensor), images, targets)
+        return self.bbox_head.loss(self.features(images.tensor), images, targets)
 
     @torch.no_grad()
     def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,
                 proposals: list[Tensor] | None = None) -> list[Detections]:
         """Proposals of each image, in its `output_sizes` (h, w) or in the network's input."""
-        found = self.rpn_head.proposals(self.features(images.tensor), images)
+        found = self.bbox_head.proposals(self.features(images.tensor), images)
         return [
             Detections(rescale(b[v], size, out), s[v], torch.zeros_like(s[v], dtype=torch.long))
             for b, s, v, size, out in zip(found.boxes, found.scores, found.valid, images.sizes,

@@ -1,0 +1,271 @@
+"""Holds detcore's models against numeric cases measured on the original implementation.
+
+    python -m tests.parity FOLDER [--only GLOB] [--json FILE]
+
+FOLDER holds cases as pairs NAME.json.gz, NAME.npz (see tests/reference/README.md for their form and the limits).
+Prints a row for each case and `N of M cases pass`. Exit status: 0 all pass, 1 some fail, 2 there is no case.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import gzip
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import detcore
+from detcore.errors import DetcoreError
+from detcore.matching import Sampler
+from detcore.structures import Detections, Images, Target
+from tests.reference import recipe
+
+REFERENCE = Path(__file__).parent / "reference"
+CHECKS = ("state", "features", "head", "detections", "losses", "gradients")
+
+
+@dataclass
+class Report:
+    """What one case's checks gave: "pass", "fail ..." with the worst difference, or "n/a"."""
+
+    case: str
+    checks: dict[str, str] = field(default_factory=lambda: dict.fromkeys(CHECKS, "n/a"))
+
+    @property
+    def passes(self) -> bool:
+        return not any(c.startswith("fail") for c in self.checks.values())
+
+    def note(self, check: str, ok: bool, difference: str) -> None:
+        self.checks[check] = "pass" if ok else f"fail ({difference})"
+
+
+@cache
+def reference(name: str) -> dict | list:
+    """One of the reference's own files."""
+    return json.loads(gzip.decompress((REFERENCE / name).read_bytes()))
+
+
+def expected_state(model_name: str) -> dict[str, list[int]]:
+    """Name and shape of every state-dict entry of a model."""
+    row = next(r for r in reference("zoo.json.gz") if r["name"] == model_name)
+    return dict(reference("states.json.gz")[row["architecture"]]["entries"])
+
+
+def load_case(path: Path) -> dict:
+    """A case with its arrays."""
+    case = json.loads(gzip.decompress(path.read_bytes()))
+    arrays = path.with_name(path.name.removesuffix(".json.gz") + ".npz")
+    case["arrays"] = dict(np.load(arrays)) if arrays.exists() else {}
+    return case
+
+
+def fill(model: nn.Module, case: dict) -> None:
+    """Gives every parameter and running statistic the value that the case's seed defines."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in model.state_dict(keep_vars=True).items():
+            if name in parameters or name.endswith(("running_mean", "running_var")):
+                value.copy_(torch.from_numpy(np.asarray(recipe.fill(name, tuple(value.shape), case["seed"], case["gain"]))))
+
+
+def inputs(case: dict) -> tuple[Images, list[Target], list[torch.Tensor] | None]:
+    """The batch, its ground truth and its proposals."""
+    images = Images(torch.from_numpy(recipe.images(case)), [tuple(s) for s in case["image_shapes"]])
+    given = recipe.proposals(case)
+    proposals = None if given is None else [torch.from_numpy(p) for p in given]
+    targets = [
+        Target(torch.from_numpy(t["boxes"]), torch.from_numpy(t["labels"]), torch.from_numpy(t["masks"]),
+               semantic=None if t["semantic"] is None else torch.from_numpy(t["semantic"]),
+               proposals=None if proposals is None else proposals[i], image_id=i)
+        for i, t in enumerate(recipe.targets(case))
+    ]
+    return images, targets, proposals
+
+
+def configure(model: nn.Module, case: dict) -> None:
+    """Applies the case's overrides, and lets every random sampler keep all."""
+    overrides = case["overrides"]
+    if "train_proposals" in overrides:
+        model.rpn_head.train_limits.after_nms = overrides["train_proposals"]
+    if "test_proposals" in overrides:
+        model.rpn_head.test_limits.after_nms = overrides["test_proposals"]
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Sampler) and not getattr(module, "hard_examples", False):
+                value.number = None
+
+
+def run_case(case: dict, model: nn.Module, name: str) -> Report:
+    """All checks of one case on a built model."""
+    report = Report(name)
+    check_state(report, case, model)
+    if not report.passes:
+        return report
+    fill(model, case)
+    configure(model, case)
+    images, targets, proposals = inputs(case)
+    model.eval()
+    with torch.no_grad():
+        features = model.features(images.tensor)
+        check_maps(report, "features", case.get("features"), features)
+        if case.get("head"):
+            check_maps(report, "head", case["head"], [m for maps in model.bbox_head(features) for m in maps])
+        if case.get("detections"):
+            check_detections(report, case, model.predict(images, proposals=proposals))
+    if case.get("losses"):
+        check_training(report, case, model, images, targets)
+    return report
+
+
+def check_state(report: Report, case: dict, model: nn.Module) -> None:
+    want = expected_state(case["model"])
+    have = {k: list(v.shape) for k, v in model.state_dict().items()}
+    wrong = [k for k in want.keys() | have.keys() if want.get(k) != have.get(k)]
+    report.note("state", not wrong, f"{len(wrong)} entries differ: {', '.join(sorted(wrong)[:3])}")
+
+
+def check_maps(report: Report, check: str, want: list[dict] | None, maps) -> None:
+    if want is None:
+        return
+    shapes = [list(m.shape) for m in maps]
+    if shapes != [w["shape"] for w in want]:
+        return report.note(check, False, f"shapes {shapes}")
+    rms = [m.double().square().mean().sqrt().item() for m in maps]
+    off_rms = max(abs(r - w["rms"]) / w["rms"] for r, w in zip(rms, want))
+    off_mean = max(abs(m.double().mean().item() - w["mean"]) / w["rms"] for m, w in zip(maps, want))
+    report.note(check, off_rms <= 1e-3 and off_mean <= 1e-3, f"rms {off_rms:.1e}, mean {off_mean:.1e}")
+
+
+def check_detections(report: Report, case: dict, found: list[Detections]) -> None:
+    worst = []
+    for i, (want, ours) in enumerate(zip(case["detections"], found)):
+        arrays = {k.split(".")[0]: v for k, v in case["arrays"].items() if k.endswith(f".{i}")}
+        if "boxes" in arrays and len(arrays["boxes"]):
+            worst += compare_boxes(arrays, ours, case["self_match"][i], want)
+        elif "boxes" in arrays and len(ours):
+            worst.append(f"image {i}: {len(ours)} detections where there are none")
+        if "panoptic" in arrays:
+            share = panoptic_agreement(arrays["panoptic"], ours.panoptic.numpy())
+            if share < 0.99:
+                worst.append(f"image {i}: {share:.4f} of the panoptic map agrees")
+    report.note("detections", not worst, "; ".join(worst))
+
+
+def compare_boxes(arrays: dict, ours: Detections, self_match: float, want: dict) -> list[str]:
+    """What is wrong with one image's detections, as sentences."""
+    wrong = []
+    boxes, scores, labels = (torch.from_numpy(arrays[k]) for k in ("boxes", "scores", "labels"))
+    if abs(len(ours) - len(boxes)) > 0.02 * len(boxes):
+        wrong.append(f"{len(ours)} detections, not {len(boxes)}")
+    if not len(ours):
+        return wrong
+    same = labels[:, None] == ours.labels[None]
+    same &= (scores[:, None] - ours.scores[None]).abs() <= 1e-3
+    same &= (boxes[:, None] - ours.boxes[None]).abs().amax(-1) <= 0.5
+    share = same.any(1).float().mean().item()
+    if share < self_match - 0.03:
+        wrong.append(f"{share:.3f} of the detections found, {self_match:.3f} can be")
+    if "masks" in arrays and want.get("mask_shape"):
+        h, w = want["mask_shape"]
+        masks = np.unpackbits(arrays["masks"], axis=1)[:, : h * w].reshape(-1, h, w).astype(bool)
+        good, matched = 0, 0
+        for row, mask in enumerate(masks):
+            for j in same[row].nonzero()[:1, 0]:
+                mine = ours.masks[j].numpy()
+                union = (mask | mine).sum()
+                matched += 1
+                good += union == 0 or (mask & mine).sum() / union >= 0.98
+        if good < 0.95 * matched:
+            wrong.append(f"{good} of {matched} masks agree")
+    return wrong
+
+
+def panoptic_agreement(want: np.ndarray, have: np.ndarray) -> float:
+    """Share of pixels equal up to the numbering of instances: each of our segments may stand for one of theirs."""
+    pairs, counts = np.unique(np.stack([want.ravel(), have.ravel()]), axis=1, return_counts=True)
+    used_want, used_have, agree = set(), set(), 0
+    for k in np.argsort(-counts):
+        a, b = pairs[:, k]
+        if a % 1000 == b % 1000 and a not in used_want and b not in used_have:
+            used_want.add(a)
+            used_have.add(b)
+            agree += counts[k]
+    return agree / want.size
+
+
+def check_training(report: Report, case: dict, model: nn.Module, images: Images, targets: list[Target]) -> None:
+    model.train()
+    model.zero_grad()
+    losses = model.loss(images, targets)
+    losses = {k: v for k, v in losses.items() if "loss" in k}
+    limit = 1e-3 + 5 * case["loss_noise"]
+    if losses.keys() != case["losses"].keys():
+        return report.note("losses", False, f"named {', '.join(losses)}")
+    off = {k: abs(losses[k].item() - v) / (abs(v) or 1) for k, v in case["losses"].items()}
+    good = all(abs(losses[k].item() - v) <= max(limit * abs(v), 1e-5) for k, v in case["losses"].items())
+    name = max(off, key=off.__getitem__)
+    report.note("losses", good, f"{name} {losses[name].item():.6g}, not {case['losses'][name]:.6g}")
+    if not case.get("grad_norms"):
+        return
+    sum(losses.values()).backward()
+    check_gradients(report, case, model)
+    model.zero_grad()
+
+
+def check_gradients(report: Report, case: dict, model: nn.Module) -> None:
+    have = {n: p.grad.double().norm().item() if p.requires_grad and p.grad is not None
+            else (0.0 if p.requires_grad else None) for n, p in model.named_parameters()}
+    want = case["grad_norms"]
+    frozen = [n for n in want if (want[n] is None) != (have.get(n) is None)]
+    if frozen:
+        return report.note("gradients", False, f"{len(frozen)} frozen otherwise, such as {frozen[0]}")
+    floor = 1e-5 * max(v for v in want.values() if v is not None)
+    off = {n: abs(have[n] - v) / max(v, floor) for n, v in want.items() if v is not None}
+    share = sum(o > 0.01 for o in off.values()) / len(off)
+    name = max(off, key=off.__getitem__)
+    report.note("gradients", share <= 0.01 + 2 * case["grad_noise"], f"{share:.1%} of norms off, {name} {off[name]:.1e}")
+
+
+def find_cases(folder: Path, pattern: str = "*") -> list[Path]:
+    """The cases of a folder whose name matches, sorted by model, so that each model is built once."""
+    return sorted(p for p in folder.glob("*.json.gz") if fnmatch(p.name.removesuffix(".json.gz"), pattern))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Hold detcore's models against reference cases.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", default="*", help="glob over case names")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    options = parser.parse_args()
+    cases = find_cases(options.folder, options.only)
+    if not cases:
+        print(f"There is no case in {options.folder} whose name matches {options.only}.", file=sys.stderr)
+        return 2
+    reports, model, built = [], None, None
+    for path in cases:
+        case, name = load_case(path), path.name.removesuffix(".json.gz")
+        try:
+            if built != case["model"]:
+                model, built = detcore.create_model(case["model"]), case["model"]
+            report = run_case(case, copy.deepcopy(model), name)
+        except DetcoreError as error:
+            report = Report(name)
+            report.note("state", False, str(error))
+        reports.append(report)
+        print(f"{name:58}", *(f"{k} {v}" for k, v in report.checks.items()), sep="  ", flush=True)
+    passed = sum(r.passes for r in reports)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(r) | {"passes": r.passes} for r in reports], indent=1))
+    print(f"{passed} of {len(reports)} cases pass")
+    return 0 if passed == len(reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
