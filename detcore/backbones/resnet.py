@@ -88,7 +88,6 @@ class ResNet(nn.Module):
         strides, dilations: of each stage; fewer than four entries leave the later stages out.
         frozen_stages: stages whose parameters stay fixed, counted after the stem; -1 trains the stem too.
         norm_eval: keep batch norm's statistics as loaded while training.
-        train_norm: whether batch norm's weights and biases train; by default they do unless the style is "caffe".
         norm_fixed: keep its scale and shift too; None: in caffe style, whose weights were converted that way.
     """
 

@@ -6,6 +6,7 @@ is, and multiplies the score, so that poor boxes from the object's rim rank low.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -59,7 +60,7 @@ class FCOSHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init_normal(module)
-        nn.init.constant_(self.conv_cls.bias, -torch.log(torch.tensor((1 - PRIOR) / PRIOR)).item())
+        nn.init.constant_(self.conv_cls.bias, -math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """For each level class logits [N, C, h, w], distances (left, top, right, bottom) in pixels [N, 4, h, w] and

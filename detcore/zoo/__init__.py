@@ -1,0 +1,1 @@
+"""The table of models: recipes, published facts, weights."""

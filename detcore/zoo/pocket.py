@@ -1,0 +1,60 @@
+"""The pocket profile: every method at a size that two CPU cores train in a minute and a half.
+
+Same code, same losses, less of everything: a ResNet-18 with a quarter of the channels, images of 128 x 128, a narrow
+pyramid, few proposals and samples. Training starts from a backbone pretrained on Pocket Zoo.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from detcore.backbones.resnet import ResNet
+from detcore.data.pocket_zoo import CLASSES
+from detcore.data.transforms import Flip, Resize
+from detcore.methods.rpn import Limits
+from detcore.zoo.recipes import AdamW, Recipe, Schedule
+
+POCKET_BACKBONE = Path(__file__).with_name("pocket_backbone.safetensors")
+SIZE = (128, 128)
+
+
+def slim_resnet(layout: Callable[..., ResNet] = ResNet) -> ResNet:
+    """ResNet-18 with 16 channels in its stem, nothing frozen; `layout` is `ResNet` or one of its variants."""
+    return layout(18, style="pytorch", base_channels=16, frozen_stages=-1, norm_eval=True)
+
+
+@dataclass(frozen=True)
+class Pocket:
+    """A family's pocket-size settings.
+
+    Attributes:
+        options: for the builder, in place of the published ones.
+        recipe: the training.
+        num_classes: of Pocket Zoo.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe = Recipe()
+    num_classes: int = len(CLASSES)
+
+
+RECIPE = Recipe(
+    train_transforms=(Resize(SIZE), Flip()), test_transforms=(Resize(SIZE),),
+    optimizer=AdamW(lr=1e-3, weight_decay=0.05), batch_size=16, batch_per_gpu=16,
+    epochs=None, iterations=400, val_interval=400, min_size=8,
+    schedule=Schedule((280, 360), 400, by_epoch=False, warmup_iters=30, warmup_factor=0.05),
+)
+
+PYRAMID: dict[str, Any] = dict(width=48, anchor_scale=4)
+PROPOSALS: dict[str, Any] = dict(rpn_samples=64, train_limits=Limits(200, 100), test_limits=Limits(200, 100))
+REGIONS: dict[str, Any] = dict(hidden=128, samples=64)
+
+RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), replace(RECIPE, metric=("proposal",)))
+FAST_RCNN = Pocket(dict(width=48) | REGIONS, replace(RECIPE, max_proposals=100))
+FASTER_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, RECIPE)
+MASK_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, replace(RECIPE, masks="bitmap", metric=("bbox", "segm")))
+CASCADE_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, RECIPE)
+CASCADE_MASK_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, MASK_RCNN.recipe)
+RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), RECIPE)

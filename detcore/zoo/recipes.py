@@ -1,0 +1,180 @@
+"""How a model of the zoo is trained: preprocessing, transforms, optimiser, learning-rate schedule, batch size.
+
+A recipe's defaults are the zoo's common ground ("1x": 12 epochs of COCO, 16 images a batch, SGD). A model states what
+it changes; the changes that many models share are at the end of this file.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from detcore.data.transforms import (
+    FilterBoxes, Flip, Preprocess, RandomCrop, Resize, ResizeChoice, ResizeRange, ScaleJitter, Transform,
+)
+
+# What the pretrained backbones expect of an image, named after where they were trained.
+TORCHVISION = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), rgb=True)
+CAFFE = Preprocess(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), rgb=False)
+CAFFE2 = Preprocess(mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), rgb=False)
+PYCLS = CAFFE2  # the RegNets; the same numbers
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with momentum; `lr` is for the recipe's batch size."""
+
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay; norm layers decay by `norm_decay_mult` times `weight_decay`."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.1
+    norm_decay_mult: float = 1.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over time: a linear warm-up by iteration, and drops at milestones.
+
+    Attributes:
+        milestones: where the rate is multiplied by `gamma`; those at or beyond `end` never happen.
+        end: where the drops stop.
+        by_epoch: whether milestones and end count epochs or iterations.
+        gamma: factor of a drop.
+        warmup_iters: length of the warm-up, 0 for none; its last iteration has the full rate.
+        warmup_factor: share of the rate at the first iteration.
+    """
+
+    milestones: tuple[int, ...] = (8, 11)
+    end: int = 12
+    by_epoch: bool = True
+    gamma: float = 0.1
+    warmup_iters: int = 500
+    warmup_factor: float = 0.001
+
+    def factor(self, step: int, steps_per_epoch: int) -> float:
+        """The share of the base rate at optimiser step `step` (from 0); warm-up and drops multiply."""
+        now = step // steps_per_epoch if self.by_epoch else step
+        factor = self.gamma ** sum(m <= now for m in self.milestones if m < self.end)
+        last = self.warmup_iters - 1
+        if step < last:
+            factor *= self.warmup_factor + (1 - self.warmup_factor) * step / last
+        return factor
+
+    def rate(self, step: int, steps_per_epoch: int, base_lr: float) -> float:
+        """The learning rate at optimiser step `step` (from 0)."""
+        return base_lr * self.factor(step, steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained and tested.
+
+    Attributes:
+        preprocess: normalisation and padding.
+        train_transforms, test_transforms: applied in order to each image.
+        masks: form of the masks that training needs, None for boxes alone.
+        max_proposals: precomputed proposals used an image in training (Fast R-CNN), None where there are none.
+        optimizer: its `lr` is for `batch_size` images; scaled by the total batch size of a run.
+        schedule: of the learning rate.
+        epochs, iterations: length of the training; one of them is None.
+        repeat: times that an epoch runs through the data set.
+        batch_size, batch_per_gpu: images a step in all, and of each GPU as published.
+        amp: mixed precision.
+        val_interval: epochs (or iterations) between evaluations.
+        filter_empty, min_size: leave out training images without objects, or with a side below `min_size` pixels.
+        aspect_grouping: batches of wide images or of high ones.
+        classes: the data set's classes used, None for all.
+        metric: "bbox", "segm" or "proposal".
+    """
+
+    preprocess: Preprocess = TORCHVISION
+    train_transforms: tuple[Transform, ...] = (Resize(), Flip())
+    test_transforms: tuple[Transform, ...] = (Resize(),)
+    masks: Literal["bitmap", "polygon"] | None = None
+    max_proposals: int | None = None
+    optimizer: SGD | AdamW = SGD()
+    schedule: Schedule = Schedule()
+    epochs: int | None = 12
+    iterations: int | None = None
+    repeat: int = 1
+    batch_size: int = 16
+    batch_per_gpu: int = 2
+    amp: bool = False
+    val_interval: int = 1
+    filter_empty: bool = True
+    min_size: int = 32
+    aspect_grouping: bool = True
+    classes: tuple[str, ...] | None = None
+    metric: tuple[str, ...] = ("bbox",)
+
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def parameter_groups(model: nn.Module, optimizer: SGD | AdamW, lr: float | None = None) -> list[dict[str, Any]]:
+    """The trainable parameters, grouped by learning rate and weight decay, as `torch.optim` takes them.
+
+    Args:
+        lr: base rate, instead of the recipe's own.
+
+    Returns:
+        Groups with "params", their "names", "lr" and "weight_decay"; parameters keep the model's order.
+    """
+    lr = optimizer.lr if lr is None else lr
+    norm_decay = optimizer.weight_decay * getattr(optimizer, "norm_decay_mult", 1.0)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for prefix, module in model.named_modules():
+        decay = norm_decay if isinstance(module, NORMS) else optimizer.weight_decay
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad:
+                group = groups.setdefault((lr, decay), dict(params=[], names=[], lr=lr, weight_decay=decay))
+                group["params"].append(parameter)
+                group["names"].append(name)
+    return list(groups.values())
+
+
+Change = Callable[[Recipe], Recipe]
+
+
+def change(**fields: Any) -> Change:
+    """What a model changes in a recipe: the fields given."""
+    return lambda recipe: replace(recipe, **fields)
+
+
+SCHEDULE_20E = change(epochs=20, schedule=Schedule((16, 19), 20))
+SCHEDULE_2X = change(epochs=24, schedule=Schedule((16, 22), 24))
+SCHEDULE_3X = change(epochs=36, schedule=Schedule((28, 34), 36))
+SCHEDULE_90K = change(epochs=None, iterations=90_000, val_interval=10_000,
+                      schedule=Schedule((60_000, 80_000), 90_000, by_epoch=False))
+
+POLYGONS = change(masks="polygon")
+MIXED_PRECISION = change(amp=True)
+MULTI_SCALE = change(train_transforms=(ResizeChoice(tuple((1333, s) for s in range(640, 801, 32))), Flip()))
+# The data set thrice an epoch, and the first drop an epoch later than usual.
+MULTI_SCALE_3X = change(train_transforms=(ResizeRange((1333, 640), (1333, 800)), Flip()), repeat=3,
+                        schedule=Schedule((9, 11), 12))
+
+
+def large_scale_jitter(repeat: int, warmup_iters: int) -> Change:
+    """64 images of 1024 x 1024 a batch, scaled by 0.1 to 2, for 25 times `repeat` epochs, in mixed precision."""
+    size = (1024, 1024)
+
+    def apply(recipe: Recipe) -> Recipe:
+        return replace(
+            recipe, preprocess=replace(recipe.preprocess, fixed_size=size),
+            train_transforms=(ScaleJitter(size, (0.1, 2.0)), RandomCrop(size, allow_negative=True), FilterBoxes(0.01),
+                              Flip()),
+            optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr * 4, weight_decay=4e-5),
+            schedule=Schedule((22, 24), 25, warmup_iters=warmup_iters, warmup_factor=0.067),
+            epochs=25, repeat=repeat, batch_size=64, batch_per_gpu=8, amp=True, val_interval=5, aspect_grouping=False)
+
+    return apply
