@@ -98,6 +98,7 @@ class ResNet(nn.Module):
         super().__init__()
         norm_fixed = style == "caffe" if norm_fixed is None else norm_fixed
         self.depth, self.style, self.groups, self.base_width = depth, style, groups, base_width
+        self.base_channels = base_channels
         self.out_stages, self.strides = tuple(out_stages), tuple(strides)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.conv1 = nn.Conv2d(3, base_channels, 7, 2, 3, bias=False)
