@@ -134,9 +134,9 @@ class BoxHead(nn.Module):
 class ResStage(nn.Module):
     """The last stage of a ResNet, run on every region: the head of C4 detectors (He et al. 2016, appendix A)."""
 
-    def __init__(self, depth: int = 50, *, caffe: bool = True):
+    def __init__(self, depth: int = 50, *, base_channels: int = 64, caffe: bool = True):
         super().__init__()
-        self.layer4, self.channels = stage(depth, 3, caffe=caffe)
+        self.layer4, self.channels = stage(depth, 3, base_channels=base_channels, caffe=caffe)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -88,8 +88,8 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
     rpn_head = RPNHead(channels, single_map_anchors(), border=0 if neck == "dc5" else -1,
                        train_limits=SINGLE_MAP_TRAIN, test_limits=SINGLE_MAP_TEST)
     if neck == "dc5":
-        head = RoIHead(RoIPyramid([16]), BoxHead(channels, num_classes))
+        head = RoIHead(RoIPyramid([16]), BoxHead(channels, num_classes, hidden=hidden))
     else:
-        tail = ResStage(backbone.depth)
+        tail = ResStage(backbone.depth, base_channels=backbone.base_channels)
         head = RoIHead(RoIPyramid([16], 14), BoxHead(tail.channels, num_classes, hidden=0), shared_head=tail)
     return FasterRCNN(backbone, None, rpn_head, head, num_classes)

@@ -189,7 +189,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
         sampling, aligned: how RoIAlign samples (see `RoIPyramid`).
     """
     if neck == "c4":
-        channels, tail = backbone.channels[-1], ResStage(backbone.depth)
+        channels, tail = backbone.channels[-1], ResStage(backbone.depth, base_channels=backbone.base_channels)
         rpn_head = RPNHead(channels, single_map_anchors(), border=0, train_limits=SINGLE_MAP_TRAIN,
                            test_limits=SINGLE_MAP_TEST)
         head = MaskRoIHead(RoIPyramid([16], 14), BoxHead(tail.channels, num_classes, hidden=0),
