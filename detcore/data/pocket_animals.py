@@ -131,8 +131,8 @@ def _legs(b: Brush, r: Random, xs: Sequence[float], top: float, width: float, ne
         for i, x in enumerate(xs):
             dx = swing[2 * pair + i] + (0.09 if pair == 0 else 0)
             bend = knee * (1 if i else -1)
-            b.limb([[x + dx * 0.2, top, width * 1.5], [x + dx * 0.55 + bend, top * 0.5, width], [x + dx, 0.03, width * 0.9]],
-                   paint)
+            b.limb([[x + dx * 0.2, top, width * 1.5], [x + dx * 0.55 + bend, top * 0.5, width],
+                    [x + dx, 0.03, width * 0.9]], paint)
             b.limb([[x + dx - 0.01, 0.035, width * 0.95], [x + dx + 0.05, 0.03, width * 0.8]], foot)
         if pair == 0 and body:
             body()
@@ -274,8 +274,8 @@ def penguin(b: Brush, r: Random) -> None:
     x, y = 0.06 + lean, 1.06
     b.blob([[x + 0.12, y + 0.05], [x + 0.34, y - 0.03], [x + 0.14, y - 0.08]], orange)
     b.oval(x, y, 0.2, 0.19, black)
-    b.blob([[x - 0.02, y - 0.05], [x + 0.04, y + 0.05], [x + 0.15, y + 0.02], [x + 0.17, y - 0.1], [x + 0.06, y - 0.17]],
-           white)
+    b.blob([[x - 0.02, y - 0.05], [x + 0.04, y + 0.05], [x + 0.15, y + 0.02], [x + 0.17, y - 0.1],
+            [x + 0.06, y - 0.17]], white)
     b.oval(x - 0.06, y - 0.14, 0.05, 0.09, colour("f7c843"), 0.4)
     b.eye(x + 0.085, y + 0.045, 0.034)
 
@@ -285,9 +285,9 @@ def crocodile(b: Brush, r: Random) -> None:
     sway, jaw = r.uniform(-0.1, 0.25), r.uniform(0.02, 0.2)
     for x in (-0.3, 0.38):
         b.limb([[x + 0.08, 0.2, 0.12], [x + 0.14, 0.05, 0.09], [x + 0.22, 0.03, 0.07]], dark)
-    spine = smooth([[-1.35, 0.08 + sway, 0.03], [-1.05, 0.13 + sway * 0.3, 0.17], [-0.65, 0.26, 0.34], [-0.1, 0.33, 0.46],
-                    [0.4, 0.33, 0.42], [0.7, 0.31, 0.32]], closed=False)
-    top = spine[:, :2] + [0, 1] * spine[:, 2:] / 2
+    spine = smooth([[-1.35, 0.08 + sway, 0.03], [-1.05, 0.13 + sway * 0.3, 0.17], [-0.65, 0.26, 0.34],
+                    [-0.1, 0.33, 0.46], [0.4, 0.33, 0.42], [0.7, 0.31, 0.32]], closed=False)
+    top = spine[:, :2] + spine[:, 2:] * [0, 0.5]
     for i in range(2, len(top) - 3, 2):
         x, y = top[i]
         b.poly([[x - 0.075, y - 0.03], [x - 0.01, y + 0.1], [x + 0.075, y - 0.03]], dark)
@@ -301,9 +301,8 @@ def crocodile(b: Brush, r: Random) -> None:
     b.blob([[0.62, 0.2], [0.7, 0.14], [1.15, 0.1 - jaw * 0.35], [1.42, 0.13 - jaw * 0.5], [1.4, 0.17 - jaw * 0.45],
             [1.0, 0.22], [0.7, 0.28]], pale * 0.92)
     for i in range(5):
-        x = 0.92 + 0.105 * i
-        b.poly([[x, 0.24 + jaw * 0.2 * i / 5], [x + 0.06, 0.24 + jaw * 0.22 * i / 5], [x + 0.03, 0.15 + jaw * 0.2 * i / 5]],
-               colour("fffdf2"))
+        x, gum = 0.92 + 0.105 * i, 0.24 + jaw * 0.04 * i
+        b.poly([[x, gum], [x + 0.06, gum], [x + 0.03, gum - 0.09]], colour("fffdf2"))
     b.blob([[0.55, 0.38], [0.7, 0.52], [0.86, 0.45], [1.1, 0.37 + jaw * 0.25], [1.38, 0.37 + jaw * 0.5],
             [1.45, 0.26 + jaw * 0.5], [1.2, 0.22 + jaw * 0.3], [0.85, 0.2], [0.6, 0.2]], green)
     b.oval(1.37, 0.34 + jaw * 0.5, 0.035, 0.03, dark)
@@ -329,8 +328,8 @@ def flamingo(b: Brush, r: Random) -> None:
     b.blob([[-0.44, 0.64], [-0.2, 0.79], [0.02, 0.79], [0.06, 0.73], [-0.15, 0.68]], pale)
     x, y = 0.33 + bow, 1.42
     b.oval(x, y, 0.095, 0.085, pink)
-    b.blob([[x + 0.06, y + 0.05], [x + 0.2, y - 0.01], [x + 0.22, y - 0.12], [x + 0.12, y - 0.07], [x + 0.05, y - 0.05]],
-           colour("fff1dd"))
+    b.blob([[x + 0.06, y + 0.05], [x + 0.2, y - 0.01], [x + 0.22, y - 0.12], [x + 0.12, y - 0.07],
+            [x + 0.05, y - 0.05]], colour("fff1dd"))
     b.blob([[x + 0.17, y - 0.02], [x + 0.23, y - 0.05], [x + 0.2, y - 0.18], [x + 0.14, y - 0.09]], colour("2b2326"))
     b.eye(x + 0.02, y + 0.02, 0.03)
 
@@ -352,7 +351,7 @@ def tortoise(b: Brush, r: Random) -> None:
     dome = smooth([[-0.66, 0.2], [-0.58, 0.5], [-0.25, 0.76], [0.15, 0.77], [0.46, 0.54], [0.58, 0.22], [0.0, 0.15]])
     b.poly(dome, rim)
     plates = []
-    for row, (y, n, rx, ry) in enumerate(((0.28, 6, 0.1, 0.085), (0.47, 5, 0.115, 0.085), (0.65, 3, 0.12, 0.07))):
+    for y, n, rx, ry in ((0.28, 6, 0.1, 0.085), (0.47, 5, 0.115, 0.085), (0.65, 3, 0.12, 0.07)):
         for i in range(n):
             x = -0.03 + (i - (n - 1) / 2) * (rx * 2 + 0.022)
             plates.append((x, y, rx, ry))

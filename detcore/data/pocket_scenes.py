@@ -165,10 +165,10 @@ class Painter:
                                  [x + bend, y - 0.85 * height, 0.05 * height]]), closed=False)
         self.fill(ribbon(trunk), bark, TREE)
         if tops:
-            for shade, dy in ((0.75, 0.05), (1.0, 0.0), (1.16, -0.05)):
+            for shade, dy, wide, tall in ((0.75, 0.05, 1.1, 1.0), (1.0, 0.0, 1.1, 1.0), (1.16, -0.05, 0.85, 0.65)):
                 for dx, up, rx, ry in tops:
-                    self.fill(oval(x + bend + dx * height, y + (dy - up) * height, rx * height * (1.1 - 0.25 * (shade > 1)),
-                                   ry * height * (1.0 - 0.35 * (shade > 1))), leaf * shade, TREE)
+                    self.fill(oval(x + bend + dx * height, y + (dy - up) * height, rx * height * wide,
+                                   ry * height * tall), leaf * shade, TREE)
             return
         for angle in np.linspace(-0.5, 3.6, 8) + r.uniform(-0.15, 0.15, 8):  # palm
             c, s = np.cos(angle) * 0.5 * height, np.sin(angle) * 0.34 * height
@@ -185,8 +185,8 @@ class Painter:
             self.fill(np.array([[x - 0.12 * s, y], [x + lean * s, y - s * r.uniform(0.7, 1.2)], [x + 0.12 * s, y]]),
                       paint, GRASS)
         if r.rand() < 0.25:
-            self.fill(oval(x, y - s, 0.28 * s, 0.28 * s), colour(("f7f0d8", "f2c14e", "e8705a", "c78be0")[r.randint(4)]),
-                      GRASS)
+            petals = colour(("f7f0d8", "f2c14e", "e8705a", "c78be0")[r.randint(4)])
+            self.fill(oval(x, y - s, 0.28 * s, 0.28 * s), petals, GRASS)
 
     def details(self) -> None:
         r, n = self.r, self.n
@@ -205,15 +205,15 @@ class Painter:
         r, kind = self.r, SPECIES[species]
         left, bottom, right, top = kind.box
         wide = (right - left) * unit
-        shadow = np.rint([x + 0.06 * wide, y]).astype(int)
+        shadow = (round(x + 0.06 * wide), round(y))
         axes = (max(int(0.42 * wide), 1), max(int(0.07 * wide), 1))
         box = tuple(slice(max(c - 2 * a, 0), max(c + 2 * a, 0)) for c, a in zip(shadow[::-1], axes[::-1]))
         area = self.canvas[box]
         if area.size:
             dark = np.zeros(area.shape[:2], np.float32)
-            cv2.ellipse(dark, (int(shadow[0] - box[1].start), int(shadow[1] - box[0].start)), axes, 0, 0, 360, 0.36, -1)
+            cv2.ellipse(dark, (shadow[0] - box[1].start, shadow[1] - box[0].start), axes, 0, 0, 360, 0.36, -1)
             dark = cv2.blur(dark, (max(axes[1], 1), max(axes[1], 1)))
-            area[:] = area * (1 - dark[..., None])
+            np.multiply(area, 1 - dark[..., None], out=area, casting="unsafe")
         tint = r.uniform(0.86, 1.1) * r.uniform(0.95, 1.05, 3)
         brush = Brush(self.canvas, self.ids, _DRAWING, (x, y), unit, facing=1 if r.rand() < 0.5 else -1,
                       tilt=r.uniform(-0.06, 0.06), tint=tint)
@@ -221,7 +221,10 @@ class Painter:
         self.finish(number, x, y, unit * max(right - left, top))
 
     def finish(self, number: int, x: float, y: float, reach: float) -> None:
-        """Give the animal just drawn its number, and roundness: light from the upper left, shadow on the lower right, grain in its coat, a darker rim."""
+        """Give the animal just drawn its number, and roundness.
+
+        Light falls from the upper left; there is grain in the coat, and the rim is darker.
+        """
         y1, y2 = max(int(y - reach * 1.3), 0), min(int(y + reach * 0.3) + 1, self.n)
         x1, x2 = max(int(x - reach), 0), min(int(x + reach) + 1, self.n)
         if y1 >= y2 or x1 >= x2:
@@ -278,14 +281,15 @@ def _place(p: Painter, weights: np.ndarray) -> list[tuple[int, int, float, float
     r, n = p.r, p.n
     close_up = r.rand() < 0.07
     wanted = 1 if close_up else r.choice(6, p=[0.04, 0.2, 0.28, 0.24, 0.16, 0.08])
-    boxes, placed = np.zeros((0, 4)), []
-    for attempt in range(6 * wanted):
+    boxes = np.zeros((0, 4))
+    placed: list[tuple[int, int, float, float, float, bool]] = []
+    for _ in range(6 * wanted):
         if len(placed) == wanted:
             break
         species = int(r.choice(len(SPECIES), p=weights))
         kind = SPECIES[species]
         left, _, right, top = kind.box
-        y = n * (r.uniform(0.9, 1.0) if close_up else 0) or p.horizon + (n - p.horizon) * (0.12 + 0.86 * r.beta(1.4, 1.1))
+        y = n * r.uniform(0.9, 1.0) if close_up else p.horizon + (n - p.horizon) * (0.12 + 0.86 * r.beta(1.4, 1.1))
         unit = n * (0.1 + 0.26 * p.depth(y)) * kind.scale * r.uniform(0.85, 1.2)
         if close_up:
             unit = n * r.uniform(0.75, 1.25) / max(right - left, top)
@@ -303,5 +307,6 @@ def _place(p: Painter, weights: np.ndarray) -> list[tuple[int, int, float, float
         x, y, unit = r.uniform(0.25, 0.75) * n, p.horizon + n * r.uniform(0.04, 0.12), n * r.uniform(0.055, 0.08)
         unit *= SPECIES[species].scale
         for _ in range(r.randint(10, 16)):
-            placed.append((number, species, x + unit * r.uniform(-3.2, 3.2), y + unit * r.uniform(-0.3, 0.5), unit, True))
+            dx, dy = unit * r.uniform(-3.2, 3.2), unit * r.uniform(-0.3, 0.5)
+            placed.append((number, species, x + dx, y + dy, unit, True))
     return placed

@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def weights(self) -> np.ndarray:
-        """[classes] how often each species is drawn; in the long-tailed variant each half as often as the one before."""
+        """[classes] how often each species is drawn; with a long tail each half as often as the one before."""
         w = 0.5 ** np.arange(len(SPECIES)) if self.long_tail else np.ones(len(SPECIES))
         return w / w.sum()
 

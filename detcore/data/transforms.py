@@ -251,7 +251,7 @@ class Flip:
 
 
 def _has_area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
 
 
 def tight_boxes(masks: Masks) -> np.ndarray:

@@ -1,0 +1,69 @@
+"""Reading picture files of any usual kind as 8-bit BGR."""
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from detcore.errors import DataError
+
+
+def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
+    """Read an image file as uint8 [h, w, 3], BGR.
+
+    Gray, palette, 16-bit and CMYK images become 8-bit colour, transparency is dropped.
+
+    Args:
+        path: the file.
+        upright: turn the picture as its EXIF orientation says.
+
+    Raises:
+        DataError: a file that is missing, cannot be read, is no image, or is cut short.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"There is no image file {path}.") from None
+    except OSError as error:
+        raise DataError(f"The image file {path} cannot be read: {error.strerror}.") from error
+    image = None
+    if _complete(data):
+        flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:
+            image = None
+    return _decode_slowly(path, data, upright) if image is None else image
+
+
+def _complete(data: bytes) -> bool:
+    """Whether a JPEG or PNG has its end, in the kinds that OpenCV is trusted with; it reads a torso without a word."""
+    if data[:3] == b"\xff\xd8\xff":
+        # Inside the coded picture ff is never followed by d9, so the last end must follow the last start of scan.
+        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" in data[-64:]
+    return False
+
+
+def _decode_slowly(path: str | Path, data: bytes, upright: bool) -> np.ndarray:
+    """Decode with Pillow, which knows more formats and is strict about their ends."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as file:
+            warnings.simplefilter("ignore")
+            file.load()
+            picture = ImageOps.exif_transpose(file) if upright else file
+            if picture.mode.startswith("I") or picture.mode == "F":
+                # 16 bits: the upper eight, as OpenCV does.
+                array = np.asarray(picture, np.float64)
+                gray = (array / 256 if array.max(initial=0) > 255 else array).clip(0, 255).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, 2)
+            return np.ascontiguousarray(np.asarray(picture.convert("RGB"))[..., ::-1])
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is not an image file.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"The image file {path} is damaged: {error}.") from error

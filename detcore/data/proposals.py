@@ -1,0 +1,62 @@
+"""Files of precomputed proposals, as Fast R-CNN takes them.
+
+A NumPy archive with four arrays: `image_ids` [n], `offsets` [n + 1], `boxes` [p, 4] (x1, y1, x2, y2 in pixels of the
+original image) and `scores` [p]; image i has the boxes from offsets[i] to offsets[i + 1], best first.
+"""
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from detcore.errors import DataError
+
+
+def save_proposals(path: str | Path, proposals: Mapping[int, np.ndarray]) -> None:
+    """Write proposals (image id -> [p, 5] x1, y1, x2, y2, score) so that the file is there whole or not at all."""
+    path = Path(path)
+    rows = [p[np.argsort(-p[:, 4], kind="stable")] for p in proposals.values()]
+    table = np.concatenate(rows) if rows else np.zeros((0, 5))
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            np.savez(file, image_ids=np.array(list(proposals), np.int64), offsets=np.cumsum([0, *map(len, rows)]),
+                     boxes=table[:, :4].astype(np.float32), scores=table[:, 4].astype(np.float32))
+        os.replace(part, path)
+    except OSError as error:
+        raise DataError(f"The proposal file {path} cannot be written: {error.strerror}.") from error
+
+
+class Proposals(Mapping[int, np.ndarray]):
+    """The proposals of a file: image id -> float32 [p, 5], best first.
+
+    Raises:
+        DataError: a file that is missing or not of this form.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                ids, self._offsets = file["image_ids"], file["offsets"]
+                self._table = np.concatenate([file["boxes"], file["scores"][:, None]], 1).astype(np.float32)
+        except FileNotFoundError:
+            raise DataError(f"There is no proposal file {path}.") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is not a proposal file as `detcore proposals` writes it: {error}.") from error
+        if self._table.shape[1:] != (5,) or len(self._offsets) != len(ids) + 1 or self._offsets[-1] != len(self._table):
+            raise DataError(f"The arrays of the proposal file {path} do not fit together.")
+        self._row = {int(image_id): i for i, image_id in enumerate(ids)}
+
+    def __getitem__(self, image_id: int) -> np.ndarray:
+        i = self._row[image_id]
+        return self._table[self._offsets[i]:self._offsets[i + 1]]
+
+    def __iter__(self):
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
