@@ -86,7 +86,7 @@ def ciou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     angle = torch.atan(b_size[..., 0] / (b_size[..., 1] + eps)) - torch.atan(a_size[..., 0] / (a_size[..., 1] + eps))
     aspect = (4 / math.pi**2) * angle**2
     with torch.no_grad():
-        alpha = (overlap > 0.5).float() * aspect / (1 - overlap + aspect)
+        alpha = (overlap > 0.5).float() * aspect / (1 - overlap + aspect).clamp(min=eps)
     return (overlap - distance - alpha * aspect).clamp(-1, 1)
 
 

@@ -1,0 +1,106 @@
+"""Every architecture of the zoo against the numbers measured on the original implementation."""
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import detcore
+from tests import parity
+
+CASES = parity.find_cases(parity.REFERENCE / "cases")
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.name.removesuffix(".json.gz"))
+def test_case(path: Path) -> None:
+    case = parity.load_case(path)
+    report = parity.run_case(case, detcore.create_model(case["model"]), path.name)
+    assert report.passes, report.checks
+    assert report.checks["state"] == report.checks["features"] == report.checks["detections"] == "pass"
+    assert report.checks["losses"] == report.checks["gradients"] == "pass"
+
+
+def test_a_wrong_weight_fails() -> None:
+    """The harness sees a model whose numbers are off."""
+    case = parity.load_case(parity.REFERENCE / "cases" / "retinanet_r18_fpn_1x_coco.json.gz")
+    model = detcore.create_model(case["model"])
+    keep = parity.fill
+
+    def fill_and_break(model: torch.nn.Module, case: dict) -> None:
+        keep(model, case)
+        with torch.no_grad():
+            model.backbone.layer4[0].conv1.weight.mul_(1.05)
+
+    parity.fill = fill_and_break
+    try:
+        report = parity.run_case(case, model, "broken")
+    finally:
+        parity.fill = keep
+    assert {k for k, v in report.checks.items() if v.startswith("fail")} == {
+        "features", "head", "detections", "losses", "gradients"}
+
+
+def test_panoptic_agreement_ignores_numbering() -> None:
+    want = np.array([[3, 1003, 1003], [80, 2003, 2003]])
+    have = np.array([[3, 2003, 2003], [80, 1003, 80]])
+    assert parity.panoptic_agreement(want, want) == 1
+    assert parity.panoptic_agreement(want, have) == pytest.approx(5 / 6)
+
+
+def test_command(tmp_path: Path) -> None:
+    """Exit status: 2 without cases, 0 when all pass, and a row for each."""
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "tests.parity", *arguments], capture_output=True, text=True,
+                              cwd=Path(__file__).parent.parent)
+
+    assert run(str(tmp_path)).returncode == 2
+    done = run(str(parity.REFERENCE / "cases"), "--only", "rpn_r50_fpn_1x_coco", "--json", str(tmp_path / "rows.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "1 of 1 cases pass"
+    assert '"passes": true' in (tmp_path / "rows.json").read_text()
+
+
+def test_predict_is_the_same_in_channels_last() -> None:
+    """Layout of memory changes nothing but rounding."""
+    case = parity.load_case(parity.REFERENCE / "cases" / "faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.json.gz")
+    model = detcore.create_model(case["model"]).eval()
+    parity.fill(model, case)
+    images, _, _ = parity.inputs(case)
+    plain = model.predict(images)
+    images.tensor = images.tensor.to(memory_format=torch.channels_last)
+    other = copy.deepcopy(model).to(memory_format=torch.channels_last).predict(images)
+    for a, b in zip(plain, other):
+        close = (a.boxes[:, None] - b.boxes[None]).abs().amax(-1) < 0.1
+        assert close.any(1).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("name", ["mask-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco", "retinanet_r18_fpn_1x_coco"])
+def test_training_under_bf16_autocast_gives_finite_gradients(name: str) -> None:
+    case = parity.load_case(parity.REFERENCE / "cases" / f"{name}.json.gz")
+    model = detcore.create_model(name).train()
+    images, targets, _ = parity.inputs(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.loss(images, targets)
+    sum(v for k, v in losses.items() if "loss" in k).backward()
+    for parameter, value in model.named_parameters():
+        assert not value.requires_grad or value.grad is None or value.grad.isfinite().all(), parameter
+
+
+def test_an_image_without_objects_trains() -> None:
+    """Nothing to find is a lesson too: losses and gradients stay finite."""
+    for name in ("mask-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco", "cascade-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco",
+                 "retinanet_r18_fpn_1x_coco"):
+        model = detcore.create_model(name).train()
+        case = parity.load_case(parity.REFERENCE / "cases" / f"{name}.json.gz")
+        images, targets, _ = parity.inputs(case)
+        empty = [detcore.Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long),
+                                torch.zeros(0, *images.tensor.shape[2:], dtype=torch.uint8)) for _ in targets]
+        losses = model.loss(images, empty)
+        sum(v for k, v in losses.items() if "loss" in k).backward()
+        assert all(v.isfinite() for v in losses.values()), losses
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
