@@ -176,8 +176,8 @@ class CocoDataset:
         good = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & (area > 0)
         if not good.all():
             first = int(np.argmin(good))
-            warnings.warn(f"{file}: dropped {n - good.sum()} of {n} boxes whose size is zero, negative, not finite or less "
-                          f"than a pixel, or that lie outside their image (the first: annotation "
+            warnings.warn(f"{file}: dropped {n - good.sum()} of {n} boxes whose size is zero, negative, not finite or "
+                          f"less than a pixel, or that lie outside their image (the first: annotation "
                           f"{_name(records, first)}).", stacklevel=3)
         by_id = np.argsort(self.category_ids)
         sorted_ids = np.array(self.category_ids)[by_id]

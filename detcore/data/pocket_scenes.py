@@ -147,8 +147,9 @@ class Painter:
                    SAND, 8)
         t = np.clip((np.arange(n)[:, None] - y + rx * 0.36) / (rx * 0.72), 0, 1)
         water = self.mask(shore)
-        deep = colour(self.top) * 0.25 + colour("2f86a8") * 0.7
-        self.blend(water, (colour(self.haze) * 0.4 + deep * 0.6) * (1 - t) + deep * t, WATER, 6)
+        deep = colour(self.top) * 0.15 + colour("2f8ab2") * 0.8
+        bright = colour(self.haze) * 0.2 + colour("a9dcee") * 0.3 + deep * 0.5
+        self.blend(water, bright * (1 - t) + deep * t, WATER, 6)
         for _ in range(9):
             cx, cy, length = x + r.uniform(-0.8, 0.8) * rx, y + r.uniform(-0.26, 0.28) * rx, rx * r.uniform(0.06, 0.2)
             if self.ids[int(np.clip(cy, 0, n - 1)), int(np.clip(cx, 0, n - 1))] == WATER:
@@ -201,7 +202,7 @@ class Painter:
                 self.fill(oval(x - 0.1 * s, y - 0.12 * s, s * 0.55, s * 0.28), stone, seen)
 
     def animal(self, number: int, species: int, x: float, y: float, unit: float) -> None:
-        """One animal with its feet at (x, y), its shadow or ripples, and light and shade on its body."""
+        """One animal with its feet at (x, y), its shadow, or ripples in water, and light and shade on its body."""
         r, kind = self.r, SPECIES[species]
         left, bottom, right, top = kind.box
         wide = (right - left) * unit
@@ -210,10 +211,16 @@ class Painter:
         box = tuple(slice(max(c - 2 * a, 0), max(c + 2 * a, 0)) for c, a in zip(shadow[::-1], axes[::-1]))
         area = self.canvas[box]
         if area.size:
-            dark = np.zeros(area.shape[:2], np.float32)
-            cv2.ellipse(dark, (shadow[0] - box[1].start, shadow[1] - box[0].start), axes, 0, 0, 360, 0.36, -1)
-            dark = cv2.blur(dark, (max(axes[1], 1), max(axes[1], 1)))
-            np.multiply(area, 1 - dark[..., None], out=area, casting="unsafe")
+            light, centre = np.ones(area.shape[:2], np.float32), (shadow[0] - box[1].start, shadow[1] - box[0].start)
+            wet = self.ids[min(max(shadow[1], 0), self.n - 1), min(max(shadow[0], 0), self.n - 1)] == WATER
+            cv2.ellipse(light, centre, axes, 0, 0, 360, 0.8 if wet else 0.64, -1)
+            for ring in range(2 * wet):
+                size = (int(axes[0] * (1 + 0.35 * ring)), int(axes[1] * (1.2 + 0.5 * ring)))
+                cv2.ellipse(light, centre, size, 0, 0, 360, 1.25, max(axes[1] // 7, 1))
+            soft = cv2.blur(light, (max(axes[1] // (4 if wet else 1), 1),) * 2)
+            if wet:
+                soft[self.ids[box] != WATER] = 1
+            area[:] = np.clip(area * soft[..., None], 0, 255)
         tint = r.uniform(0.86, 1.1) * r.uniform(0.95, 1.05, 3)
         brush = Brush(self.canvas, self.ids, _DRAWING, (x, y), unit, facing=1 if r.rand() < 0.5 else -1,
                       tilt=r.uniform(-0.06, 0.06), tint=tint)
