@@ -45,10 +45,11 @@ def oval(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.nda
 
 def ribbon(path: np.ndarray) -> np.ndarray:
     """The outline [2k, 2] of a stroke along [k, 3] (x, y, width)."""
-    direction = np.gradient(path[:, :2], axis=0)
-    direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
+    p = path[:, :2]
+    direction = np.concatenate([p[1:2] - p[:1], p[2:] - p[:-2], p[-1:] - p[-2:-1]])
+    direction /= np.maximum(np.hypot(direction[:, :1], direction[:, 1:]), 1e-9)
     side = direction[:, ::-1] * [-1, 1] * path[:, 2:] / 2
-    return np.concatenate([path[:, :2] + side, (path[:, :2] - side)[::-1]])
+    return np.concatenate([p + side, (p - side)[::-1]])
 
 
 @dataclass
@@ -78,6 +79,14 @@ class Brush:
     def __post_init__(self) -> None:
         c, s = np.cos(self.tilt) * self.scale, np.sin(self.tilt) * self.scale
         self._frame = np.array([[c * self.facing, -s], [-s * self.facing, -c]]).T
+        self._painted: list[Sequence[int]] = []
+
+    def extent(self) -> tuple[slice, slice]:
+        """The rows and columns of the canvas that hold all that was painted."""
+        x, y, w, h = np.array(self._painted).T
+        rows, columns = self.ids.shape
+        return (slice(max(int(y.min()), 0), max(min(int((y + h).max()), rows), 0)),
+                slice(max(int(x.min()), 0), max(min(int((x + w).max()), columns), 0)))
 
     def _pixels(self, points: Points) -> np.ndarray:
         return np.rint(np.asarray(points, float) @ self._frame + self.origin).astype(np.int32)
@@ -85,8 +94,9 @@ class Brush:
     def poly(self, points: Points, paint: np.ndarray) -> None:
         """Fill a polygon."""
         pixels = [self._pixels(points)]
-        cv2.fillPoly(self.canvas, pixels, np.clip(paint * self.tint, 0, 255).tolist())
+        cv2.fillPoly(self.canvas, pixels, (paint * self.tint).tolist())  # OpenCV cuts colours to 0..255
         cv2.fillPoly(self.ids, pixels, self.number)
+        self._painted.append(cv2.boundingRect(pixels[0]))
 
     def blob(self, points: Points, paint: np.ndarray) -> None:
         """Fill the smooth closed curve through the points."""
@@ -362,21 +372,21 @@ def tortoise(b: Brush, r: Random) -> None:
 
 @dataclass(frozen=True)
 class Species:
-    """An animal of the zoo: how to draw it, how tall it stands in units, and how big against the others."""
+    """An animal of the zoo: how to draw it, about how far it reaches in its frame, how big it is against the others."""
 
     name: str
     draw: Callable[[Brush, Random], None]
-    box: tuple[float, float, float, float]  # (left, bottom, right, top) in its own frame, about
+    box: tuple[float, float, float]  # left, right, top
     scale: float
 
 
 SPECIES = (
-    Species("elephant", elephant, (-0.8, 0, 1.15, 1.15), 1.0),
-    Species("giraffe", giraffe, (-0.6, 0, 1.0, 2.15), 0.85),
-    Species("zebra", zebra, (-0.7, 0, 1.05, 1.35), 0.9),
-    Species("lion", lion, (-0.9, 0, 0.95, 1.25), 0.85),
-    Species("penguin", penguin, (-0.45, 0, 0.5, 1.25), 0.85),
-    Species("crocodile", crocodile, (-1.35, 0, 1.45, 0.6), 0.72),
-    Species("flamingo", flamingo, (-0.5, 0, 0.55, 1.5), 0.8),
-    Species("tortoise", tortoise, (-0.7, 0, 1.0, 0.78), 0.75),
+    Species("elephant", elephant, (-0.8, 1.15, 1.15), 1.0),
+    Species("giraffe", giraffe, (-0.6, 1.0, 2.15), 0.85),
+    Species("zebra", zebra, (-0.7, 1.05, 1.35), 0.9),
+    Species("lion", lion, (-0.9, 0.95, 1.25), 0.85),
+    Species("penguin", penguin, (-0.45, 0.5, 1.25), 0.85),
+    Species("crocodile", crocodile, (-1.35, 1.45, 0.6), 0.72),
+    Species("flamingo", flamingo, (-0.5, 0.55, 1.5), 0.8),
+    Species("tortoise", tortoise, (-0.7, 1.0, 0.78), 0.75),
 )

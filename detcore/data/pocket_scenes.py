@@ -72,7 +72,7 @@ class Painter:
 
     def fill(self, points: np.ndarray, paint: np.ndarray, number: int) -> None:
         pixels = [np.rint(points).astype(np.int32)]
-        cv2.fillPoly(self.canvas, pixels, np.clip(paint, 0, 255).tolist())
+        cv2.fillPoly(self.canvas, pixels, paint.tolist())
         cv2.fillPoly(self.ids, pixels, int(number))
 
     def depth(self, y: float) -> float:
@@ -106,9 +106,9 @@ class Painter:
             mix = 0.3 + 0.22 * layer
             self.fill(np.concatenate([ridge, [[1.1 * n, h + 9], [-0.1 * n, h + 9]]]),
                       colour(self.haze) * mix + far * (1 - mix) * 0.92, self.ground)
-        t = np.linspace(0, 1, n - h)[:, None, None] ** 0.8
+        t = np.linspace(0, 1, n - h, dtype=np.float32)[:, None, None] ** 0.8
         grain = cv2.resize(_grain(r, 420, 320), (n, n - h))[..., None] * (5 + 13 * t)
-        self.canvas[h:] = np.clip(far * (1 - t) + near * t + grain, 0, 255)
+        self.canvas[h:] = np.clip((far * (1 - t) + near * t).astype(np.float32) + grain, 0, 255)
         self.ids[h:] = self.ground
         self.near, self.far = near, far
 
@@ -204,7 +204,7 @@ class Painter:
     def animal(self, number: int, species: int, x: float, y: float, unit: float) -> None:
         """One animal with its feet at (x, y), its shadow, or ripples in water, and light and shade on its body."""
         r, kind = self.r, SPECIES[species]
-        left, bottom, right, top = kind.box
+        left, right, _ = kind.box
         wide = (right - left) * unit
         shadow = (round(x + 0.06 * wide), round(y))
         axes = (max(int(0.42 * wide), 1), max(int(0.07 * wide), 1))
@@ -225,27 +225,24 @@ class Painter:
         brush = Brush(self.canvas, self.ids, _DRAWING, (x, y), unit, facing=1 if r.rand() < 0.5 else -1,
                       tilt=r.uniform(-0.06, 0.06), tint=tint)
         kind.draw(brush, r)
-        self.finish(number, x, y, unit * max(right - left, top))
+        self.finish(number, brush.extent(), unit)
 
-    def finish(self, number: int, x: float, y: float, reach: float) -> None:
+    def finish(self, number: int, extent: tuple[slice, slice], unit: float) -> None:
         """Give the animal just drawn its number, and roundness.
 
         Light falls from the upper left; there is grain in the coat, and the rim is darker.
         """
-        y1, y2 = max(int(y - reach * 1.3), 0), min(int(y + reach * 0.3) + 1, self.n)
-        x1, x2 = max(int(x - reach), 0), min(int(x + reach) + 1, self.n)
-        if y1 >= y2 or x1 >= x2:
+        ids, view = self.ids[extent], self.canvas[extent]
+        if ids.size == 0:
             return
-        ids = self.ids[y1:y2, x1:x2]
-        body = (ids == _DRAWING).astype(np.uint8)
-        k = max(int(reach * 0.045), 1)
+        chosen = ids == _DRAWING
+        body = chosen.astype(np.uint8)
+        k = max(int(unit * 0.08), 1)
         soft = cv2.blur(cv2.copyMakeBorder(body, k, k, k, k, cv2.BORDER_CONSTANT).astype(np.float32),
                         (2 * k + 1, 2 * k + 1))
         relief = soft[2 * k:, 2 * k:] - soft[:-2 * k, :-2 * k]
-        factor = 1 + 0.2 * relief + 0.05 * _grain(self.r, y2 - y1, x2 - x1)
-        factor[(body - cv2.erode(body, np.ones((3, 3), np.uint8))).astype(bool)] *= 0.8
-        chosen = body.astype(bool)
-        view = self.canvas[y1:y2, x1:x2]
+        factor = 1 + 0.2 * relief + 0.05 * _grain(self.r, *ids.shape)
+        factor[chosen & (cv2.erode(body, np.ones((3, 3), np.uint8)) == 0)] *= 0.8
         view[chosen] = np.clip(view[chosen] * factor[chosen][:, None], 0, 255)
         ids[chosen] = number
 
@@ -295,7 +292,7 @@ def _place(p: Painter, weights: np.ndarray) -> list[tuple[int, int, float, float
             break
         species = int(r.choice(len(SPECIES), p=weights))
         kind = SPECIES[species]
-        left, _, right, top = kind.box
+        left, right, top = kind.box
         y = n * r.uniform(0.9, 1.0) if close_up else p.horizon + (n - p.horizon) * (0.12 + 0.86 * r.beta(1.4, 1.1))
         unit = n * (0.1 + 0.26 * p.depth(y)) * kind.scale * r.uniform(0.85, 1.2)
         if close_up:
