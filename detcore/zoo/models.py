@@ -26,8 +26,24 @@ from detcore.methods.rpn import Limits, rpn
 from detcore.zoo import pocket
 from detcore.zoo.entries import Backbone, ModelEntry
 from detcore.zoo.recipes import (
-    CAFFE, CAFFE2, MIXED_PRECISION, MULTI_SCALE, MULTI_SCALE_3X, POLYGONS, SCHEDULE_2X, SCHEDULE_3X, SCHEDULE_20E,
-    SCHEDULE_90K, SGD, TORCHVISION, AdamW, Change, Recipe, Schedule, change, large_scale_jitter,
+    CAFFE,
+    CAFFE2,
+    MIXED_PRECISION,
+    MULTI_SCALE,
+    MULTI_SCALE_3X,
+    POLYGONS,
+    SCHEDULE_2X,
+    SCHEDULE_3X,
+    SCHEDULE_20E,
+    SCHEDULE_90K,
+    SGD,
+    TORCHVISION,
+    AdamW,
+    Change,
+    Recipe,
+    Schedule,
+    change,
+    large_scale_jitter,
 )
 
 # Backbones. Converted files (MSRA's ResNets, Caffe2's and others' ResNeXts) are named by address.

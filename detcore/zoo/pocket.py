@@ -47,14 +47,15 @@ RECIPE = Recipe(
     schedule=Schedule((280, 360), 400, by_epoch=False, warmup_iters=30, warmup_factor=0.05),
 )
 
-PYRAMID: dict[str, Any] = dict(width=48, anchor_scale=4)
+WIDTH = 64  # a multiple of group norm's 32 groups
+PYRAMID: dict[str, Any] = dict(width=WIDTH, anchor_scale=4)
 PROPOSALS: dict[str, Any] = dict(rpn_samples=64, train_limits=Limits(200, 100), test_limits=Limits(200, 100))
 REGIONS: dict[str, Any] = dict(hidden=128, samples=64)
 
 RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), replace(RECIPE, metric=("proposal",)))
-FAST_RCNN = Pocket(dict(width=48) | REGIONS, replace(RECIPE, max_proposals=100))
+FAST_RCNN = Pocket(dict(width=WIDTH) | REGIONS, replace(RECIPE, max_proposals=100))
 FASTER_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, RECIPE)
 MASK_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, replace(RECIPE, masks="bitmap", metric=("bbox", "segm")))
 CASCADE_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, RECIPE)
 CASCADE_MASK_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, MASK_RCNN.recipe)
-RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), RECIPE)
+RETINANET = Pocket(dict(width=WIDTH, depth=2, anchor_scale=2), RECIPE)

@@ -12,7 +12,15 @@ from typing import Any, Literal
 from torch import nn
 
 from detcore.data.transforms import (
-    FilterBoxes, Flip, Preprocess, RandomCrop, Resize, ResizeChoice, ResizeRange, ScaleJitter, Transform,
+    FilterBoxes,
+    Flip,
+    Preprocess,
+    RandomCrop,
+    Resize,
+    ResizeChoice,
+    ResizeRange,
+    ScaleJitter,
+    Transform,
 )
 
 # What the pretrained backbones expect of an image, named after where they were trained.
