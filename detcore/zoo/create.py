@@ -122,9 +122,9 @@ def _explain(checkpoint: Checkpoint, wanted: ModelEntry, profile: str) -> str:
     if told[0] in MODELS and told != (wanted.name, profile):
         return f"It says that it is {told[0]} of the {told[1]} profile."
 
-    def likeness(entry: ModelEntry) -> tuple[float, int]:
-        known = Path(entry.checkpoint or entry.name).stem
-        return SequenceMatcher(None, known, checkpoint.path.stem).ratio(), -len(entry.name)
+    def likeness(entry: ModelEntry) -> float:
+        known = entry.name, Path(entry.checkpoint or "").stem
+        return max(SequenceMatcher(None, name, checkpoint.path.stem).ratio() for name in known)
 
     tried = set()
     for entry in sorted(MODELS.values(), key=likeness, reverse=True):

@@ -6,7 +6,7 @@ pyramid, few proposals and samples. Training starts from a backbone pretrained o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Pocket:
         num_classes: of Pocket Zoo.
     """
 
-    options: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Recipe = Recipe()
+    options: Mapping[str, Any]
+    recipe: Recipe
     num_classes: int = len(CLASSES)
 
 

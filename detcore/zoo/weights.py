@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -57,17 +58,17 @@ def fetch(url: str, folder: Path | None = None) -> Path:
     elsewhere = f"Run again to go on, or download it elsewhere and put it into {folder}."
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(ATTEMPTS):
-            if _download(url, part):
-                break
-        else:
-            raise WeightsError(f"The download of {url} keeps breaking off. {elsewhere}")
-        wanted, found = announced_hash(name), _sha256(part)
-        if wanted and not found.startswith(wanted):
-            part.unlink()
-            raise WeightsError(f"{url} is not the file that was published: its SHA-256 begins with "
-                               f"{found[:len(wanted)]}, its name says {wanted}. The download is thrown away.")
-        os.replace(part, target)
+        with FileLock(folder / f".{name}.lock"):  # the processes of one training may all come here
+            if target.exists():
+                return target
+            if not any(_download(url, part) for _ in range(ATTEMPTS)):
+                raise WeightsError(f"The download of {url} keeps breaking off. {elsewhere}")
+            wanted, found = announced_hash(name), _sha256(part)
+            if wanted and not found.startswith(wanted):
+                part.unlink()
+                raise WeightsError(f"{url} is not the file that was published: its SHA-256 begins with "
+                                   f"{found[:len(wanted)]}, its name says {wanted}. The download is thrown away.")
+            os.replace(part, target)
     except HTTPError as error:
         raise WeightsError(f"Cannot fetch {url}: the server answers {error.code} {error.reason}.") from error
     except URLError as error:
@@ -183,8 +184,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            meta, names = file.metadata() or {}, file.keys()
+            state = {name: file.get_tensor(name) for name in names}
         return Checkpoint(path, state, {key: json.loads(value) for key, value in meta.items() if key != "format"})
     except (SafetensorError, ValueError, OSError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error

@@ -1,0 +1,206 @@
+"""The table of models against the original zoo: names, states, recipes, schedules, parameter groups, published facts."""
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import detcore
+from detcore.data import transforms as T
+from detcore.errors import UsageError
+from detcore.zoo.entries import published_results
+from detcore.zoo.models import MODELS
+from detcore.zoo.recipes import AdamW, parameter_groups
+from detcore.zoo.summary import summarize
+
+REFERENCE = Path(__file__).parent / "reference"
+ROWS = {row["name"]: row for row in json.loads(gzip.decompress((REFERENCE / "zoo.json.gz").read_bytes()))}
+STATES = json.loads(gzip.decompress((REFERENCE / "states.json.gz").read_bytes()))
+SCHEDULES = json.loads((REFERENCE / "schedules.json").read_text())
+GROUPS = json.loads((REFERENCE / "parameter_groups.json").read_text())
+FAMILIES = {"rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet"}
+
+
+def on_meta(name: str, **options) -> torch.nn.Module:
+    with torch.device("meta"):
+        return detcore.create_model(name, **options)
+
+
+def test_names_and_families():
+    assert {n: e.family for n, e in MODELS.items()} == {
+        n: r["family"] for n, r in ROWS.items() if r["family"] in FAMILIES}
+    assert len(MODELS) == 140
+
+
+def test_list_models():
+    assert detcore.list_models() == sorted(MODELS)
+    assert detcore.list_models("*tnr*") == ["faster-rcnn_r50-tnr-pre_fpn_1x_coco"]
+    assert len(detcore.list_models("rpn_*")) == 11
+    assert detcore.list_models("nothing*") == []
+
+
+def test_unknown_name_offers_near_ones():
+    with pytest.raises(UsageError, match="mask-rcnn_r50_fpn_1x_coco"):
+        detcore.create_model("mask_rcnn_r50_fpn_1x_coco")
+    with pytest.raises(UsageError, match="detcore list"):
+        detcore.get_model_entry("zzz")
+    with pytest.raises(UsageError, match="coco, pocket"):
+        detcore.create_model("rpn_r50_fpn_1x_coco", profile="tiny")
+
+
+def test_importing_is_free():
+    code = "import sys, detcore; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_state_dict(name):
+    model = on_meta(name)
+    state = STATES[ROWS[name]["architecture"]]
+    assert [[n, list(v.shape)] for n, v in model.state_dict().items()] == state["entries"]
+    assert summarize(model)[-1].parameters == state["parameters"]
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_pocket_builds(name):
+    model = on_meta(name, profile="pocket", num_classes=5)
+    assert model.num_classes == (1 if "rpn_" in name[:4] else 5)
+    assert sum(p.numel() for p in model.parameters()) < 3e6
+    recipe = MODELS[name].recipe_for("pocket")
+    published = MODELS[name].recipe
+    assert (recipe.masks is None) == (published.masks is None) and recipe.metric == published.metric
+    assert (recipe.max_proposals is None) == (published.max_proposals is None)
+
+
+def expected_transform(t: dict):
+    """Our transform for one of the reference's; None for those that only load and pack."""
+    match t["type"]:
+        case "Resize":
+            return T.Resize(tuple(t["scale"]))
+        case "RandomChoiceResize":
+            return T.ResizeChoice(tuple(map(tuple, t["scales"])))
+        case "RandomResize" if "ratio_range" in t:
+            return T.ScaleJitter(tuple(t["scale"]), tuple(t["ratio_range"]))
+        case "RandomResize":
+            return T.ResizeRange(*map(tuple, t["scale"]))
+        case "RandomFlip":
+            return T.Flip(t["prob"])
+        case "RandomCrop":
+            assert t["crop_type"] == "absolute_range" and t["recompute_bbox"]
+            return T.RandomCrop(tuple(t["crop_size"]), t["allow_negative_crop"])
+        case "FilterAnnotations":
+            return T.FilterBoxes(*set(t["min_gt_bbox_wh"]))
+        case "LoadImageFromFile" | "LoadAnnotations" | "LoadProposals" | "PackDetInputs":
+            return None
+    raise AssertionError(f"unknown transform {t}")
+
+
+def expected_transforms(pipeline: list[dict]) -> tuple:
+    flat = [inner for t in pipeline for inner in t.get("transforms", [t])]
+    return tuple(o for o in map(expected_transform, flat) if o is not None)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_recipe(name):
+    ours, row = MODELS[name].recipe, ROWS[name]
+
+    given = row["preprocess"]
+    pads = [a["size"] for a in given.get("batch_augments", [])]
+    assert ours.preprocess == T.Preprocess(
+        tuple(given["mean"]), tuple(given["std"]), given["bgr_to_rgb"], given["pad_size_divisor"],
+        tuple(pads[0]) if pads else None)
+
+    assert ours.train_transforms == expected_transforms(row["train_transforms"])
+    assert ours.test_transforms == expected_transforms(row["test_transforms"])
+    loads = {t["type"]: t for t in row["train_transforms"]}
+    annotations = loads["LoadAnnotations"]
+    form = "bitmap" if annotations.get("poly2mask", True) else "polygon"
+    assert ours.masks == (form if annotations.get("with_mask") else None)
+    assert ours.max_proposals == loads.get("LoadProposals", {}).get("num_max_proposals")
+
+    wrapper, optimizer = row["optimizer"], row["optimizer"]["optimizer"]
+    assert type(ours.optimizer).__name__ == optimizer["type"]
+    assert all(getattr(ours.optimizer, key) == optimizer[key] for key in optimizer if key != "type")
+    norm_decay = wrapper.get("paramwise_cfg", {}).get("norm_decay_mult", 1)
+    assert getattr(ours.optimizer, "norm_decay_mult", 1) == norm_decay
+    assert ours.amp == (wrapper["type"] == "AmpOptimWrapper")
+
+    warmup, steps = row["schedule"]
+    schedule = ours.schedule
+    assert (schedule.warmup_iters, schedule.warmup_factor) == (warmup["end"], warmup["start_factor"])
+    assert (list(schedule.milestones), schedule.end, schedule.by_epoch, schedule.gamma) == (
+        steps["milestones"], steps["end"], steps["by_epoch"], steps["gamma"])
+    loop = row["train_loop"]
+    assert (ours.epochs, ours.iterations, ours.val_interval) == (
+        loop.get("max_epochs"), loop.get("max_iters"), loop["val_interval"])
+    assert (ours.batch_size, ours.batch_per_gpu) == (row["base_batch_size"], row["batch_per_gpu"])
+
+    *wrappers, dataset = row["train_dataset"]
+    assert ours.repeat == (wrappers[0]["times"] if wrappers else 1)
+    assert {"filter_empty_gt": ours.filter_empty, "min_size": ours.min_size} == dataset["filter_cfg"]
+    names = dataset.get("metainfo", {}).get("classes")
+    assert ours.classes == (tuple(names) if names else None)
+    # Some of the original's mask models evaluate their boxes alone, though their mask AP is published too.
+    metric = ["bbox", "segm"] if ours.masks else row["evaluator"]["metric"]
+    assert list(ours.metric) == {"bbox": ["bbox"], "proposal_fast": ["proposal"]}.get(str(metric), metric)
+
+
+@pytest.mark.parametrize("case", [s for s in SCHEDULES if set(s["models"]) & set(MODELS)], ids=lambda s: s["models"][0])
+def test_schedule(case):
+    for name in set(case["models"]) & set(MODELS):
+        recipe = MODELS[name].recipe
+        assert recipe.optimizer.lr == case["base_lr"]
+        for step, wanted in case["lr"].items():
+            rate = recipe.schedule.rate(int(step), case["steps_per_epoch"] or 1, recipe.optimizer.lr)
+            assert rate == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n in GROUPS if n in MODELS])
+def test_parameter_groups(name):
+    model = on_meta(name)
+    groups = parameter_groups(model, MODELS[name].recipe.optimizer)
+    found = {(g["lr"], g["weight_decay"]): g["names"] for g in groups}
+    wanted = {tuple(map(float, key.split(","))): names for key, names in GROUPS[name]["groups"].items()}
+    assert {key: sorted(names) for key, names in found.items()} == {key: sorted(names) for key, names in wanted.items()}
+    named = dict(model.named_parameters())
+    assert all(named[n] is p for g in groups for n, p in zip(g["names"], g["params"], strict=True))
+    assert sorted(n for n, p in named.items() if not p.requires_grad) == sorted(GROUPS[name]["frozen"])
+
+
+def test_parameter_groups_of_another_rate():
+    model = detcore.create_model("retinanet_r18_fpn_1x_coco", profile="pocket")
+    groups = parameter_groups(model, AdamW(1e-3, 0.05, norm_decay_mult=0.5), lr=0.25)
+    assert {(g["lr"], g["weight_decay"]) for g in groups} == {(0.25, 0.05), (0.25, 0.025)}
+    torch.optim.AdamW(groups)  # no parameter is in two groups
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_published(name):
+    row, ours = ROWS[name], published_results().get(name)
+    if row["published"] is None:
+        assert ours is None and row["weights"] is None
+        return
+    facts = row["published"]
+    assert ours.checkpoint == row["weights"]
+    assert (ours.training_memory_gb, ours.epochs, ours.iterations) == (
+        facts["training_memory_gb"], facts["epochs"], facts["iterations"])
+    results = {key: value for r in facts["results"] for key, value in r["metrics"].items()}
+    assert {r["dataset"] for r in facts["results"]} == {ours.dataset}
+    assert {"box AP": ours.box_ap, "mask AP": ours.mask_ap, "PQ": ours.panoptic_quality,
+            "AR@1000": ours.average_recall} == {key: None for key in ("box AP", "mask AP", "PQ", "AR@1000")} | results
+    (speed,) = facts["inference"] or [{}]
+    height_width = speed.get("resolution", "").strip("()").replace(", ", "x") or None
+    assert (ours.inference_ms, ours.hardware, ours.precision, ours.resolution) == (
+        speed.get("value"), speed.get("hardware"), speed.get("mode"), height_width)
+
+
+def test_entry_carries_its_facts():
+    entry = detcore.get_model_entry("mask-rcnn_r50_fpn_1x_coco")
+    assert (entry.published.box_ap, entry.published.mask_ap) == (38.2, 34.7)
+    assert entry.checkpoint.endswith("mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth")
+    assert detcore.get_model_entry("rpn_r101_fpn_1x_coco").published is None
