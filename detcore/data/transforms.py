@@ -274,17 +274,15 @@ def clip_ring(ring: np.ndarray, h: int, w: int) -> np.ndarray:
     for axis, sign, bound in ((0, 1, 0), (0, -1, -w), (1, 1, 0), (1, -1, -h)):
         if len(ring) == 0:
             break
-        inside = sign * ring[:, axis] - bound  # the signed distance to the border
-        following = np.roll(ring, -1, 0)
-        distance = np.roll(inside, -1)
+        distance = sign * ring[:, axis] - bound  # positive inside
         points = []
-        for a, b, p, q in zip(inside, distance, ring, following):
+        for a, b, p, q in zip(distance, np.roll(distance, -1), ring, np.roll(ring, -1, 0)):
             if a >= 0:
                 points.append(p)
             if (a >= 0) != (b >= 0):
                 points.append(p + (q - p) * (a / (a - b)))
         ring = np.array(points, ring.dtype).reshape(-1, 2)
-    return ring if len(ring) >= 3 else ring[:0]
+    return ring.clip(0, [w, h]) if len(ring) >= 3 else ring[:0]  # rounding may have left it by a hair
 
 
 @dataclass(frozen=True)
