@@ -326,9 +326,9 @@ def test_own_files_say_what_they_are(tmp_path):
 
 
 def classifier(**options) -> dict[str, torch.Tensor]:
-    """The state of an image classifier: a whole ResNet-18, and its last layer."""
+    """The state of an image classifier: a whole ResNet-18, its last layer, and what converted files have besides."""
     state = ResNet(18, **options).state_dict()
-    return state | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    return state | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000), "conv1.bias": torch.zeros(64)}
 
 
 def test_backbone_from_an_address(server, tmp_path):

@@ -278,7 +278,8 @@ def load_backbone(model: nn.Module, source: str) -> None:
         WeightsError: the file is not one of this backbone.
     """
     checkpoint = read_checkpoint(find(source))
-    state = {name: value for name, value in checkpoint.state.items() if not name.startswith(("fc.", "head."))}
+    # The files converted from MSRA's also have a bias of the first convolution, which the zoo's backbones leave out.
+    state = {n: v for n, v in checkpoint.state.items() if not n.startswith(("fc.", "head.")) and n != "conv1.bias"}
     parts = list(_backbone_parts(model))
     expected = {name: value for part in parts for name, value in part.state_dict().items()}
     difference = compare(state, expected)
