@@ -51,6 +51,8 @@ def test_unknown_name_offers_near_ones():
         detcore.get_model_entry("zzz")
     with pytest.raises(UsageError, match="coco, pocket"):
         detcore.create_model("rpn_r50_fpn_1x_coco", profile="tiny")
+    with pytest.raises(UsageError, match="at least one class"):
+        detcore.create_model("retinanet_r50_fpn_1x_coco", num_classes=0)
 
 
 def test_importing_is_free():

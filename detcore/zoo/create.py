@@ -29,10 +29,12 @@ def create_model(name: str, *, weights: str | Path | None = None, num_classes: i
         profile: "coco" for the published size, "pocket" for the small one.
 
     Raises:
-        UsageError: there is no such model, profile or published checkpoint.
+        UsageError: there is no such model, profile, number of classes or published checkpoint.
         WeightsError: the weights cannot be had, read, or do not fit.
     """
     entry = get_model_entry(name)
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"A detector tells at least one class from background, not {num_classes}.")
     if weights is None:
         return entry.build(num_classes, profile)
     source = published_address(entry, profile) if weights == "published" else weights
