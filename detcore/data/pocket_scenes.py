@@ -293,10 +293,11 @@ def _place(p: Painter, weights: np.ndarray) -> list[tuple[int, int, float, float
         species = int(r.choice(len(SPECIES), p=weights))
         kind = SPECIES[species]
         left, right, top = kind.box
-        y = n * r.uniform(0.9, 1.0) if close_up else p.horizon + (n - p.horizon) * (0.12 + 0.86 * r.beta(1.4, 1.1))
+        y = p.horizon + (n - p.horizon) * (0.12 + 0.86 * r.beta(1.4, 1.1))
         unit = n * (0.1 + 0.26 * p.depth(y)) * kind.scale * r.uniform(0.85, 1.2)
-        if close_up:
-            unit = n * r.uniform(0.75, 1.25) / max(right - left, top)
+        if close_up:  # as large as the picture, or larger
+            unit = n * r.uniform(0.8, 1.7) / max(right - left, top)
+            y = n * r.uniform(0.45, 0.6) + top * unit / 2
         half = (right - left) * unit / 2
         x = r.uniform(min(half * 0.7, n / 2), max(n - half * 0.7, n / 2))
         box = np.array([x - half, y - top * unit, x + half, y]).clip(0, n)
