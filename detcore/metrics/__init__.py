@@ -1,0 +1,1 @@
+"""How good detections are, by the measures of the data sets' own evaluations."""

@@ -1,0 +1,188 @@
+"""COCO's evaluation: average precision of boxes and masks, average recall of proposals.
+
+Lin et al., "Microsoft COCO: Common Objects in Context", 2014, and the evaluation that came with the data set. The
+counting is left to faster-coco-eval or to pycocotools; what is read out of their arrays here is the same for both.
+All values are fractions of 1; None stands for what the ground truth has no object for.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from detcore.errors import DataError, UsageError
+
+Kind = Literal["bbox", "segm", "proposal"]
+KINDS = ("bbox", "segm", "proposal")
+BACKENDS = {"faster-coco-eval": ("faster_coco_eval", "COCO", "COCOeval_faster"),
+            "pycocotools": ("pycocotools", "coco.COCO", "cocoeval.COCOeval")}
+DEFAULT_BACKEND = "faster-coco-eval"
+DETECTION_LIMITS, PROPOSAL_LIMITS = (1, 10, 100), (100, 300, 1000)
+AREAS = ("", "s", "m", "l")  # suffixes: any area, below 32^2 pixels, up to 96^2, above
+IOUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """What an evaluation gives.
+
+    Attributes:
+        kind: "bbox", "segm" or "proposal".
+        metrics: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (by area) and the average recalls AR1, AR10,
+            AR100, ARs, ARm, ARl; of proposals the recalls AR100, AR300, AR1000, ARs, ARm, ARl without classes.
+        per_class: AP of each class; empty for proposals.
+        precision: [10, 101, classes], the precision at each of `IOUS` and `RECALLS`; NaN where a class has no object.
+        images, objects: how many were evaluated; crowds are not counted.
+    """
+
+    kind: Kind
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    precision: np.ndarray = field(repr=False)
+    images: int
+    objects: int
+
+    @property
+    def headline(self) -> float:
+        """The one number that stands for the result: AP, or the recall of the most proposals; 0 where there is none."""
+        return list(self.metrics.values())[2 if self.kind == "proposal" else 0] or 0.0
+
+    def curve(self, iou: float = 0.5, label: int | None = None) -> np.ndarray:
+        """Precision [101] over `RECALLS` at an IoU of `IOUS`, of one class or averaged over the classes."""
+        at = self.precision[int(np.abs(IOUS - iou).argmin())]
+        if label is not None:
+            return at[:, label]
+        known = ~np.isnan(at).all(0)
+        return at[:, known].mean(1) if known.any() else np.full(len(RECALLS), np.nan)
+
+
+def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind = "bbox", *,
+                  backend: str = DEFAULT_BACKEND, category_ids: Sequence[int] | None = None,
+                  image_ids: Sequence[int] | None = None, limits: tuple[int, int, int] | None = None) -> CocoResult:
+    """Compare detections with the ground truth of a COCO annotation file.
+
+    Args:
+        truth: the annotation file, or its content. Objects without a positive, finite size are left out, as in
+            `detcore.data.coco`.
+        results: as in COCO's results files: image_id, category_id, score, bbox (x, y, width, height) and, for "segm",
+            segmentation (run lengths). For "proposal" the category does not matter.
+        backend: "faster-coco-eval" or "pycocotools".
+        category_ids, image_ids: evaluate only these; all of the file by default.
+        limits: three numbers of detections an image, for the recalls; precision takes the last.
+
+    Raises:
+        UsageError: an unknown kind or backend.
+        DataError: the annotation file cannot be read, or a result is of an image that it does not have.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"There is no COCO evaluation {kind!r}: it is one of {', '.join(KINDS)}.")
+    coco_class, eval_class = _backend(backend)
+    content = _clean(truth if isinstance(truth, Mapping) else _read(Path(truth)))
+    known = {image["id"] for image in content["images"]}
+    stray = next((r["image_id"] for r in results if r["image_id"] not in known), None)
+    if stray is not None:
+        name = "the ground truth" if isinstance(truth, Mapping) else truth
+        raise DataError(f"There are detections of image {stray}, which {name} does not have.")
+    limits = limits or (PROPOSAL_LIMITS if kind == "proposal" else DETECTION_LIMITS)
+    with contextlib.redirect_stdout(io.StringIO()):  # both libraries talk
+        ground, found = (_index(coco_class, c) for c in (content, _detections(content, results, kind)))
+        run = eval_class(ground, found, "segm" if kind == "segm" else "bbox")
+        run.params.maxDets = list(limits)
+        run.params.useCats = int(kind != "proposal")
+        run.params.imgIds = sorted(known if image_ids is None else map(int, image_ids))
+        names = {c["id"]: c["name"] for c in content["categories"]}
+        run.params.catIds = sorted(names if category_ids is None else category_ids)
+        run.evaluate()
+        run.accumulate()
+    shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(limits)
+    precision = _nan(run.eval["precision"]).reshape(shape)
+    recall = _nan(run.eval["recall"]).reshape(shape[:1] + shape[2:])
+    metrics = {} if kind == "proposal" else {
+        "AP": precision[..., 0, -1], "AP50": precision[0, ..., 0, -1], "AP75": precision[5, ..., 0, -1],
+        **{f"AP{area}": precision[..., a, -1] for a, area in enumerate(AREAS) if area}}
+    metrics |= {f"AR{n}": recall[..., 0, i] for i, n in enumerate(limits)}
+    metrics |= {f"AR{area}": recall[..., a, -1] for a, area in enumerate(AREAS) if area}
+    chosen, classes = set(run.params.imgIds), set(run.params.catIds)
+    return CocoResult(
+        kind, {name: _mean(values) for name, values in metrics.items()},
+        {} if kind == "proposal" else {names[c]: _mean(precision[:, :, k, 0, -1])
+                                       for k, c in enumerate(run.params.catIds)},
+        precision[..., 0, -1], len(chosen),
+        sum(not a["iscrowd"] and a["image_id"] in chosen and (kind == "proposal" or a["category_id"] in classes)
+            for a in content["annotations"]))
+
+
+def _backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A library's COCO and COCOeval."""
+    if name not in BACKENDS:
+        raise UsageError(f"There is no evaluation backend {name!r}: it is one of {', '.join(BACKENDS)}.")
+    package, *classes = BACKENDS[name]
+    found = []
+    for path in classes:
+        module, _, attribute = path.rpartition(".")
+        found.append(getattr(importlib.import_module(f"{package}.{module}" if module else package), attribute))
+    return found[0], found[1]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"There is no annotation file {path}.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"The annotation file {path} cannot be read: {error}.") from error
+
+
+def _clean(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with sound objects only, numbered from 1: both libraries take the number 0 for "not matched"."""
+    sound = [a for a in content.get("annotations", [])
+             if all(map(math.isfinite, a["bbox"])) and min(a["bbox"][2:]) > 0]
+    return dict(
+        images=content["images"], categories=content["categories"],
+        annotations=[{"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a, "id": i} for i, a in enumerate(sound, 1)])
+
+
+def _detections(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, Any]:
+    """Results in the form of an annotation file; a mask's area decides whether it is small, else the box's."""
+    from pycocotools import mask as coco_mask
+
+    annotations = []
+    for i, result in enumerate(results, 1):
+        entry = dict(result, id=i, iscrowd=0)
+        if kind == "segm":
+            entry["area"] = float(coco_mask.area(_packed(entry["segmentation"])))
+        else:
+            entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+            entry.pop("segmentation", None)
+        annotations.append(entry)
+    return dict(images=truth["images"], categories=truth["categories"], annotations=annotations)
+
+
+def _packed(rle: Mapping[str, Any]) -> dict[str, Any]:
+    counts = rle["counts"]
+    return dict(size=rle["size"], counts=counts.encode() if isinstance(counts, str) else counts)
+
+
+def _index(coco_class: Callable[..., Any], content: dict[str, Any]) -> Any:
+    coco = coco_class()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _nan(values: np.ndarray) -> np.ndarray:
+    """Both libraries write -1 where there is no object."""
+    return np.where(np.asarray(values) > -1, values, np.nan)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return None if np.isnan(values).all() else float(np.nanmean(values))
