@@ -121,8 +121,8 @@ def test_bad_boxes_are_dropped_and_counted_in_one_warning(tree):
 @pytest.mark.parametrize(("changes", "message"), [
     (dict(annotations=lambda a: [a[0] | dict(image_id=77)]), "Annotation 11 of .*belongs to image 77"),
     (dict(annotations=lambda a: [a[0] | dict(category_id=4)]), "Annotation 11 of .*belongs to category 4"),
-    (dict(annotations=lambda a: [a[0] | dict(bbox=[1, 2, 3])]), r"\$.annotations\[0\].bbox"),
-    (dict(annotations=lambda a: [a[0] | dict(bbox=[1, 2, None, 4])]), r"\$.annotations\[0\].bbox"),
+    (dict(annotations=lambda a: [a[0] | dict(bbox=[1, 2, 3])]), r"Annotation number 1 of .*\$.bbox"),
+    (dict(annotations=lambda a: [a[0] | dict(bbox=[1, 2, None, 4])]), r"Annotation number 1 of .*\$.bbox"),
     (dict(annotations=lambda a: [dict(bbox=[1, 2, 3, 4], category_id=3)]), "image_id"),
     (dict(images=lambda i: [i[0], i[0]], annotations=[]), "two images with the id 7"),
     (dict(images=lambda i: [i[0] | dict(width=0)], annotations=[]), "Image 7 of .*no positive width"),
@@ -270,7 +270,7 @@ write_annotations(sys.argv[1] + "/a.json")
 begin = time.perf_counter()
 data = CocoDataset(sys.argv[1], "a.json", ".", masks="polygon")
 seconds = time.perf_counter() - begin
-print(len(data), sum(data._rows[:, 1] - data._rows[:, 0]), seconds,
+print(len(data), len(data._boxes), seconds,
       resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     out = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True).stdout

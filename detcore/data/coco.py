@@ -35,7 +35,7 @@ class _Annotation(msgspec.Struct, gc=False):
     category_id: int
     bbox: tuple[float, float, float, float]
     id: int | str | None = None
-    area: float | None = None
+    area: float = 1.0
     iscrowd: int | bool = 0
     ignore: int | bool = 0
     segmentation: msgspec.Raw = msgspec.Raw()
@@ -49,7 +49,13 @@ class _Category(msgspec.Struct):
 class _File(msgspec.Struct):
     images: list[_Image]
     categories: list[_Category]
-    annotations: list[_Annotation] = []
+    annotations: list[msgspec.Raw] = []
+
+
+# The columns of annotations; `begin` and `end` say where the segmentation stands in the file's text.
+_ROW = np.dtype([("id", "i8"), ("image", "i8"), ("category", "i8"), ("box", "f8", 4), ("area", "f8"), ("crowd", "?"),
+                 ("ignore", "?"), ("begin", "i8"), ("end", "i8")])
+_CHUNK = 10_000  # annotations that are Python objects at a time
 
 
 def fingerprint(path: str | Path) -> str:
@@ -61,8 +67,8 @@ def fingerprint(path: str | Path) -> str:
         raise DataError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
 
 
-def _read(path: Path) -> tuple[bytes, _File]:
-    """The text of an annotation file and what it says, where `segmentation` is left as text."""
+def _read(path: Path) -> tuple[bytes, _File, np.ndarray]:
+    """The text of an annotation file, its images and categories, and the columns [n] of its annotations."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -72,10 +78,31 @@ def _read(path: Path) -> tuple[bytes, _File]:
     problem: Exception | None = None
     for text in (data, _finite(data)) if b"NaN" in data or b"Infinity" in data else (data,):
         try:
-            return text, msgspec.json.decode(text, type=_File)
+            content = msgspec.json.decode(text, type=_File)
+            return text, content, _columns(path, text, content.annotations)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             problem = error
     raise DataError(f"The annotation file {path} cannot be read: {str(problem).rstrip('.')}.") from problem
+
+
+def _columns(path: Path, text: bytes, annotations: list[msgspec.Raw]) -> np.ndarray:
+    rows, position = np.empty(len(annotations), _ROW), 0
+    decode = msgspec.json.Decoder(_Annotation).decode
+    for start in range(0, len(rows), _CHUNK):
+        chunk = []
+        for i, raw in enumerate(annotations[start:start + _CHUNK], start):
+            try:
+                a = decode(raw)
+            except msgspec.ValidationError as error:
+                raise DataError(f"Annotation number {i + 1} of {path} is broken: {error}.") from error
+            # The first text like this one's from here on: its own, or one that says the same.
+            part = bytes(a.segmentation)
+            position = text.find(part, position)
+            number = a.id if isinstance(a.id, int) else i + 1
+            chunk.append((number, a.image_id, a.category_id, a.bbox, a.area, a.iscrowd, a.ignore,
+                          position, position + len(part)))
+        rows[start:start + _CHUNK] = chunk
+    return rows
 
 
 def _finite(text: bytes) -> bytes:
@@ -103,7 +130,7 @@ class CocoDataset:
     image_ids: np.ndarray
     sizes: np.ndarray
     files: list[str]
-    _rows: np.ndarray  # [n, 2], each image's first row in the columns of annotations, and the row after its last
+    _runs: np.ndarray  # [n, 2], each image's first row in the columns of annotations, and the row after its last
     _any: np.ndarray  # [n], whether there is any annotation of the classes, good or not
 
     def __init__(self, root: str | Path, annotations: str = "annotations/instances_train2017.json",
@@ -126,15 +153,16 @@ class CocoDataset:
         self.transforms, self.masks, self.max_proposals = tuple(transforms), masks, max_proposals
         if not self.root.is_dir():
             raise DataError(f"There is no data set at {root}: no such folder.")
-        text, content = _read(self.annotation_file)
+        text, content, rows = _read(self.annotation_file)
         if not self.image_folder.is_dir():
             raise DataError(f"There is no image folder {self.image_folder}.")
         self._choose_classes(content.categories, classes)
-        self._read_columns(text, content)
+        self._arrange(content.images, content.categories, rows)
+        self._text = text if masks else b""
         keep = self.sizes.min(1, initial=2**31 - 1) >= min_size
         if filter_empty:
             keep &= self._any
-        self.image_ids, self.sizes, self._rows = self.image_ids[keep], self.sizes[keep], self._rows[keep]
+        self.image_ids, self.sizes, self._runs = self.image_ids[keep], self.sizes[keep], self._runs[keep]
         self.files = [f for f, k in zip(self.files, keep) if k]
         self.proposals = None if proposals is None else self._read_proposals(proposals)
 
@@ -146,60 +174,45 @@ class CocoDataset:
         self.class_names = tuple(classes or by_name)
         self.category_ids = [by_name[name] for name in self.class_names]
 
-    def _read_columns(self, text: bytes, content: _File) -> None:
-        """Images in the file's order and, for each, a run of rows of the annotation columns."""
-        images, records, file = content.images, content.annotations, self.annotation_file
-        self.image_ids = np.fromiter((i.id for i in images), np.int64, len(images))
+    def _arrange(self, images: list[_Image], categories: list[_Category], rows: np.ndarray) -> None:
+        """Images in the file's order and, for each, a run of rows of the good annotations."""
+        file, n = self.annotation_file, len(rows)
+        self.image_ids = np.array([i.id for i in images], np.int64)
         self.files = [i.file_name for i in images]
         self.sizes = np.array([(i.height, i.width) for i in images], np.int32).reshape(-1, 2)
-        order = np.argsort(self.image_ids, kind="stable")
-        known = self.image_ids[order]
-        if (known[1:] == known[:-1]).any():
-            raise DataError(f"{file} has two images with the id {known[:-1][known[1:] == known[:-1]][0]}.")
-        if len(self.sizes) and self.sizes.min() < 1:
-            bad = int(self.image_ids[(self.sizes < 1).any(1)][0])
+        ids, count = np.unique(self.image_ids, return_counts=True)
+        if (count > 1).any():
+            raise DataError(f"{file} has two images with the id {ids[count > 1][0]}.")
+        if (self.sizes < 1).any():
+            bad = self.image_ids[(self.sizes < 1).any(1)][0]
             raise DataError(f"Image {bad} of {file} has no positive width and height.")
+        image = _find(self.image_ids, rows["image"])
+        category = _find(np.array([c.id for c in categories]), rows["category"])
+        for what, found in ("image", image), ("category", category):
+            if (found < 0).any():
+                bad = rows[np.argmin(found)]
+                raise DataError(f"Annotation {bad['id']} of {file} belongs to {what} {bad[what]}, "
+                                f"which the file does not have.")
 
-        n = len(records)
-        image_id = np.fromiter((a.image_id for a in records), np.int64, n)
-        category = np.fromiter((a.category_id for a in records), np.int64, n)
-        place = np.searchsorted(known, image_id).clip(0, max(len(known) - 1, 0))
-        self._check(records, "image", image_id, np.isin(image_id, known))
-        self._check(records, "category", category, np.isin(category, [c.id for c in content.categories]))
-        row = order[place] if n else place
-
-        boxes = np.array([a.bbox for a in records], np.float64).reshape(-1, 4)
-        area = np.fromiter((1 if a.area is None else a.area for a in records), np.float64, n)
+        boxes = rows["box"]
         boxes[:, 2:] += boxes[:, :2]
         size = boxes[:, 2:] - boxes[:, :2]
-        seen = np.minimum(boxes[:, 2:], self.sizes[row][:, ::-1]) - boxes[:, :2].clip(0)
-        good = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & (area > 0)
+        seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
+        good = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & (rows["area"] > 0)
         if not good.all():
-            first = int(np.argmin(good))
             warnings.warn(f"{file}: dropped {n - good.sum()} of {n} boxes whose size is zero, negative, not finite or "
                           f"less than a pixel, or that lie outside their image (the first: annotation "
-                          f"{_name(records, first)}).", stacklevel=3)
-        by_id = np.argsort(self.category_ids)
-        sorted_ids = np.array(self.category_ids)[by_id]
-        label = by_id[np.searchsorted(sorted_ids, category).clip(0, len(by_id) - 1)]
-        label[sorted_ids[by_id.argsort()[label]] != category] = -1
-        keep = np.flatnonzero(good & (label >= 0) & np.fromiter((not a.ignore for a in records), bool, n))
-        keep = keep[np.argsort(row[keep], kind="stable")]
-
-        ends = np.searchsorted(row[keep], np.arange(len(images) + 1))
-        self._rows = np.stack([ends[:-1], ends[1:]], 1)
-        self._boxes, self._labels = boxes[keep].astype(np.float32), label[keep]
-        self._crowd = np.fromiter((a.iscrowd for a in records), bool, n)[keep]
-        self._any = np.bincount(row[label >= 0], minlength=len(images)) > 0
+                          f"{rows['id'][np.argmin(good)]}).", stacklevel=3)
+        label = _find(np.array(self.category_ids), rows["category"])
+        keep = np.flatnonzero(good & (label >= 0) & ~rows["ignore"])
+        keep = keep[np.argsort(image[keep], kind="stable")]
+        ends = np.searchsorted(image[keep], np.arange(len(images) + 1))
+        self._runs = np.stack([ends[:-1], ends[1:]], 1)
+        self._boxes, self._labels, self._crowd = boxes[keep].astype(np.float32), label[keep], rows["crowd"][keep]
+        self._any = np.bincount(image[label >= 0], minlength=len(images)) > 0
         if self.masks is not None:
-            self._names = [_name(records, i) for i in keep.tolist()]
-            self._text, self._spans = text, _spans(text, records)[keep]
-
-    def _check(self, records: list[_Annotation], what: str, ids: np.ndarray, known: np.ndarray) -> None:
-        if not known.all():
-            bad = int(np.argmin(known))
-            raise DataError(f"Annotation {_name(records, bad)} of {self.annotation_file} belongs to {what} {ids[bad]}, "
-                            f"which the file does not have.")
+            self._annotation_ids = rows["id"][keep]
+            self._spans = np.stack([rows["begin"][keep], rows["end"][keep]], 1)
 
     def _read_proposals(self, path: str | Path) -> Proposals:
         proposals = Proposals(path)
@@ -217,7 +230,7 @@ class CocoDataset:
 
     def sample(self, index: int) -> Sample:
         """Image `index` of `len(self)` with all that is known about it, as it is in the files."""
-        image, (start, stop) = self._picture(index), self._rows[index]
+        image, (start, stop) = self._picture(index), self._runs[index]
         size, image_id = (image.shape[0], image.shape[1]), int(self.image_ids[index])
         crowd, boxes, masks = self._crowd[start:stop].copy(), self._boxes[start:stop], None
         if self.masks is not None:
@@ -265,8 +278,8 @@ class CocoDataset:
                 return rings if self.masks == "polygon" else rasterise(rings, *size)
             mask = shape.decode(size)
         except (msgspec.MsgspecError, ValueError) as error:
-            raise DataError(f"The segmentation of annotation {self._names[row]} of {self.annotation_file} is broken: "
-                            f"{str(error).rstrip('.')}.") from error
+            raise DataError(f"The segmentation of annotation {self._annotation_ids[row]} of {self.annotation_file} "
+                            f"is broken: {str(error).rstrip('.')}.") from error
         if not mask.any():
             return None
         return trace(mask) if self.masks == "polygon" else mask
@@ -299,17 +312,10 @@ def trace(mask: np.ndarray) -> list[np.ndarray]:
     return [(chain[:, 0] + 0.5) / 2 for chain in chains if len(chain) >= 3]
 
 
-def _spans(text: bytes, records: list[_Annotation]) -> np.ndarray:
-    """int64 [n, 2]: where in the file's text each annotation's segmentation, or one just like it, begins and ends."""
-    spans, position = np.empty((len(records), 2), np.int64), 0
-    for i, record in enumerate(records):
-        part = bytes(record.segmentation)
-        position = text.find(part, position)
-        spans[i] = position, position + len(part)
-    return spans
-
-
-def _name(records: list[_Annotation], position: int) -> int | str:
-    """What an annotation is called in messages: its id, or its place in the file."""
-    name = records[position].id
-    return f"number {position + 1}" if name is None else name
+def _find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Where each value stands among the keys; -1 if it does not."""
+    if len(keys) == 0:
+        return np.full(len(values), -1)
+    order = np.argsort(keys, kind="stable")
+    place = order[np.searchsorted(keys[order], values).clip(max=len(keys) - 1)]
+    return np.where(keys[place] == values, place, -1)

@@ -201,17 +201,13 @@ def _outline(large: np.ndarray, mask: np.ndarray, crowd: bool) -> dict:
     """
     rings, tree = cv2.findContours(large.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     hole = tree[0, :, 3] >= 0
-    if crowd or sum(cv2.contourArea(r) for r, h in zip(rings, hole) if h) > 0.03 * large.sum():
+    outer = [cv2.approxPolyDP(r, 0.9, True)[:, 0] for r, h in zip(rings, hole) if not h]
+    polygons = [np.round((r + 0.5) / _FACTOR, 2) for r in outer if len(r) >= 3 and cv2.contourArea(r) >= _FACTOR**2]
+    holes = sum(cv2.contourArea(r) for r, h in zip(rings, hole) if h)
+    if crowd or not polygons or holes > 0.03 * large.sum():
         runs = np.flatnonzero(np.diff(mask.T.ravel(), prepend=False, append=~mask[-1, -1]))
         counts = np.diff(runs, prepend=0).tolist()
         return dict(segmentation=dict(size=list(mask.shape), counts=counts), bbox=_box(mask))
-    outer = [cv2.approxPolyDP(r, 0.9, True)[:, 0] for r, h in zip(rings, hole) if not h]
-    whole = [r for r in outer if len(r) >= 3 and cv2.contourArea(r) >= _FACTOR**2]
-    polygons = [np.round((r + 0.5) / _FACTOR, 2) for r in whole]
-    if not polygons:
-        return dict(segmentation=[[float(v) for x, y in ((0, 0), (1, 0), (1, 1), (0, 1))
-                                   for v in (_box(mask)[0] + x * _box(mask)[2], _box(mask)[1] + y * _box(mask)[3])]],
-                    bbox=_box(mask))
     low, high = np.concatenate(polygons).min(0), np.concatenate(polygons).max(0)
     return dict(segmentation=[p.ravel().tolist() for p in polygons],
                 bbox=np.round([*low, *(high - low)], 2).tolist())
