@@ -1,6 +1,8 @@
 """Convolution + norm + activation, named as published checkpoints name it: `conv`, then `bn` or `gn`."""
 from __future__ import annotations
 
+from math import gcd
+
 from torch import Tensor, nn
 
 
@@ -8,7 +10,7 @@ class ConvBlock(nn.Module):
     """Convolution, then a norm if one is given, then ReLU unless turned off.
 
     Args:
-        norm: "bn", "gn" (32 groups) or None; a convolution that is followed by a norm has no bias.
+        norm: "bn", "gn" (32 groups, or as many of them as divide the channels) or None; a convolution that is followed by a norm has no bias.
         relu: whether a ReLU ends the block.
     """
 
@@ -17,7 +19,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=norm is None)
         if norm is not None:
-            self.add_module(norm, nn.BatchNorm2d(out_channels) if norm == "bn" else nn.GroupNorm(32, out_channels))
+            self.add_module(norm, nn.BatchNorm2d(out_channels) if norm == "bn" else nn.GroupNorm(gcd(32, out_channels), out_channels))
         self.norm_name, self.relu = norm, relu
 
     def forward(self, x: Tensor) -> Tensor:

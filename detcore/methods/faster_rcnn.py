@@ -16,11 +16,12 @@ from detcore.backbones.resnet import ResNet
 from detcore.layers.roi import RoIPyramid
 from detcore.losses import l1
 from detcore.methods.fast_rcnn import BoxHead, ResStage, RoIHead, to_output
-from detcore.methods.fcos import FCOSHead
-from detcore.methods.rpn import Limits, RPNHead, fpn_anchors, single_map_anchors
+from detcore.methods.fcos import FCOS_STRIDES, FCOSHead
+from detcore.methods.rpn import FPN_STRIDES, Limits, RPNHead, fpn_anchors, single_map_anchors
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
 
+FPN_TRAIN, FPN_TEST = Limits(2000, 1000), Limits(1000, 1000)
 # A single map has all its anchors on one level, so more of them enter and leave NMS.
 SINGLE_MAP_TRAIN, SINGLE_MAP_TEST = Limits(12000, 2000), Limits(6000, 1000)
 
@@ -59,8 +60,8 @@ class FasterRCNN(nn.Module):
 def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
                 anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False,
                 box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms", fcos_proposals: bool = False,
-                samples: int = 512, rpn_samples: int = 256, train_limits: Limits = Limits(2000, 1000),
-                test_limits: Limits = Limits(1000, 1000)) -> FasterRCNN:
+                samples: int = 512, rpn_samples: int = 256, train_limits: Limits | None = None,
+                test_limits: Limits | None = None) -> FasterRCNN:
     """Faster R-CNN.
 
     Args:
@@ -69,27 +70,30 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
         box_loss, decoded, box_weight: loss of the region head's boxes; `decoded` if it compares boxes, not offsets.
         hard_examples: online hard example mining. suppress: "nms" or "soft_nms".
         fcos_proposals: an FCOS head proposes instead of RPN.
+        train_limits, test_limits: proposals kept; by default what the neck needs.
     """
-    box_options = dict(box_loss=box_loss, decoded=decoded, box_weight=box_weight)
-    if neck == "fpn" and not fcos_proposals:
-        pyramid = FPN(backbone.channels, width)
-        rpn_head = RPNHead(width, fpn_anchors(anchor_scale), samples=rpn_samples, train_limits=train_limits,
-                           test_limits=test_limits)
-        head = RoIHead(RoIPyramid(), BoxHead(width, num_classes, hidden=hidden, **box_options), samples=samples,
-                       hard_examples=hard_examples, suppress=suppress)
-        return FasterRCNN(backbone, pyramid, rpn_head, head, num_classes)
-    if neck == "fpn":
-        pyramid = FPN(backbone.channels, width, start=1, extra="output", relu_extra=True)
-        strides = (8, 16, 32, 64, 128)
-        proposer = FCOSHead(width, 1, strides, train_limits=train_limits, test_limits=test_limits)
-        head = RoIHead(RoIPyramid(strides), BoxHead(width, num_classes, hidden=hidden))
-        return FasterRCNN(backbone, pyramid, proposer, head, num_classes)
-    channels = backbone.channels[-1]
-    rpn_head = RPNHead(channels, single_map_anchors(), border=0 if neck == "dc5" else -1,
-                       train_limits=SINGLE_MAP_TRAIN, test_limits=SINGLE_MAP_TEST)
-    if neck == "dc5":
-        head = RoIHead(RoIPyramid([16]), BoxHead(channels, num_classes, hidden=hidden))
+    pyramid = None
+    if neck != "fpn":
+        width, strides = backbone.channels[-1], (16,)
+    elif fcos_proposals:
+        pyramid, strides = FPN(backbone.channels, width, start=1, extra="output", relu_extra=True), FCOS_STRIDES
     else:
+        pyramid, strides = FPN(backbone.channels, width), FPN_STRIDES[:4]
+
+    limits = dict(train_limits=train_limits or (FPN_TRAIN if pyramid else SINGLE_MAP_TRAIN),
+                  test_limits=test_limits or (FPN_TEST if pyramid else SINGLE_MAP_TEST))
+    if fcos_proposals:
+        rpn_head = FCOSHead(width, 1, strides, **limits)
+    else:
+        anchors = fpn_anchors(anchor_scale) if pyramid else single_map_anchors()
+        rpn_head = RPNHead(width, anchors, border=0 if neck == "dc5" else -1, samples=rpn_samples, **limits)
+
+    box_options = dict(box_loss=box_loss, decoded=decoded, box_weight=box_weight)
+    options = dict(samples=samples, hard_examples=hard_examples, suppress=suppress)
+    if neck == "c4":
         tail = ResStage(backbone.depth, base_channels=backbone.base_channels)
-        head = RoIHead(RoIPyramid([16], 14), BoxHead(tail.channels, num_classes, hidden=0), shared_head=tail)
-    return FasterRCNN(backbone, None, rpn_head, head, num_classes)
+        head = RoIHead(RoIPyramid(strides, 14), BoxHead(tail.channels, num_classes, hidden=0, **box_options),
+                       shared_head=tail, **options)
+    else:
+        head = RoIHead(RoIPyramid(strides), BoxHead(width, num_classes, hidden=hidden, **box_options), **options)
+    return FasterRCNN(backbone, pyramid, rpn_head, head, num_classes)

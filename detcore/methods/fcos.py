@@ -24,6 +24,7 @@ from detcore.structures import Images, Target
 # The farthest side, in pixels, that each level is responsible for (section 3.2).
 RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
 PRIOR = 0.01
+FCOS_STRIDES = (8, 16, 32, 64, 128)
 
 
 class Scale(nn.Module):

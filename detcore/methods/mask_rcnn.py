@@ -18,7 +18,7 @@ from detcore.losses import binary_cross_entropy, l1, over_processes
 from detcore.masks import crop_masks
 from detcore.matching import used
 from detcore.methods.fast_rcnn import BoxHead, ResStage, RoIHead, Samples, to_output
-from detcore.methods.faster_rcnn import SINGLE_MAP_TEST, SINGLE_MAP_TRAIN, FasterRCNN
+from detcore.methods.faster_rcnn import FPN_TEST, FPN_TRAIN, SINGLE_MAP_TEST, SINGLE_MAP_TRAIN, FasterRCNN
 from detcore.methods.rpn import Limits, Proposals, RPNHead, fpn_anchors, single_map_anchors
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
@@ -178,8 +178,8 @@ class MaskRCNN(FasterRCNN):
 def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
               anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1,
               rpn_box_loss: Callable[[Tensor, Tensor], Tensor] = l1, sampling: int = 0, aligned: bool = True,
-              samples: int = 512, rpn_samples: int = 256, train_limits: Limits = Limits(2000, 1000),
-              test_limits: Limits = Limits(1000, 1000)) -> MaskRCNN:
+              samples: int = 512, rpn_samples: int = 256, train_limits: Limits | None = None,
+              test_limits: Limits | None = None) -> MaskRCNN:
     """Mask R-CNN.
 
     Args:
@@ -187,17 +187,19 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
         width, hidden: channels of pyramid and mask head, and of the box head's layers.
         box_loss, rpn_box_loss: losses of the box offsets.
         sampling, aligned: how RoIAlign samples (see `RoIPyramid`).
+        train_limits, test_limits: proposals kept; by default what the neck needs.
     """
     if neck == "c4":
         channels, tail = backbone.channels[-1], ResStage(backbone.depth, base_channels=backbone.base_channels)
-        rpn_head = RPNHead(channels, single_map_anchors(), border=0, train_limits=SINGLE_MAP_TRAIN,
-                           test_limits=SINGLE_MAP_TEST)
+        rpn_head = RPNHead(channels, single_map_anchors(), border=0, samples=rpn_samples,
+                           train_limits=train_limits or SINGLE_MAP_TRAIN, test_limits=test_limits or SINGLE_MAP_TEST)
         head = MaskRoIHead(RoIPyramid([16], 14), BoxHead(tail.channels, num_classes, hidden=0),
-                           MaskHead(tail.channels, num_classes, depth=0), None, mask_size=14, shared_head=tail)
+                           MaskHead(tail.channels, num_classes, depth=0), None, mask_size=14, shared_head=tail,
+                           samples=samples)
         return MaskRCNN(backbone, None, rpn_head, head, num_classes)
     align = dict(sampling=sampling, aligned=aligned)
     rpn_head = RPNHead(width, fpn_anchors(anchor_scale), box_loss=rpn_box_loss, samples=rpn_samples,
-                       train_limits=train_limits, test_limits=test_limits)
+                       train_limits=train_limits or FPN_TRAIN, test_limits=test_limits or FPN_TEST)
     head = MaskRoIHead(RoIPyramid(**align), BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss),
                        MaskHead(width, num_classes, width=width), RoIPyramid(size=14, **align), samples=samples,
                        low_quality=True)

@@ -40,22 +40,26 @@ class Pocket:
     num_classes: int = len(CLASSES)
 
 
-RECIPE = Recipe(
-    train_transforms=(Resize(SIZE), Flip()), test_transforms=(Resize(SIZE),),
-    optimizer=AdamW(lr=1e-3, weight_decay=0.05), batch_size=16, batch_per_gpu=16,
-    epochs=None, iterations=400, val_interval=400, min_size=8,
-    schedule=Schedule((280, 360), 400, by_epoch=False, warmup_iters=30, warmup_factor=0.05),
-)
+def training(iterations: int, **fields: Any) -> Recipe:
+    """`iterations` steps of 16 images, the rate dropping at 70 and 90 percent."""
+    drops = (iterations * 7 // 10, iterations * 9 // 10)
+    return Recipe(
+        train_transforms=(Resize(SIZE), Flip()), test_transforms=(Resize(SIZE),),
+        optimizer=AdamW(lr=2e-3, weight_decay=0.05), batch_size=16, batch_per_gpu=16,
+        epochs=None, iterations=iterations, val_interval=iterations, min_size=8,
+        schedule=Schedule(drops, iterations, by_epoch=False, warmup_iters=30, warmup_factor=0.05), **fields)
 
-WIDTH = 64  # a multiple of group norm's 32 groups
-PYRAMID: dict[str, Any] = dict(width=WIDTH, anchor_scale=4)
+
+PYRAMID: dict[str, Any] = dict(width=48, anchor_scale=4)
 PROPOSALS: dict[str, Any] = dict(rpn_samples=64, train_limits=Limits(200, 100), test_limits=Limits(200, 100))
 REGIONS: dict[str, Any] = dict(hidden=128, samples=64)
+TWO_STAGE = PYRAMID | PROPOSALS | REGIONS
+MASKS: dict[str, Any] = dict(masks="bitmap", metric=("bbox", "segm"))
 
-RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), replace(RECIPE, metric=("proposal",)))
-FAST_RCNN = Pocket(dict(width=WIDTH) | REGIONS, replace(RECIPE, max_proposals=100))
-FASTER_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, RECIPE)
-MASK_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, replace(RECIPE, masks="bitmap", metric=("bbox", "segm")))
-CASCADE_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, RECIPE)
-CASCADE_MASK_RCNN = Pocket(PYRAMID | PROPOSALS | REGIONS, MASK_RCNN.recipe)
-RETINANET = Pocket(dict(width=WIDTH, depth=2, anchor_scale=2), RECIPE)
+RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), training(250, metric=("proposal",)))
+FAST_RCNN = Pocket(dict(width=48) | REGIONS, training(200, max_proposals=100))
+FASTER_RCNN = Pocket(TWO_STAGE, training(200))
+MASK_RCNN = Pocket(TWO_STAGE, training(200, **MASKS))
+CASCADE_RCNN = Pocket(TWO_STAGE, training(150))
+CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(150, **MASKS))
+RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(300))
