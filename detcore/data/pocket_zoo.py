@@ -13,6 +13,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -127,11 +129,24 @@ def _run(job: partial, chunks: list[tuple[str, int]], workers: int):
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method))
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_follow_parent)
         try:
             yield from pool.map(job, *zip(*chunks))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Let this process end when its parent has ended, even by force (it would wait for work forever), and only then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write(path: Path, data: bytes) -> None:
