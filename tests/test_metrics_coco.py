@@ -35,7 +35,7 @@ def reference():
 def test_boxes_have_the_reference_values(reference, backend):
     found = evaluate_coco(*reference, backend=backend)
     wanted = [None if v < 0 else v for v in REFERENCE["reference"]["coco_bbox_stats"]]
-    assert list(found.metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    assert list(found.metrics) == "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
     for value, expected in zip(found.metrics.values(), wanted):
         assert value == (None if expected is None else pytest.approx(expected, abs=1e-6))
     assert np.mean(list(found.per_class.values())) == pytest.approx(found.metrics["AP"])
@@ -51,33 +51,37 @@ def test_recall_without_classes_has_the_reference_values(reference, backend):
         REFERENCE["reference"]["coco_class_agnostic_recall_at_1_5_10"], abs=1e-6)
 
 
+def blob(size: int, x: float, y: float, rx: float, ry: float) -> np.ndarray:
+    """uint8 [size, size], an ellipse."""
+    rows, columns = np.mgrid[:size, :size]
+    return (((columns - x) / rx) ** 2 + ((rows - y) / ry) ** 2 < 1).astype(np.uint8)
+
+
+def described(mask: np.ndarray, **more) -> dict:
+    """A mask's box and run lengths, as a COCO record."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+    return dict(bbox=box, segmentation=encode_rle(mask[None])[0], **more)
+
+
 def scenes(seed: int, images: int = 12, size: int = 64):
     """Random blobs as ground truth (crowds, polygons and run lengths among them) and displaced ones as detections."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size]
     annotations, results = [], []
     for i in range(images):
         for _ in range(rng.integers(0, 7)):
-            (cx, cy), (rx, ry) = rng.uniform(8, size - 8, 2), rng.uniform(3, 20, 2)
-
-            def blob(dx, dy):
-                return (((x - cx - dx) / rx) ** 2 + ((y - cy - dy) / ry) ** 2 < 1).astype(np.uint8)
-
-            def entry(mask):
-                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                box = [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
-                return dict(image_id=i, bbox=box, segmentation=encode_rle(mask[None])[0])
-
+            (x, y), (rx, ry) = rng.uniform(8, size - 8, 2), rng.uniform(3, 20, 2)
             label, crowd = int(rng.integers(1, 4)), int(rng.random() < 0.1)
-            truth = entry(blob(0, 0))
+            truth = described(blob(size, x, y, rx, ry), id=len(annotations), image_id=i, category_id=label,
+                              iscrowd=crowd, area=float(rng.uniform(20, 12000)))
             if not crowd and rng.random() < 0.5:
-                bx, by, bw, bh = truth["bbox"]
-                truth["segmentation"] = [[bx, by, bx + bw, by, bx + bw, by + bh, bx, by + bh]]
-            annotations.append(dict(truth, id=len(annotations), category_id=label, iscrowd=crowd,
-                                    area=float(rng.uniform(20, 12000))))
-            for _ in range(rng.integers(0, 4)):
+                left, top, w, h = truth["bbox"]
+                truth["segmentation"] = [[left, top, left + w, top, left + w, top + h, left, top + h]]
+            annotations.append(truth)
+            for dx, dy in rng.normal(0, 3, (rng.integers(0, 4), 2)):
                 guess = label if rng.random() < 0.8 else int(rng.integers(1, 4))
-                results.append(dict(entry(blob(*rng.normal(0, 3, 2))), category_id=guess, score=float(rng.random())))
+                results.append(described(blob(size, x + dx, y + dy, rx, ry), image_id=i, category_id=guess,
+                                         score=float(rng.random())))
     truth = dict(images=[dict(id=i, height=size, width=size) for i in range(images)],
                  categories=[dict(id=c, name=f"class {c}") for c in (1, 2, 3)], annotations=annotations)
     return truth, results

@@ -1,0 +1,206 @@
+"""The record of a run: what ran, on what, with which versions and parameters, and what came out.
+
+Every number of the book comes from such a file or from a published fact. A record is written when its run is over,
+whole or not at all.
+"""
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from detcore.errors import DataError
+
+PACKAGES = ("detcore", "torch", "torchvision", "accelerate", "numpy", "opencv-python-headless", "faster-coco-eval",
+            "pycocotools")
+Number = float | None
+
+
+class Hardware(BaseModel):
+    """The machine of a run: processor, its cores, main memory in GB, accelerators by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpu: str
+    cores: int
+    memory_gb: float
+    accelerators: list[str] = []
+
+
+class DataInfo(BaseModel):
+    """The data of a run: its annotation file's name, the file's `detcore.data.coco.fingerprint`, its images used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    fingerprint: str
+    images: int
+
+
+class Record(BaseModel):
+    """What a run leaves behind.
+
+    Attributes:
+        kind: what was done.
+        model, profile: the zoo's name and the size it was run at; None where no model of the zoo took part.
+        data: what it ran on.
+        hardware, versions, commit: where; `commit` is None outside of a git checkout.
+        duration_s: wall time.
+        parameters: what the run was told: steps, batch size, learning rate ...
+        metrics: results by name ("bbox_AP"); fractions of 1, None where undefined.
+        per_class: for each kind of evaluation the AP of each class.
+        speed: seconds and images a second, by name.
+        memory: in GB, by name.
+        curves: lists of equal length that belong together ("step", "loss").
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["train", "evaluate", "benchmark", "data", "pretrain"]
+    model: str | None = None
+    profile: str | None = None
+    data: DataInfo | None = None
+    seed: int | None = None
+    hardware: Hardware = Field(default_factory=lambda: hardware())
+    versions: dict[str, str] = Field(default_factory=lambda: versions())
+    commit: str | None = Field(default_factory=lambda: commit())
+    duration_s: float
+    parameters: dict[str, Any] = {}
+    metrics: dict[str, Number] = {}
+    per_class: dict[str, dict[str, Number]] = {}
+    speed: dict[str, float] = {}
+    memory: dict[str, float] = {}
+    curves: dict[str, list[Number]] = {}
+
+    def write(self, path: str | Path) -> Path:
+        """Write the record as JSON.
+
+        Raises:
+            DataError: the file cannot be written; what was there before stays.
+        """
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, (self.model_dump_json(indent=1) + "\n").encode())
+        except OSError as error:
+            raise DataError(f"The record {path} cannot be written: {error.strerror}.") from error
+        return path
+
+
+def read_record(path: str | Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        DataError: there is none, or it is not of this form.
+    """
+    try:
+        return Record.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"The record {path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is not a record: {f'{place}: ' if place else ''}{first['msg']}.") from error
+
+
+def read_records(folder: str | Path) -> dict[str, Record]:
+    """All records of a folder, by file name without ".json", sorted.
+
+    Raises:
+        DataError: one of them is not of this form.
+    """
+    return {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that, whatever happens, the old content or the new one is there.
+
+    Raises:
+        OSError: the folder or the disk does not take it.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def hardware() -> Hardware:
+    """This machine."""
+    import psutil
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Hardware(cpu=cpu, cores=cores, memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+                    accelerators=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """The versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of the library, with "-dirty" where files differ from it; None where it is no checkout."""
+    folder = Path(__file__).parent
+    try:
+        told = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=folder,
+                              capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
+
+
+def peak_memory_gb() -> dict[str, float]:
+    """The largest memory so far: resident of this process, and of the fullest GPU as PyTorch has allocated it."""
+    import torch
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kilobytes elsewhere
+    peak = {"resident_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if torch.cuda.is_available():
+        peak["cuda_gb"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
+    return {name: round(value, 3) for name, value in peak.items()}
+
+
+class Clock:
+    """Seconds since it was made, waiting for the device's work before it looks."""
+
+    def __init__(self, device: Any = None) -> None:
+        self._cuda = str(device).startswith("cuda")
+        self.start = self._now()
+
+    def _now(self) -> float:
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __call__(self) -> float:
+        return self._now() - self.start
