@@ -96,6 +96,16 @@ def test_masks_as_bitmaps_and_as_polygons_cover_the_same_pixels(tree):
     assert bitmap.sample(0).masks[0].sum() == 10 * 20  # polygon
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_packed_run_lengths_are_those_of_pycocotools(tree, seed):
+    r = np.random.default_rng(seed)
+    mask = cv2.resize(r.uniform(0, 1, r.integers(2, 30, 2)), (W, H)) > r.uniform(0.1, 0.9)
+    packed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    data = CocoDataset(tree(annotations=lambda a: [a[0] | dict(segmentation=dict(size=[H, W], counts=packed))]),
+                       masks="bitmap")
+    assert (data.sample(0).masks.sum(0) == mask).all()
+
+
 def test_tracing_keeps_every_pixel_even_of_thin_shapes():
     mask = np.zeros((30, 30), np.uint8)
     mask[3, 4:20], mask[10:25, 7], mask[15:19, 15:24] = 1, 1, 1
@@ -163,6 +173,8 @@ def test_missing_and_broken_files_are_named(tree, tmp_path):
 
 @pytest.mark.parametrize(("segmentation", "message"), [
     (dict(size=[H, W], counts=[5, 5]), "do not add up"),
+    (dict(size=[H, W], counts="zzz"), "do not add up"),
+    (dict(size=[H, W], counts=""), "do not add up"),
     (dict(size=[W, H], counts=[5, H * W - 5]), "are for 40 x 60"),
     ("polygon", "annotation 11 of .*is broken"),
 ])

@@ -65,7 +65,7 @@ def _target(sample: Sample, size: tuple[int, int]) -> Target:
     elif sample.masks is not None:
         h, w = sample.size
         masks = torch.zeros(len(sample.masks), *size, dtype=torch.uint8)
-        masks[:, :h, :w] = torch.from_numpy(sample.masks)
+        masks[:, :h, :w] = torch.from_numpy(sample.masks.copy())
     proposals = None if sample.proposals is None else torch.from_numpy(sample.proposals)
     return Target(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels), masks,
                   torch.from_numpy(sample.ignored), proposals, image_id=sample.meta.image_id)
