@@ -1,0 +1,193 @@
+"""Evaluation: a detector over a data set, its detections against the truth."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm import tqdm
+
+from detcore.data.coco import CocoDataset
+from detcore.data.loader import build_loader
+from detcore.data.proposals import save_proposals
+from detcore.data.transforms import Preprocess
+from detcore.engine.common import TRAIN, VAL, describe, load_data, loading_processes, output_folder, pick_device
+from detcore.errors import DataError, UsageError
+from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, evaluate_coco
+from detcore.records import Clock, Record, peak_memory_gb, write_atomically
+from detcore.structures import Detections
+from detcore.zoo.create import create_model
+from detcore.zoo.models import get_model_entry
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        results: by kind: "bbox", "segm", "proposal".
+        detections: as in COCO's results files.
+        record: the record of the run.
+    """
+
+    results: dict[str, CocoResult]
+    detections: list[dict[str, Any]] = field(repr=False)
+    record: Record = field(repr=False)
+
+    def __getitem__(self, kind: str) -> CocoResult:
+        return self.results[kind]
+
+
+def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, *, profile: str = "pocket",
+             backend: str = DEFAULT_BACKEND, split: str = VAL, proposals: str | Path | None = None,
+             device: str | None = None, batch_size: int | None = None, workers: int | None = None,
+             images: int | None = None, output: str | Path | None = None, progress: bool = True) -> Evaluation:
+    """Evaluate a model of the zoo on a data set in COCO's layout.
+
+    Args:
+        checkpoint: a file of weights, "published", or the model itself.
+        proposals: file of precomputed proposals, for the models that take them.
+        batch_size: images at a time; 1 on the coco profile, as published, whose images differ in size.
+        images: only the first so many.
+        output: folder for `detections.json` and `record.json`.
+
+    Raises:
+        DetcoreError: a wrong name, weights that do not fit, missing data, a folder that cannot be written to.
+    """
+    entry = get_model_entry(name)
+    recipe, where = entry.recipe_for(profile), pick_device(device)
+    folder = None if output is None else output_folder(output)
+    dataset = first_images(load_data(data_root, recipe, split, proposals=proposals), images)
+    if isinstance(checkpoint, nn.Module):
+        model = checkpoint
+    else:
+        model = create_model(name, weights=checkpoint, profile=profile)
+    if "proposal" not in recipe.metric and model.num_classes != len(dataset.class_names):
+        raise UsageError(f"The model tells {model.num_classes} classes apart, but {dataset.annotation_file} has "
+                         f"{len(dataset.class_names)}.")
+    clock, batch_size = Clock(where), batch_size or (1 if profile == "coco" else recipe.batch_per_gpu)
+    detections = detect(model.to(where), dataset, recipe.preprocess, batch_size=batch_size, workers=workers,
+                        progress=progress, title=name)
+    seconds = clock()
+    results = score(detections, dataset, recipe.metric, backend)
+    record = Record(
+        kind="evaluate", model=name, profile=profile, data=describe(dataset), duration_s=clock(),
+        parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type,
+                        weights=None if isinstance(checkpoint, nn.Module) else Path(checkpoint).name),
+        speed=dict(images_per_s=len(dataset) / seconds), memory=peak_memory_gb(), **summary(results))
+    if folder is not None:
+        save_json(folder / "detections.json", detections)
+        record.write(folder / "record.json")
+    return Evaluation(results, detections, record)
+
+
+def detect(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, *, batch_size: int = 1,
+           workers: int | None = None, rank: int = 0, world_size: int = 1, progress: bool = True,
+           title: str = "evaluating") -> list[dict[str, Any]]:
+    """The detections in every image of a data set, as in COCO's results files.
+
+    The model runs where it is, in evaluation mode, and goes back to its mode. Of several processes each takes its
+    share; all get the whole.
+    """
+    found = []
+    for image_id, detections in _predict(model, dataset, preprocess, batch_size, workers, rank, world_size,
+                                         progress and rank == 0, title):
+        found += detections.to_coco(image_id, dataset.category_ids)
+    return found if world_size == 1 else gather_object(found)
+
+
+def _predict(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, batch_size: int, workers: int | None,
+             rank: int, world_size: int, progress: bool, title: str) -> Iterable[tuple[int, Detections]]:
+    """Each image's id and detections, in the image's own pixels."""
+    device, training = next(model.parameters()).device, model.training
+    loader = build_loader(dataset, batch_size, preprocess=preprocess, rank=rank, world_size=world_size,
+                          workers=loading_processes(device) if workers is None else workers)
+    model.eval()
+    try:
+        with tqdm(total=len(dataset), desc=title, unit="img", disable=not progress, dynamic_ncols=True) as bar:
+            for batch in loader:
+                batch = batch.to(device)
+                given = [t.proposals for t in batch.targets] if getattr(model, "takes_proposals", False) else None
+                found = model.predict(preprocess(batch.images, batch.sizes), proposals=given,
+                                      output_sizes=[meta.original_size for meta in batch.metas])
+                yield from zip([meta.image_id for meta in batch.metas], found)
+                bar.update(min(len(batch) * world_size, len(dataset) - bar.n))
+    finally:
+        model.train(training)
+
+
+def score(detections: list[dict[str, Any]], dataset: CocoDataset, kinds: Iterable[str],
+          backend: str = DEFAULT_BACKEND) -> dict[str, CocoResult]:
+    """Detections against the truth of the data set's images, by kind of evaluation."""
+    return {kind: evaluate_coco(dataset.annotation_file, detections, kind, backend=backend,  # type: ignore[arg-type]
+                                category_ids=dataset.category_ids, image_ids=dataset.image_ids) for kind in kinds}
+
+
+def summary(results: dict[str, CocoResult]) -> dict[str, Any]:
+    """Results as a record takes them: metrics, AP of each class, precision over recall."""
+    curves: dict[str, list[float | None]] = {}
+    for kind, result in results.items():
+        if kind != "proposal":
+            curves["recall"] = RECALLS.round(2).tolist()
+            for iou in (IOUS[0], IOUS[5]):
+                curves[f"{kind}_precision_{100 * iou:.0f}"] = [
+                    None if np.isnan(p) else round(float(p), 4) for p in result.curve(iou)]
+    return dict(metrics=flat(results), curves=curves,
+                per_class={kind: r.per_class for kind, r in results.items() if r.per_class})
+
+
+def flat(results: dict[str, CocoResult]) -> dict[str, float | None]:
+    """All metrics by names such as "bbox_AP"."""
+    return {f"{kind}_{name}": value for kind, r in results.items() for name, value in r.metrics.items()}
+
+
+def first_images(dataset: CocoDataset, images: int | None) -> CocoDataset:
+    """The data set cut to its first images; None leaves it whole."""
+    if images is not None:
+        dataset.image_ids, dataset.sizes = dataset.image_ids[:images], dataset.sizes[:images]
+        dataset.files = dataset.files[:images]
+    return dataset
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    try:
+        write_atomically(path, json.dumps(content).encode())
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def make_proposals(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, output: str | Path, *,
+                   profile: str = "pocket", splits: Iterable[str] = (TRAIN, VAL), device: str | None = None,
+                   batch_size: int | None = None, workers: int | None = None, progress: bool = True) -> Path:
+    """Write the proposals of a region proposal network for every image of a data set, as Fast R-CNN reads them.
+
+    Raises:
+        UsageError: the model is no proposal network.
+        DetcoreError: as in `evaluate`.
+    """
+    entry = get_model_entry(name)
+    recipe, where = entry.recipe_for(profile), pick_device(device)
+    if "proposal" not in recipe.metric:
+        raise UsageError(f"{name} makes no proposals: name a model of the family rpn.")
+    output_folder(Path(output).parent)
+    model = checkpoint if isinstance(checkpoint, nn.Module) else create_model(name, weights=checkpoint, profile=profile)
+    table: dict[int, np.ndarray] = {}
+    for split in splits:
+        dataset = load_data(data_root, recipe, split)
+        for image_id, found in _predict(model.to(where), dataset, recipe.preprocess,
+                                        batch_size or (1 if profile == "coco" else recipe.batch_per_gpu), workers, 0, 1,
+                                        progress, f"proposals of {split}"):
+            table[image_id] = torch.cat([found.boxes, found.scores[:, None]], 1).float().cpu().numpy()
+    save_proposals(output, table)
+    return Path(output)

@@ -1,0 +1,132 @@
+"""What a run tells while it runs: losses collected, checked, and written to a log, to TensorBoard and to a bar."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from detcore.errors import DetcoreError
+
+
+class Meter:
+    """The losses of the steps since the last line of the log.
+
+    Values are looked at one step later, so that the processor needn't wait for the GPU.
+
+    Attributes:
+        window: values by name, one a step.
+    """
+
+    def __init__(self, window: Mapping[str, list[float]] | None = None) -> None:
+        self.window: dict[str, list[float]] = {name: list(values) for name, values in (window or {}).items()}
+        self._pending: tuple[int, list[str], Tensor, torch.cuda.Event | None, list[int]] | None = None
+
+    def add(self, step: int, values: Mapping[str, Tensor], image_ids: list[int]) -> None:
+        """Take the values (0-dim tensors) of a step, and look at those of the step before.
+
+        Raises:
+            DetcoreError: a loss of the step before is not finite.
+        """
+        self.flush()
+        stacked, event = torch.stack([v.detach().float() for v in values.values()]), None
+        if stacked.is_cuda:
+            stacked = torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending = step, list(values), stacked, event, image_ids
+
+    def flush(self) -> None:
+        """Look at the values of the last step.
+
+        Raises:
+            DetcoreError: a loss is not finite.
+        """
+        if self._pending is None:
+            return
+        step, names, stacked, event, image_ids = self._pending
+        self._pending = None
+        if event is not None:
+            event.synchronize()
+        values = dict(zip(names, stacked.tolist()))
+        bad = [n for n, v in values.items() if "loss" in n and n != "loss" and not math.isfinite(v)]
+        if bad:
+            raise DetcoreError(f"Training stopped at iteration {step + 1}: {', '.join(bad)} "
+                               f"{'is' if len(bad) == 1 else 'are'} not finite, on the images "
+                               f"{', '.join(map(str, image_ids))}; a lower learning rate or gradient clipping may help.")
+        for name, value in values.items():
+            self.window.setdefault(name, []).append(value)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each value; the window is empty afterwards."""
+        self.flush()
+        found = {name: fmean(values) for name, values in self.window.items()}
+        self.window = {}
+        return found
+
+
+class Journal:
+    """`log.jsonl` and `tensorboard/` in the output folder, and a progress bar.
+
+    Args:
+        start: steps done before; what is logged beyond is cut off.
+        write: whether this process writes.
+        progress: whether it shows a bar.
+    """
+
+    def __init__(self, folder: Path, start: int, steps: int, *, write: bool, progress: bool, title: str) -> None:
+        self.path, self.lines = folder / "log.jsonl", [line for line in read_log(folder) if line["step"] <= start]
+        self._file: Any = None
+        self._board: Any = None
+        if write:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._file = open(self.path, "w", encoding="utf-8")
+            self._file.writelines(json.dumps(line) + "\n" for line in self.lines)
+            self._file.flush()
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self._bar = tqdm(total=steps, initial=start, desc=title, unit="step", disable=not (write and progress),
+                         dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """Count a step."""
+        self._bar.update()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Log a line for the steps up to `step`."""
+        line = {"step": step, **values}
+        self.lines.append(line)
+        if self._file is None:
+            return
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                group = "loss/" if "loss" in name else "val/" if name.startswith(("bbox", "segm", "proposal")) else ""
+                self._board.add_scalar(group + name, value, step)
+        self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items() if n in ("loss", "lr", *SHOWN)})
+
+    def close(self) -> None:
+        """Write what is left to be written."""
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
+
+
+SHOWN = ("bbox_AP", "segm_AP", "proposal_AR100")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line cut short by a crash is left out."""
+    try:
+        text = (folder / "log.jsonl").read_text("utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]

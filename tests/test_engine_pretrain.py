@@ -1,0 +1,35 @@
+"""Pretraining of the pocket backbone: it learns, it repeats, and what is committed fits the pocket models."""
+from __future__ import annotations
+
+import torch
+
+import detcore
+from detcore.data import pocket_zoo
+from detcore.engine.pretrain import class_map, pretrain
+from detcore.structures import Target
+from detcore.zoo.pocket import POCKET_BACKBONE
+from detcore.zoo.weights import load_backbone
+
+
+def test_pretraining_learns_and_repeats(tmp_path) -> None:
+    pocket_zoo.draw(tmp_path / "zoo", images=64, val=2, workers=1, progress=False)
+    runs = [pretrain(tmp_path / "zoo", steps=8, output=tmp_path / f"{i}.safetensors") for i in range(2)]
+    assert runs[0].losses == runs[1].losses
+    assert runs[0].losses[-1] < runs[0].losses[0]
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+
+
+def test_smaller_objects_lie_on_top() -> None:
+    masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
+    masks[0, :2], masks[1] = 1, 1
+    target = Target(torch.zeros(2, 4), torch.tensor([5, 2]), masks)
+    assert class_map(target, (4, 4)).tolist() == [[6] * 4] * 2 + [[3] * 4] * 2
+
+
+def test_committed_backbone_is_small_and_fits() -> None:
+    assert POCKET_BACKBONE.stat().st_size < 4e6
+    entry = detcore.get_model_entry("faster-rcnn_r50_fpn_1x_coco")
+    model = detcore.create_model(entry.name, profile="pocket")
+    before = model.backbone.layer1[0].conv1.weight.clone()
+    load_backbone(model, entry.backbone_weights("pocket"))
+    assert not torch.equal(before, model.backbone.layer1[0].conv1.weight)
