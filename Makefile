@@ -1,0 +1,59 @@
+# The two commands are `make book` and `make test`; both set up what they need first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/default
+PROFILE ?= pocket
+PORT ?= 8000
+JOBS ?= 2
+# The set-up is done anew when these files' content changes; their dates say nothing.
+STAMP := $(VENV)/.setup-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
+
+.PHONY: help setup book chapters chapter test lint serve translations clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
+	@echo "  make chapter NAME=mask_rcnn    runs one chapter and what it reads from"
+
+setup: $(STAMP) ## .venv with the pinned packages and this project (the other commands call it)
+
+$(STAMP):
+	@bash workflow/system.sh
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned packages into $(VENV)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --no-deps -r requirements.lock \
+		| grep -v 'already satisfied' || true
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check
+	@rm -f $(VENV)/.setup-* && touch $@
+
+book: setup ## draws the data, runs every chapter that is not up to date, builds the book in English and Japanese
+	@$(SNAKEMAKE) --config profile=$(PROFILE)
+	@echo && echo "The book: file://$(CURDIR)/build/book/index.html   (or: make serve)"
+
+chapters: setup ## the chapters alone
+	@$(SNAKEMAKE) --config profile=$(PROFILE) -- chapters
+
+chapter: setup
+	@test -n "$(NAME)" || { echo "Which one? make chapter NAME=mask_rcnn"; exit 2; }
+	@$(SNAKEMAKE) --config profile=$(PROFILE) -- chapter_$(NAME)
+
+test: setup lint ## ruff, mypy, the chapters that are not up to date, then all tests
+	@$(SNAKEMAKE) -- chapters
+	$(BIN)/python -m pytest tests -m "not book" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest notebooks --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+serve: ## serves the built book on this machine
+	@echo "http://localhost:$(PORT)/" && $(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory build/book
+
+translations: setup ## brings the catalogues up to date with the pages and says what is left to translate
+	@$(BIN)/python -m workflow.translations
+
+clean: ## removes what was built and what was trained; not the data, not .venv
+	rm -rf build runs

@@ -1,0 +1,123 @@
+"""Charts that can be hovered, with plotly's script beside the pages.
+
+    ```{speed-accuracy}            box AP over inference time, as published
+    ```
+    ```{pocket-chart}              box AP over training time, our records
+    ```
+"""
+from __future__ import annotations
+
+import posixpath
+import shutil
+from pathlib import Path
+from typing import Any
+
+import plotly
+import plotly.graph_objects as go
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from zoobook import facts
+from zoobook.languages import _
+from zoobook.tables import source, zoo_source
+
+SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+# Okabe and Ito's colours, distinct for the colour-blind; a shape each, too.
+STYLE = dict(zip(facts.FAMILIES, zip(("#999999", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#E69F00"),
+                                     ("cross", "x", "circle", "diamond", "square", "triangle-up"))))
+
+
+class Chart(SphinxDirective):
+    """A scatter plot in which each family has a colour."""
+
+    x_title: str
+    name: str
+
+    def points(self) -> dict[str, list[tuple[float, float, str]]]:
+        """For each family (x, box AP, what hovering shows)."""
+        raise NotImplementedError
+
+    def titles(self) -> tuple[str, str]:
+        """Of the axes."""
+        raise NotImplementedError
+
+    def source(self) -> nodes.paragraph:
+        """Where the numbers come from."""
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        if self.env.app.builder.format != "html":
+            return []
+        figure = go.Figure()
+        for family, points in self.points().items():
+            if points:
+                x, y, text = zip(*sorted(points))
+                colour, symbol = STYLE[family]
+                figure.add_trace(go.Scatter(x=x, y=y, text=text, mode="markers", name=facts.FAMILIES[family],
+                                            marker=dict(color=colour, symbol=symbol, size=10, opacity=0.85),
+                                            hovertemplate="%{text}<extra></extra>"))
+        x_title, y_title = self.titles()
+        axis = dict(gridcolor="rgba(128,128,128,.25)", zeroline=False)
+        figure.update_layout(
+            margin=dict(l=56, r=8, t=8, b=48), height=430, paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)", font=dict(color="#808080", size=13), xaxis=dict(title=x_title, **axis),
+            yaxis=dict(title=y_title, **axis), legend=dict(orientation="h", y=1.02, yanchor="bottom"),
+            template="none", dragmode=False)
+        up = posixpath.relpath(".", posixpath.dirname(self.env.docname) or ".")
+        html = figure.to_html(full_html=False, include_plotlyjs=f"{up}/_static/plotly.min.js", div_id=self.chart_id(),
+                              config=dict(responsive=True, displayModeBar=False))
+        return [nodes.raw("", f'<div class="zoo-chart">{html}</div>', format="html"), self.source()]
+
+    def chart_id(self) -> str:
+        return f"chart-{self.env.new_serialno('zoo-chart')}"
+
+
+class SpeedAccuracy(Chart):
+    """Published box AP over published inference time."""
+
+    def points(self) -> dict[str, list[tuple[float, float, str]]]:
+        return {family: [(p.inference_ms, p.box_ap, f"<b>{entry.name}</b><br>{_('Box AP')} {p.box_ap}"
+                          + (f"<br>{_('Mask AP')} {p.mask_ap}" if p.mask_ap else "")
+                          + f"<br>{p.inference_ms} ms ({p.hardware}, {p.precision}, {p.resolution})")
+                         for entry, p in facts.models(family) if p.inference_ms and p.box_ap]
+                for family in facts.FAMILIES}
+
+    def titles(self) -> tuple[str, str]:
+        return _("inference time of an image (ms, V100)"), _("box AP on COCO val2017 (%)")
+
+    def source(self) -> nodes.paragraph:
+        return zoo_source()
+
+
+class PocketChart(Chart):
+    """Our box AP over our training time, pocket profile."""
+
+    def points(self) -> dict[str, list[tuple[float, float, str]]]:
+        found: dict[str, list[tuple[float, float, str]]] = {family: [] for family in facts.FAMILIES}
+        for result in facts.ours():
+            if result.profile == "pocket" and result.training_s and result.box_ap:
+                found[result.family].append((result.training_s, result.box_ap,
+                                             f"<b>{result.model}</b><br>{_('Box AP')} {result.box_ap}"
+                                             f"<br>{result.training_s:.0f} s ({result.hardware})"))
+        return found
+
+    def titles(self) -> tuple[str, str]:
+        return _("training time (s)"), _("box AP on Pocket Zoo (%)")
+
+    def source(self) -> nodes.paragraph:
+        return source(str(_("the records of our runs")) + " (book/records)", "")
+
+
+def copy_script(app: Sphinx, error: Exception | None) -> None:
+    """Put plotly's script beside the pages."""
+    if error is None and app.builder.format == "html":
+        target = Path(app.outdir) / "_static" / SCRIPT.name
+        if not target.exists() or target.stat().st_size != SCRIPT.stat().st_size:
+            shutil.copyfile(SCRIPT, target)
+
+
+def setup(app: Sphinx) -> Any:
+    app.add_directive("speed-accuracy", SpeedAccuracy)
+    app.add_directive("pocket-chart", PocketChart)
+    app.connect("build-finished", copy_script)

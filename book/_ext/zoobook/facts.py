@@ -1,0 +1,101 @@
+"""What the tables and charts show: published facts, models and records, read once."""
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from detcore.records import Record, read_records
+from detcore.zoo.entries import ModelEntry, Published, published_results
+from detcore.zoo.models import MODELS
+
+BOOK = Path(__file__).resolve().parents[2]
+ZOO_URL = "https://github.com/open-mmlab/mmdetection"
+FAMILIES = {
+    "rpn": "RPN", "fast_rcnn": "Fast R-CNN", "faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN",
+    "cascade_rcnn": "Cascade R-CNN", "retinanet": "RetinaNet",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of `book/data`: its header, its rows, and where the numbers come from (title, address)."""
+
+    header: list[str]
+    rows: list[list[str]]
+    source: tuple[str, str]
+
+
+@cache
+def table(name: str) -> Table:
+    """A published table. Its file starts with "# TITLE <ADDRESS>"."""
+    first, *lines = (BOOK / "data" / f"{name}.csv").read_text("utf-8").splitlines()
+    title, _, address = first.lstrip("# ").rstrip(">").partition(" <")
+    header, *rows = csv.reader(lines)
+    return Table(header, rows, (title, address))
+
+
+@cache
+def records() -> list[Record]:
+    """All records, in the order of their file names."""
+    return list(read_records(BOOK / "records").values())
+
+
+def models(family: str) -> list[tuple[ModelEntry, Published]]:
+    """A family's models with what was published of them."""
+    published = published_results()
+    return [(entry, published.get(entry.name, Published())) for entry in MODELS.values() if entry.family == family]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our results for a model at one profile, from all its records; a later kind of run adds to an earlier one.
+
+    Attributes:
+        box_ap, mask_ap, recall: in percent, as the published ones.
+        training_s: wall time of the training.
+        memory_gb: peak of the training.
+        inference_ms: an image.
+        hardware: what the training ran on.
+    """
+
+    model: str
+    family: str
+    profile: str
+    box_ap: float | None
+    mask_ap: float | None
+    recall: float | None
+    training_s: float | None
+    memory_gb: float | None
+    inference_ms: float | None
+    hardware: str
+
+
+@cache
+def ours() -> list[Ours]:
+    """Our results, a row for each model and profile, in the zoo's order."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records():
+        if record.model in MODELS and record.profile:
+            found.setdefault((record.model, record.profile), []).append(record)
+    order = list(MODELS)
+    return [_summary(model, profile, group)
+            for (model, profile), group in sorted(found.items(), key=lambda item: order.index(item[0][0]))]
+
+
+def _summary(model: str, profile: str, group: list[Record]) -> Ours:
+    metrics = {name: value for record in group for name, value in record.metrics.items() if value is not None}
+    speed = {name: value for record in group for name, value in record.speed.items()}
+    trained = next((record for record in group if record.kind == "train"), None)
+    memory = (trained or group[0]).memory
+
+    def percent(name: str) -> float | None:
+        return round(100 * metrics[name], 1) if name in metrics else None
+
+    latency = speed.get("inference_mean_s")
+    machine = group[0].hardware
+    return Ours(model, MODELS[model].family, profile, percent("bbox_AP"), percent("segm_AP"),
+                percent("proposal_AR1000"), trained.duration_s if trained else None,
+                memory.get("cuda_gb", memory.get("resident_gb")), 1000 * latency if latency else None,
+                ", ".join(machine.accelerators) or f"{machine.cpu}, {machine.cores} cores")

@@ -1,0 +1,261 @@
+"""Tables drawn from facts and records: sortable, with a box that filters, links to recipes and checkpoints.
+
+    ```{zoo-table} faster_rcnn            a family: published results, ours beside them
+    ```
+    ```{recipe-table} faster_rcnn         how each of its models is trained
+    ```
+    ```{published-table} throughput       a file of book/data with its source
+    ```
+    ```{records-table} pocket             our results with a profile
+    ```
+    ```{preprocessing-table}
+    ```
+
+Headers come from the catalogue `zoobook`; cells are numbers and names and stay as they are.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from detcore.data.transforms import Resize, ResizeChoice, ResizeRange, ScaleJitter
+from detcore.zoo import recipes
+from detcore.zoo.entries import ModelEntry
+from zoobook import facts
+from zoobook.languages import _
+
+Cell = str | float | None | nodes.Node
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its header, its cells, the decimals of its numbers."""
+
+    header: str
+    cells: Sequence[Cell]
+    decimals: int = 1
+
+    @property
+    def numeric(self) -> bool:
+        return any(isinstance(cell, (int, float)) for cell in self.cells)
+
+
+def link(text: str, address: str, **attributes: Any) -> nodes.reference:
+    """A link with plain or monospaced text."""
+    return nodes.reference(text, text, refuri=address, **attributes)
+
+
+def build_table(columns: Sequence[Column], ids: Sequence[str] = (), filterable: bool = False) -> nodes.container:
+    """A table without its empty columns, in a box that scrolls sideways on a phone.
+
+    Args:
+        ids: anchors of the rows.
+    """
+    columns = [column for column in columns if any(cell not in (None, "") for cell in column.cells)]
+    table = nodes.table(classes=["zoo-table"] + ["zoo-filter"] * filterable)
+    group = nodes.tgroup(cols=len(columns))
+    table += group
+    for column in columns:
+        group += nodes.colspec(colwidth=1)
+    head = nodes.row()
+    for column in columns:
+        head += nodes.entry("", nodes.paragraph(column.header, column.header),
+                            classes=["number"] if column.numeric else [])
+    group += nodes.thead("", head)
+    body = nodes.tbody()
+    group += body
+    for i in range(len(columns[0].cells)):
+        row = nodes.row(ids=[ids[i]] if ids else [])
+        for column in columns:
+            row += _entry(column, column.cells[i])
+        body += row
+    box = nodes.container("", table, classes=["zoo-table-box"])
+    return box
+
+
+def _entry(column: Column, cell: Cell) -> nodes.entry:
+    entry = nodes.entry(classes=["number"] if column.numeric else [])
+    if isinstance(cell, nodes.Node):
+        entry += nodes.paragraph("", "", cell)
+    else:
+        text = "" if cell is None else f"{cell:.{column.decimals}f}" if isinstance(cell, (int, float)) else cell
+        entry += nodes.paragraph(text, text)
+    return entry
+
+
+def source(title: str, address: str) -> nodes.paragraph:
+    """The line under a table that says where its numbers come from."""
+    line = nodes.paragraph("", f"{_('Source')}: ", classes=["zoo-source"])
+    line += link(title, address) if address else nodes.Text(title)
+    return line
+
+
+def zoo_source() -> nodes.paragraph:
+    """The source of `published.csv`."""
+    return source(str(_("published results of the MMDetection model zoo, release 3.3")), facts.ZOO_URL)
+
+
+class ZooTable(SphinxDirective):
+    """A family's models: what was published, what we measured, where the weights are."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        rows = facts.models(self.arguments[0])
+        ours = {(found.model, found.profile): found for found in facts.ours()}
+        columns = [
+            Column(_("Model"), [link(entry.name, f"#{recipe_id(entry)}") for entry, _p in rows]),
+            Column(_("Training"), [length(entry.recipe) for entry, _p in rows]),
+            Column(_("Box AP"), [p.box_ap for _e, p in rows]),
+            Column(_("Mask AP"), [p.mask_ap for _e, p in rows]),
+            Column(_("AR@1000"), [p.average_recall for _e, p in rows]),
+            Column(_("Memory (GB)"), [p.training_memory_gb for _e, p in rows]),
+            Column(_("Inference (ms)"), [p.inference_ms for _e, p in rows]),
+        ]
+        for profile, header in (("coco", _("Ours")), ("pocket", _("Ours, pocket"))):
+            found = [ours.get((entry.name, profile)) for entry, _p in rows]
+            columns += [
+                Column(f"{header}: {_('Box AP')}", [f and f.box_ap for f in found]),
+                Column(f"{header}: {_('Mask AP')}", [f and f.mask_ap for f in found]),
+                Column(f"{header}: {_('AR@1000')}", [f and f.recall for f in found]),
+                Column(f"{header}: {_('Memory (GB)')}", [f and f.memory_gb for f in found], 2),
+                Column(f"{header}: {_('Inference (ms)')}", [f and f.inference_ms for f in found]),
+            ]
+        columns.append(Column(_("Weights"), [link(_("weights"), p.checkpoint) if p.checkpoint else None
+                                             for _e, p in rows]))
+        return [build_table(columns, filterable=True), zoo_source()]
+
+
+class RecipeTable(SphinxDirective):
+    """How each model of a family is trained, a row each, with an anchor."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        entries = [entry for entry, _p in facts.models(self.arguments[0])]
+        rows = [entry.recipe for entry in entries]
+        columns = [
+            Column(_("Model"), [entry.name for entry in entries]),
+            Column(_("Pretrained backbone"), [entry.backbone.weights.rpartition("/")[2] for entry in entries]),
+            Column(_("Training"), [length(r) for r in rows]),
+            Column(_("Learning rate"), [f"{type(r.optimizer).__name__} {r.optimizer.lr:g}" for r in rows]),
+            Column(_("Drops at"), [", ".join(str(m) for m in r.schedule.milestones if m < r.schedule.end)
+                                   for r in rows]),
+            Column(_("Images a step"), [r.batch_size for r in rows], 0),
+            Column(_("Image size"), [scales(r) for r in rows]),
+            Column(_("Mixed precision"), [_("yes") if r.amp else "" for r in rows]),
+            Column(_("Options of the method"), [options(entry) for entry in entries]),
+        ]
+        return [build_table(columns, ids=[recipe_id(entry) for entry in entries])]
+
+
+class PublishedTable(SphinxDirective):
+    """A table of `book/data`, with its source."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        table = facts.table(self.arguments[0])
+        self.env.note_dependency(str(facts.BOOK / "data" / f"{self.arguments[0]}.csv"))
+        columns = [Column(_(header) if header else "", cells) for header, cells in zip(table.header, zip(*table.rows))]
+        box = build_table(columns)
+        for entry in box.findall(nodes.entry):
+            if _is_number(entry.astext()):
+                entry["classes"] = ["number"]
+        return [box, source(*table.source)]
+
+
+class RecordsTable(SphinxDirective):
+    """All models that we have trained with a profile."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        found = [result for result in facts.ours() if result.profile == self.arguments[0]]
+        if not found:
+            text = _("There is no record of this profile yet.")
+            return [nodes.paragraph(text, text, classes=["zoo-source"])]
+        columns = [
+            Column(_("Model"), [result.model for result in found]),
+            Column(_("Box AP"), [result.box_ap for result in found]),
+            Column(_("Mask AP"), [result.mask_ap for result in found]),
+            Column(_("AR@1000"), [result.recall for result in found]),
+            Column(_("Training (s)"), [result.training_s for result in found], 0),
+            Column(_("Memory (GB)"), [result.memory_gb for result in found], 2),
+            Column(_("Inference (ms)"), [result.inference_ms for result in found]),
+            Column(_("Hardware"), [result.hardware for result in found]),
+        ]
+        return [build_table(columns, filterable=True), source(str(_("the records of our runs")) + " (book/records)", "")]
+
+
+class PreprocessingTable(SphinxDirective):
+    """How the pretrained backbones expect an image to be normalised."""
+
+    def run(self) -> list[nodes.Node]:
+        kinds = {"TorchVision": recipes.TORCHVISION, "MSRA": recipes.CAFFE, "Caffe2": recipes.CAFFE2,
+                 "Pycls": recipes.PYCLS}
+        columns = [
+            Column(_("Origin"), list(kinds)),
+            Column(_("Mean"), [", ".join(map(str, kind.mean)) for kind in kinds.values()]),
+            Column(_("Standard deviation"), [", ".join(map(str, kind.std)) for kind in kinds.values()]),
+            Column(_("Channels"), ["RGB" if kind.rgb else "BGR" for kind in kinds.values()]),
+        ]
+        return [build_table(columns)]
+
+
+def recipe_id(entry: ModelEntry) -> str:
+    """The anchor of a model's recipe."""
+    return f"recipe-{entry.name}"
+
+
+def length(recipe: recipes.Recipe) -> str:
+    """How long a training is: epochs of the data set, or steps."""
+    if recipe.epochs:
+        return _("{n} epochs").format(n=recipe.epochs * recipe.repeat)
+    return _("{n} steps").format(n=recipe.iterations)
+
+
+def scales(recipe: recipes.Recipe) -> str:
+    """The sizes of a recipe's training images."""
+    for transform in recipe.train_transforms:
+        match transform:
+            case ResizeChoice():
+                shorts = [scale[1] for scale in transform.scales]
+                return f"{transform.scales[0][0]} × ({min(shorts)}, …, {max(shorts)})"
+            case ResizeRange():
+                return f"{transform.low[0]} × ({transform.low[1]}–{transform.high[1]})"
+            case ScaleJitter():
+                low, high = transform.ratio
+                return f"{transform.scale[0]} × {transform.scale[1]}, ×({low:g}–{high:g})"
+            case Resize():
+                return f"{transform.scale[0]} × {transform.scale[1]}"
+    return ""
+
+
+def options(entry: ModelEntry) -> nodes.Node | None:
+    """What a model changes in its family's builder, as Python would write it."""
+    def name(value: Any) -> str:
+        while isinstance(value, partial):
+            value = value.func
+        return value.__name__ if isinstance(value, Callable) and hasattr(value, "__name__") else repr(value)
+
+    text = ", ".join(f"{key}={name(value)}" for key, value in entry.options.items())
+    return nodes.literal(text, text) if text else None
+
+
+def _is_number(text: str) -> bool:
+    return bool(text) and not text.strip("0123456789.()& ")
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("zoo-table", ZooTable)
+    app.add_directive("recipe-table", RecipeTable)
+    app.add_directive("published-table", PublishedTable)
+    app.add_directive("records-table", RecordsTable)
+    app.add_directive("preprocessing-table", PreprocessingTable)

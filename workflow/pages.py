@@ -1,0 +1,81 @@
+"""Build the book's pages in one language: `python -m workflow.pages ja`. A warning is an error."""
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils.nodes import document
+from jupyter_book.config import get_final_config
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+from tqdm import tqdm
+
+from workflow.fingerprint import ROOT
+
+BUILD = ROOT / "build"
+START = """<!doctype html>
+<html><head><meta charset="utf-8"><title>detcore</title>
+<script>location.replace((navigator.language || "en").startsWith("ja") ? "ja/book/index.html" : "en/book/index.html")</script>
+<meta http-equiv="refresh" content="1; url=en/book/index.html"></head>
+<body><a href="en/book/index.html">English</a> <a href="ja/book/index.html">日本語</a></body></html>
+"""
+
+
+def sphinx(builder: str, language: str, output: Path) -> int:
+    """Run Sphinx with the configuration of `_config.yml`; the number of warnings, which are shown."""
+    sys.path.insert(0, str(ROOT / "book/_ext"))
+    config, _ = get_final_config(user_yaml=ROOT / "_config.yml", sourcedir=ROOT,
+                                 cli_config={"latex_individualpages": False})
+    config["language"] = language
+    with patch_docutils(str(ROOT)), docutils_namespace():
+        app = Sphinx(str(ROOT), None, str(output), str(BUILD / "doctrees" / language), builder, config,
+                     status=io.StringIO(), warning=sys.stderr, warningiserror=False)
+        with tqdm(desc=f"pages, {language}", unit="page", mininterval=0.3 if sys.stderr.isatty() else 20,
+                  bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} pages, {elapsed} {postfix}") as bar:
+            follow(app, bar)
+            app.build()
+            bar.set_postfix_str("")
+    return app._warncount or app.statuscode
+
+
+def follow(app: Sphinx, bar: tqdm) -> None:
+    """Show on a bar how many pages are read, and then how many written."""
+
+    def begin(app: Sphinx, env: Any, names: list[str]) -> None:
+        bar.reset(total=len(names))
+
+    def read(app: Sphinx, name: str, source: list[str]) -> None:
+        bar.set_postfix_str(f"reading {name}", refresh=False)
+        bar.update()
+
+    def written(app: Sphinx, env: Any) -> None:
+        bar.reset(total=len(env.found_docs))
+
+    def write(app: Sphinx, name: str, template: str, context: Any, tree: document | None) -> None:
+        if tree:
+            bar.set_postfix_str(f"writing {name}", refresh=False)
+            bar.update()
+
+    app.connect("env-before-read-docs", begin)
+    app.connect("source-read", read)
+    app.connect("env-updated", written)
+    app.connect("html-page-context", write)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workflow.pages", description="Build the pages in one language.")
+    parser.add_argument("language")
+    language = parser.parse_args().language
+    output = BUILD / "book" / language
+    if warnings := sphinx("html", language, output):
+        sys.exit(f"The pages ({language}) have {warnings} warnings; they are errors.")
+    shutil.rmtree(output / "_sources", ignore_errors=True)
+    (BUILD / "book/index.html").write_text(START, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
