@@ -1,6 +1,7 @@
 """Tables drawn from facts and records: sortable, with a box that filters, links to recipes and checkpoints.
 
     ```{zoo-table} faster_rcnn            a family: published results, ours beside them
+    :only: *r50*                          some of its models
     ```
     ```{recipe-table} faster_rcnn         how each of its models is trained
     ```
@@ -15,12 +16,15 @@ Headers come from the catalogue `zoobook`; cells are numbers and names and stay 
 """
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -105,12 +109,15 @@ class ZooTable(SphinxDirective):
     """A family's models: what was published, what we measured, where the weights are."""
 
     required_arguments = 1
+    option_spec = {"only": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
-        rows = facts.models(self.arguments[0])
+        family, only = self.arguments[0], self.options.get("only")
+        rows = [row for row in facts.models(family) if not only or fnmatchcase(row[0].name, only)]
+        page = "" if only is None else posixpath.relpath(f"book/zoo/{family}.html", posixpath.dirname(self.env.docname))
         ours = {(found.model, found.profile): found for found in facts.ours()}
         columns = [
-            Column(_("Model"), [link(entry.name, f"#{recipe_id(entry)}") for entry, _p in rows]),
+            Column(_("Model"), [link(entry.name, f"{page}#{recipe_id(entry)}") for entry, _p in rows]),
             Column(_("Training"), [length(entry.recipe) for entry, _p in rows]),
             Column(_("Box AP"), [p.box_ap for _e, p in rows]),
             Column(_("Mask AP"), [p.mask_ap for _e, p in rows]),
@@ -129,7 +136,7 @@ class ZooTable(SphinxDirective):
             ]
         columns.append(Column(_("Weights"), [link(_("weights"), p.checkpoint) if p.checkpoint else None
                                              for _e, p in rows]))
-        return [build_table(columns, filterable=True), zoo_source()]
+        return [build_table(columns, filterable=not only), zoo_source()]
 
 
 class RecipeTable(SphinxDirective):
