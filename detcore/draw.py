@@ -1,0 +1,207 @@
+"""Pictures for notebooks, drawn from real tensors.
+
+Images are uint8 [h, w, 3] RGB arrays or PIL images, boxes [n, 4] (x1, y1, x2, y2) in the image's pixels. Pictures are
+shared by all languages of the book, so there is no text in them beyond names of classes and of axes.
+"""
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from detcore.errors import UsageError
+from detcore.structures import Detections, Images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from detcore.data.transforms import Preprocess
+    from detcore.metrics.coco import CocoResult
+
+# Okabe & Ito's palette: told apart by colour-blind readers, on light and on dark.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442", "#999999")
+LEAST_SIDE = 384  # smaller images are enlarged before they are drawn on, so that lines and names stay crisp
+
+
+def colour(index: int) -> str:
+    """The colour of a class or series."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def to_pil(image: Any) -> Image.Image:
+    """An RGB picture from an array [h, w, 3], a uint8 tensor [3, h, w] or a PIL image."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.ascontiguousarray(image, np.uint8))
+
+
+def pixels(images: Images, index: int, preprocess: Preprocess) -> np.ndarray:
+    """The picture, uint8 [h, w, 3] RGB, that a network input was made from."""
+    h, w = images.sizes[index]
+    x = images.tensor[index, :, :h, :w].detach().cpu().float()
+    x = x * torch.tensor(preprocess.std).view(3, 1, 1) + torch.tensor(preprocess.mean).view(3, 1, 1)
+    x = x.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return x if preprocess.rgb else x[..., ::-1].copy()
+
+
+def detections(found: Detections, image: Any = None, *, score: float = 0.3, scale: float | None = None) -> Image.Image:
+    """Boxes, names, scores and masks of the detections whose score is at least `score`.
+
+    Args:
+        image: the picture they belong to; by default the one that `Predictor` kept.
+        scale: enlargement; by default small pictures grow to a readable size.
+
+    Raises:
+        UsageError: there is no picture to draw on.
+    """
+    image = found.image if image is None else image
+    if image is None:
+        raise UsageError("These detections carry no picture: give the image they belong to.")
+    picture = to_pil(image)
+    scale = scale or max(1.0, LEAST_SIDE / min(picture.size))
+    found = found.above(score)
+    if found.masks is not None:
+        picture = _tint(picture, found.masks.cpu().numpy(), found.labels.tolist())
+    names = None if found.class_names is None else [found.class_names[c] for c in found.labels.tolist()]
+    words = [f"{name} {100 * s:.0f}" for name, s in zip(names or [""] * len(found), found.scores.tolist())]
+    return boxes(picture, found.boxes, colors=[colour(c) for c in found.labels.tolist()], width=2, scale=scale,
+                 labels=words)
+
+
+def _tint(picture: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Image.Image:
+    array = np.asarray(picture, np.float32)
+    for mask, label in zip(masks[::-1], labels[::-1]):
+        if mask.shape != array.shape[:2]:
+            mask = cv2.resize(mask.astype(np.uint8), picture.size, interpolation=cv2.INTER_NEAREST)
+        tone = np.array(Image.new("RGB", (1, 1), colour(label)))[0, 0]
+        array = np.where(mask[..., None].astype(bool), 0.5 * array + 0.5 * tone, array)
+    return Image.fromarray(array.astype(np.uint8))
+
+
+def boxes(image: Any, boxes: Tensor | np.ndarray, *, colors: str | Sequence[str] = PALETTE[0], width: int = 1,
+          scale: float = 3, labels: Sequence[str] | None = None) -> Image.Image:
+    """Boxes drawn on an enlarged picture, the first on top; `labels` are written at their corners."""
+    picture = to_pil(image)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, min(picture.size) // 32))
+    rows = (np.asarray(boxes.detach().cpu() if isinstance(boxes, Tensor) else boxes).reshape(-1, 4) * scale).tolist()
+    tones = [colors] * len(rows) if isinstance(colors, str) else list(colors)
+    for i in reversed(range(len(rows))):
+        x1, y1, x2, y2 = rows[i]
+        draw.rectangle([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], outline=tones[i], width=width)
+        if labels is not None and labels[i].strip():
+            left, top, right, bottom = draw.textbbox((x1 + 2, y1), labels[i].strip(), font=font)
+            shift = min(0, picture.width - right - 2)
+            draw.rectangle([left - 2 + shift, top - 1, right + 2 + shift, bottom + 1], fill=tones[i])
+            draw.text((x1 + 2 + shift, y1), labels[i].strip(), fill="black", font=font)
+    return picture
+
+
+def heat(image: Any, values: Tensor | np.ndarray, *, scale: float = 3, alpha: float = 0.6) -> Image.Image:
+    """A map [h, w] of any size laid over the picture, dark for its least and bright for its greatest value."""
+    from matplotlib import colormaps
+
+    picture = to_pil(image)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    values = np.asarray(values.detach().float().cpu() if isinstance(values, Tensor) else values, np.float32)
+    span = values.max() - values.min()
+    values = cv2.resize((values - values.min()) / (span or 1), size, interpolation=cv2.INTER_NEAREST)
+    tones = Image.fromarray((colormaps["magma"](values)[..., :3] * 255).astype(np.uint8))
+    return Image.blend(picture.resize(size, Image.Resampling.LANCZOS), tones, alpha)
+
+
+def grid(images: Sequence[Any], columns: int = 4, *, gap: int = 4) -> Image.Image:
+    """Pictures side by side, by rows; all are brought to the size of the first."""
+    pictures = [to_pil(i) for i in images]
+    w, h = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(pictures))
+    sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
+    for i, picture in enumerate(pictures):
+        if picture.size != (w, h):
+            picture = picture.resize((w, h), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (i % columns * (w + gap), i // columns * (h + gap)))
+    return sheet
+
+
+def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def lines(series: Mapping[str, tuple[Any, Any]], *, x: str = "", y: str = "", size: tuple[float, float] = (6, 3),
+          log_y: bool = False) -> Figure:
+    """Curves by name, each a pair (x values, y values)."""
+    figure, axes = _axes(size, x, y)
+    for i, (name, (horizontal, vertical)) in enumerate(series.items()):
+        axes.plot(horizontal, vertical, color=colour(i), label=name, lw=1.8)
+    if log_y:
+        axes.set_yscale("log")
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def histogram(series: Mapping[str, Any], *, bins: Any = 20, x: str = "", y: str = "",
+              size: tuple[float, float] = (6, 3)) -> Figure:
+    """How values are distributed, one outline for each name."""
+    figure, axes = _axes(size, x, y)
+    for i, (name, values) in enumerate(series.items()):
+        axes.hist(np.asarray(values, float), bins=bins, histtype="stepfilled", alpha=0.35, color=colour(i))
+        axes.hist(np.asarray(values, float), bins=bins, histtype="step", lw=1.6, color=colour(i), label=name)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def bars(values: Mapping[str, float], *, x: str = "", size: tuple[float, float] = (6, 3)) -> Figure:
+    """Horizontal bars by name, the first on top."""
+    figure, axes = _axes(size, x, "")
+    axes.barh(list(values)[::-1], list(values.values())[::-1], color=colour(1))
+    return figure
+
+
+def losses(curves: Mapping[str, Sequence[float | None]], *, size: tuple[float, float] = (6, 3)) -> Figure:
+    """The losses of a training run, from its record's curves."""
+    step = curves["step"]
+    return lines({name: (step, values) for name, values in curves.items() if "loss" in name}, x="step", y="loss",
+                 size=size, log_y=True)
+
+
+def precision_recall(result: CocoResult, *, size: tuple[float, float] = (5, 3.2)) -> Figure:
+    """Precision over recall at IoU 0.5, 0.75 and 0.9, averaged over the classes."""
+    recalls = np.linspace(0, 1, 101)
+    figure = lines({f"IoU {iou}": (recalls, result.curve(iou)) for iou in (0.5, 0.75, 0.9)}, x="recall", y="precision",
+                   size=size)
+    figure.axes[0].set(xlim=(0, 1), ylim=(0, 1.02))
+    return figure
+
+
+def detections_html(found: Detections) -> str:
+    """What a notebook shows for detections: the picture, if there is one, and the ten best as a table."""
+    rows = []
+    for b, s, c in zip(found.boxes.tolist()[:10], found.scores.tolist(), found.labels.tolist()):
+        name = found.class_names[c] if found.class_names else c
+        rows.append(f"<tr><td>{name}</td><td>{s:.3f}</td><td>{', '.join(f'{v:.1f}' for v in b)}</td></tr>")
+    table = ("<table><thead><tr><th>class</th><th>score</th><th>x1, y1, x2, y2</th></tr></thead>"
+             f"<tbody>{''.join(rows)}</tbody></table>")
+    if found.image is None:
+        return table
+    data = io.BytesIO()
+    detections(found).save(data, "JPEG", quality=85)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">{table}'
