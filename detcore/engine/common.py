@@ -81,9 +81,8 @@ def describe(dataset: CocoDataset) -> DataInfo:
 
 
 def loading_processes(device: torch.device) -> int:
-    """How many processes load images: where a GPU computes, a few a GPU; beside a computing CPU, one."""
-    cores = os.cpu_count() or 1
-    return max(min(4, cores - 1), 1) if device.type == "cuda" else min(1, cores - 1)
+    """How many processes load images: for a GPU a few; where the CPU computes, none but the one that does."""
+    return min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
 
 
 class Interruption:

@@ -114,7 +114,7 @@ def _predict(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, bat
             for batch in loader:
                 batch = batch.to(device)
                 given = [t.proposals for t in batch.targets] if getattr(model, "takes_proposals", False) else None
-                found = model.predict(preprocess(batch.images, batch.sizes), proposals=given,
+                found = model.predict(preprocess(batch.images, batch.sizes), proposals=given,  # type: ignore[operator]
                                       output_sizes=[meta.original_size for meta in batch.metas])
                 yield from zip([meta.image_id for meta in batch.metas], found)
                 bar.update(min(len(batch) * world_size, len(dataset) - bar.n))
@@ -126,7 +126,8 @@ def score(detections: list[dict[str, Any]], dataset: CocoDataset, kinds: Iterabl
           backend: str = DEFAULT_BACKEND) -> dict[str, CocoResult]:
     """Detections against the truth of the data set's images, by kind of evaluation."""
     return {kind: evaluate_coco(dataset.annotation_file, detections, kind, backend=backend,  # type: ignore[arg-type]
-                                category_ids=dataset.category_ids, image_ids=dataset.image_ids) for kind in kinds}
+                                category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist())
+            for kind in kinds}
 
 
 def summary(results: dict[str, CocoResult]) -> dict[str, Any]:

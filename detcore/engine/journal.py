@@ -57,9 +57,9 @@ class Meter:
         values = dict(zip(names, stacked.tolist()))
         bad = [n for n, v in values.items() if "loss" in n and n != "loss" and not math.isfinite(v)]
         if bad:
-            raise DetcoreError(f"Training stopped at iteration {step + 1}: {', '.join(bad)} "
-                               f"{'is' if len(bad) == 1 else 'are'} not finite, on the images "
-                               f"{', '.join(map(str, image_ids))}; a lower learning rate or gradient clipping may help.")
+            raise DetcoreError(f"Training stopped at iteration {step + 1}: {' and '.join(bad)} "
+                               f"{'is' if len(bad) == 1 else 'are'} not finite, on the images with the ids "
+                               f"{', '.join(map(str, image_ids))}.")
         for name, value in values.items():
             self.window.setdefault(name, []).append(value)
 
@@ -110,7 +110,8 @@ class Journal:
             if isinstance(value, (int, float)):
                 group = "loss/" if "loss" in name else "val/" if name.startswith(("bbox", "segm", "proposal")) else ""
                 self._board.add_scalar(group + name, value, step)
-        self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items() if n in ("loss", "lr", *SHOWN)})
+        self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()
+                               if n in ("lr", *SHOWN) or "loss" in n and isinstance(v, float)})
 
     def close(self) -> None:
         """Write what is left to be written."""

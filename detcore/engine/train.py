@@ -1,17 +1,16 @@
 """Training: a recipe, a data set, and as many processes as there are.
 
-What is random in a step (samples, dropout) is drawn from (seed, step, process), what is random in the data from
+What is random in a step (samples, dropout) is drawn from (seed, process, step), what is random in the data from
 (seed, epoch, place). So a run that was killed goes on from its last checkpoint with the very losses it would have had.
 """
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -35,15 +34,18 @@ from detcore.engine.common import (
     pick_device,
 )
 from detcore.engine.evaluate import detect, flat, score
-from detcore.engine.journal import Journal, Meter
+from detcore.engine.journal import Journal, Meter, read_log
+from detcore.engine.launch import launch
 from detcore.errors import DetcoreError, UsageError
-from detcore.records import Clock, DataInfo, Record, peak_memory_gb, read_record
+from detcore.records import Record, peak_memory_gb, read_record
 from detcore.structures import Images, Target
 from detcore.zoo.create import create_model
 from detcore.zoo.entries import ModelEntry
 from detcore.zoo.models import get_model_entry
-from detcore.zoo.recipes import SGD, Recipe, parameter_groups
+from detcore.zoo.recipes import SGD, AdamW, Recipe, parameter_groups
 from detcore.zoo.weights import load_backbone, save_weights
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -80,164 +82,337 @@ def train(name: str, data_root: str | Path, *, profile: str = "pocket", output: 
         steps: optimiser steps; the recipe's schedule is compressed or stretched to them.
         seconds: stop after so much time, wherever the schedule is.
         device: "cpu" or "cuda"; the GPU where there is one by default.
-        gpus: processes to start, a GPU each (or on the CPU, where that is the device). Under torchrun or `accelerate
-            launch`, which start them, it is not used.
+        gpus: processes to start, a GPU each (or on the CPU, where that is the device). Not used under torchrun or
+            `accelerate launch`, which start processes of their own.
         resume: go on from the newest checkpoint in the folder, if there is one.
         overwrite: start anew where the folder holds a run; False refuses.
         weights: where to start from: None for the profile's pretrained backbone, "random", "published", or a file.
         proposals: file of precomputed proposals, for the models that take them.
         batch_size: images a step and process; the learning rate follows the total.
-        mixed_precision: "no", "bf16" or "fp16"; the recipe's choice by default (fp16 where it has any, on a GPU).
+        mixed_precision: "no", "bf16" or "fp16"; by default fp16 on a GPU where the recipe has mixed precision.
         clip_norm: in place of the recipe's.
         sync_bn: batch norm over all processes.
         validate: evaluate where the recipe says, and at the end.
-        log_interval, checkpoint_interval: steps between lines of the log, and between checkpoints (of which `keep`
-            are kept).
-        measure: the steps whose mean time is the record's speed; the second half of a run that is too short for it.
+        log_interval, checkpoint_interval: steps between lines of the log, and between checkpoints (of which the last
+            `keep` stay).
+        measure: the steps whose mean time is the record's speed; the second half of a run too short for them.
 
     Raises:
-        DetcoreError: in one sentence, whatever can be known to be wrong before training; then a loss that is not
-            finite, and a full disk.
+        DetcoreError: in one sentence, before training whatever can be known to be wrong; then a loss that is not
+            finite, or a full disk.
     """
-    options = dict(locals())
-    if gpus > 1 and "WORLD_SIZE" not in os.environ:
-        return _launch(gpus, options)
+    options = {k: v for k, v in locals().items() if k not in ("name", "data_root", "gpus")}
     entry = get_model_entry(name)
     recipe = entry.recipe_for(profile)
-    where = pick_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    precision = _precision(mixed_precision, recipe, where)
+    started = "WORLD_SIZE" in os.environ
+    where = pick_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started else gpus)
+    precision = pick_precision(mixed_precision, recipe, where)
     folder = output_folder(output or f"runs/{name}.{profile}")
-    data = load_data(data_root, recipe, TRAIN, training=True, proposals=proposals)
-    val_data = load_data(data_root, recipe, VAL, proposals=proposals) if validate else None
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     if checkpoints.paths() and not resume and not overwrite:
-        raise UsageError(f"{folder} holds a run: go on with it (resume), start anew over it (overwrite), or name another "
+        raise UsageError(f"{folder} holds a run: go on with it (resume), write over it (overwrite), or name another "
                          f"folder.")
+    data = load_data(data_root, recipe, TRAIN, training=True, proposals=proposals)
+    val_data = load_data(data_root, recipe, VAL, proposals=proposals) if validate else None
+    model = starting_model(entry, profile, weights, len(data.class_names), seed)
+    if gpus > 1 and not started:
+        del data, val_data, model
+        launch(train, gpus, where, name, data_root, **options | dict(output=folder))
+        return finished(folder)
 
-    accelerator = _accelerator(where, precision)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    accelerator = make_accelerator(where, precision)
+    run = Run(entry, profile, model, recipe, data, val_data, folder, checkpoints, accelerator,
+              steps=steps, seed=seed, batch_size=batch_size, clip_norm=clip_norm, sync_bn=sync_bn, workers=workers,
+              log_interval=log_interval, checkpoint_interval=checkpoint_interval, progress=progress)
+    if not (resume and run.restore()):
+        run.clear()
+    if run.step < run.steps or not (folder / "record.json").exists():
+        run.fit(seconds)
+        run.finish(measure, None if weights is None else Path(weights).name)
+    return finished(folder)
+
+
+def finished(folder: Path) -> TrainResult:
+    """The result of the run that a folder holds."""
+    best = folder / "best.safetensors"
+    return TrainResult(folder / "model.safetensors", best if best.exists() else None,
+                       read_record(folder / "record.json"), read_log(folder))
+
+
+def pick_precision(asked: str | None, recipe: Recipe, device: torch.device) -> str:
+    """The precision to train in.
+
+    Raises:
+        UsageError: there is none of that name, or the device cannot do it.
+    """
+    if asked is None:
+        return "fp16" if recipe.amp and device.type == "cuda" else "no"
+    if asked not in PRECISIONS:
+        raise UsageError(f"There is no mixed precision {asked!r}: it is one of {', '.join(PRECISIONS)}.")
+    if asked == "fp16" and device.type == "cpu":
+        raise UsageError("Mixed precision fp16 needs a GPU; on the CPU there is bf16.")
+    return asked
+
+
+def make_accelerator(device: torch.device, precision: str = "no") -> Accelerator:
+    """Accelerate's view of the processes; of what an earlier run of this process set up, nothing stays."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+
+
+def starting_model(entry: ModelEntry, profile: str, weights: str | Path | None, num_classes: int,
+                   seed: int = 0) -> nn.Module:
+    """The model that training starts from; see `train` for `weights`."""
     torch.manual_seed(seed)
-    model = starting_model(entry, profile, weights, len(data.class_names))
-    if sync_bn and world > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    batch_size = batch_size or recipe.batch_per_gpu
-    lr = recipe.optimizer.lr * batch_size * world / recipe.batch_size
-    clip_norm = recipe.clip_norm if clip_norm is None else clip_norm
-    model.to(where)
-    module, optimizer = accelerator.prepare(_Losses(model), build_optimizer(model, recipe, lr))
-    rates = [group["lr"] for group in optimizer.param_groups]
+    if weights not in (None, "random"):
+        return create_model(entry.name, weights=weights, num_classes=num_classes, profile=profile)
+    model = create_model(entry.name, num_classes=num_classes, profile=profile)
+    if weights is None:
+        load_backbone(model, entry.backbone_weights(profile))
+    return model
 
-    per_epoch = -(-len(data) * recipe.repeat // (batch_size * world))
-    length = recipe.iterations or (recipe.epochs or 1) * per_epoch
-    steps = length if steps is None else steps
-    every = recipe.val_interval * (per_epoch if recipe.epochs else 1)
-    val_interval = max(every * steps // length, 1)
-    log_interval = log_interval or max(min(50, steps // 20), 1)
-    checkpoint_interval = checkpoint_interval or max(min(per_epoch, steps // 4), 1)
-    told = dict(seed=seed, steps=steps, batch_size=batch_size, processes=world, precision=precision)
 
-    meta = dict(model=name, profile=profile, classes=list(data.class_names))
-    best_path, last_path = folder / "best.safetensors", folder / "model.safetensors"
-    start, elapsed, best, meter = 0, 0.0, -1.0, Meter()
-    accelerator.wait_for_everyone()
-    state = checkpoints.load() if resume else None
-    if state is not None:
-        if (different := {k for k, v in told.items() if state["run"][k] != v}) or state["meta"]["model"] != name:
-            raise UsageError(f"The run in {folder} cannot go on with another {' or '.join(sorted(different)) or 'model'}.")
-        start, elapsed, best, meter = state["step"], state["elapsed"], state["best"], Meter(state["window"])
-        model.load_state_dict(state["state_dict"])
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler is not None and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        if start >= steps and (folder / "record.json").exists():
-            return TrainResult(last_path, best_path if best_path.exists() else None, read_record(folder / "record.json"),
-                               Journal(folder, start, steps, write=False, progress=False, title=name).lines)
-    elif accelerator.is_main_process:
-        _clear(folder, checkpoints)
-    accelerator.wait_for_everyone()
+def build_optimizer(model: nn.Module, settings: SGD | AdamW, lr: float) -> torch.optim.Optimizer:
+    """The recipe's optimiser, with a base rate of `lr`."""
+    groups = parameter_groups(model, settings, lr)
+    if isinstance(settings, SGD):
+        return torch.optim.SGD(groups, lr, settings.momentum)
+    return torch.optim.AdamW(groups, lr)
 
-    journal = Journal(folder, start, steps, write=accelerator.is_main_process, progress=progress, title=name)
-    clock, durations, data_time, done, stopped = Clock(where), [], 0.0, start, False
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-            checkpoints.save(done, dict(
-                meta=meta, state_dict=model.state_dict(), optimizer=optimizer.state_dict(), scaler=scaler, run=told,
-                step=done, elapsed=elapsed + clock(), best=best, window=meter.window))
+class Losses(nn.Module):
+    """A detector whose forward pass is its loss: what runs in several processes at once."""
 
-    try:
-        with Interruption() as interruption:
-            batches = _batches(data, recipe, batch_size, start, steps, seed, rank, world, where,
-                               loading_processes(where) if workers is None else workers)
-            began = time.perf_counter()
-            for step, batch in batches:
-                fetched = time.perf_counter()
-                # One more than numpy's limit wraps around: four bytes of a hash of the three numbers.
-                set_seed(int(np.random.SeedSequence([seed, rank, step]).generate_state(1)[0]))
-                factor = recipe.schedule.factor(step * length // steps, per_epoch)
-                for group, rate in zip(optimizer.param_groups, rates):
-                    group["lr"] = rate * factor
-                batch = batch.to(where, non_blocking=True)
-                losses = module(recipe.preprocess(batch.images, batch.sizes), batch.targets)
-                total: Tensor = sum(v for k, v in losses.items() if "loss" in k)  # type: ignore[assignment]
-                accelerator.backward(total)
-                if clip_norm:
-                    losses["grad_norm"] = accelerator.clip_grad_norm_(module.parameters(), clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                meter.add(step, losses | {"loss": total}, [meta.image_id for meta in batch.metas])
-                done = step + 1
-                durations.append((step, time.perf_counter() - began))
-                data_time += fetched - began
-                journal.advance()
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
 
-                log_now = done % log_interval == 0 or done == steps
-                if log_now:
-                    values = _over_processes(meter.means(), accelerator)
-                    recent = [d for _, d in durations[-log_interval:]]
-                    journal.write(done, dict(
-                        epoch=round(done / per_epoch, 3), lr=lr * factor, **values, seconds=sum(recent) / len(recent),
-                        loading_seconds=data_time / len(recent), **peak_memory_gb()))
-                    data_time = 0.0
-                # One process sees an interruption at once; several agree where they meet anyway.
-                asked = interruption.wanted or (seconds is not None and elapsed + clock() >= seconds)
-                stopped = asked if world == 1 else log_now and any(gather_object([asked]))
-                due = done % checkpoint_interval == 0 or done == steps or stopped
-                if due or done % val_interval == 0:
-                    meter.flush()
-                if val_data is not None and (done % val_interval == 0 or done == steps) and not stopped:
-                    pause = time.perf_counter()
-                    values = _validate(model, val_data, recipe, batch_size, workers, accelerator, journal, done, progress)
-                    if (value := next(iter(values.values()), None) or 0.0) > best:
-                        best = value
-                        if accelerator.is_main_process:
-                            save_weights(best_path, model, meta)
-                    clock.start += time.perf_counter() - pause
-                if due:
-                    save()
-                if stopped:
-                    break
+    def forward(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        return self.detector.loss(images, targets)  # type: ignore[operator]
+
+
+class Run:
+    """A training on its way.
+
+    Attributes:
+        step: optimiser steps done, of `steps`.
+        elapsed: seconds of training so far, evaluations left out.
+        best: the best evaluation so far, -1 before the first.
+    """
+
+    def __init__(self, entry: ModelEntry, profile: str, model: nn.Module, recipe: Recipe, data: CocoDataset,
+                 val_data: CocoDataset | None, folder: Path, checkpoints: Checkpoints, accelerator: Accelerator, *,
+                 steps: int | None, seed: int, batch_size: int | None, clip_norm: float | None, sync_bn: bool,
+                 workers: int | None, log_interval: int | None, checkpoint_interval: int | None,
+                 progress: bool) -> None:
+        self.recipe, self.data, self.val_data, self.folder = recipe, data, val_data, folder
+        self.checkpoints, self.accelerator, self.progress = checkpoints, accelerator, progress
+        self.device = accelerator.device
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.workers = loading_processes(self.device) if workers is None else workers
+        self.batch_size = batch_size or recipe.batch_per_gpu
+        self.clip_norm = recipe.clip_norm if clip_norm is None else clip_norm
+        self.meta: dict[str, Any] = dict(model=entry.name, profile=profile, classes=list(data.class_names))
+
+        # The published rate is for the published number of images a step.
+        self.lr = recipe.optimizer.lr * self.batch_size * self.world / recipe.batch_size
+        if sync_bn and self.world > 1:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model.to(self.device).train()
+        self.module, self.optimizer = accelerator.prepare(Losses(self.model),
+                                                          build_optimizer(self.model, recipe.optimizer, self.lr))
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+
+        self.per_epoch = -(-len(data) * recipe.repeat // (self.batch_size * self.world))
+        self.length = recipe.iterations or (recipe.epochs or 1) * self.per_epoch
+        self.steps = self.length if steps is None else steps
+        every = recipe.val_interval * (self.per_epoch if recipe.epochs else 1)
+        self.val_interval = max(every * self.steps // self.length, 1)
+        self.log_interval = log_interval or max(min(50, self.steps // 20), 1)
+        self.checkpoint_interval = checkpoint_interval or max(min(self.per_epoch, self.steps // 4), 1)
+        self.told = dict(seed=seed, steps=self.steps, batch_size=self.batch_size, processes=self.world,
+                         precision=accelerator.mixed_precision)
+        self.step, self.elapsed, self.best, self.meter = 0, 0.0, -1.0, Meter()
+        self.durations: dict[int, float] = {}  # seconds of each step
+        self.loading: list[float] = []  # seconds of them that were spent waiting for data, since the last log line
+
+    @property
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def restore(self) -> bool:
+        """Take up the newest checkpoint; False where there is none.
+
+        Raises:
+            UsageError: it is of a run with other settings.
+            WeightsError: it cannot be read.
+        """
+        state = self.checkpoints.load()
+        if state is None:
+            return False
+        other = [k for k, v in self.told.items() if state["run"][k] != v]
+        other += [k for k, v in self.meta.items() if state["meta"][k] != v]
+        if other:
+            raise UsageError(f"The run in {self.folder} cannot go on: it has another {' and another '.join(other)}.")
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.elapsed, self.best, self.meter = state["elapsed"], state["best"], Meter(state["window"])
+        return True
+
+    def clear(self) -> None:
+        """Remove what an earlier run left in the folder."""
+        if self.main:
+            self.checkpoints.clear()
+            for name in ("model.safetensors", "best.safetensors", "record.json", "log.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)
+            for events in (self.folder / "tensorboard").glob("events.*"):
+                events.unlink()
+        self.accelerator.wait_for_everyone()
+
+    def fit(self, seconds: float | None = None) -> None:
+        """Train to the end, or for so many seconds in all; log, evaluate and save on the way.
+
+        Raises:
+            KeyboardInterrupt: it was interrupted; the checkpoint is written.
+            DetcoreError: a loss is not finite, or the disk is full.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.journal = Journal(self.folder, self.step, self.steps, write=self.main, progress=self.progress,
+                               title=self.meta["model"])
+        try:
+            with Interruption() as interruption:
                 began = time.perf_counter()
+                for batch in self.batches():
+                    self.loading.append(time.perf_counter() - began)
+                    self.train_step(batch)
+                    taken = time.perf_counter() - began
+                    self.durations[self.step] = taken
+                    self.elapsed += taken
+                    log_now = self.step % self.log_interval == 0 or self.step == self.steps
+                    if log_now:
+                        self.log()
+                    stop = interruption.wanted or (seconds is not None and self.elapsed >= seconds)
+                    # One process stops at once; several agree where they meet anyway.
+                    if self.world > 1:
+                        stop = log_now and any(gather_object([stop]))
+                    self.save_and_validate(stop)
+                    if stop:
+                        break
+                    began = time.perf_counter()
             if interruption.wanted:
                 raise KeyboardInterrupt
-    except OSError as error:
-        raise DetcoreError(f"The run in {folder} cannot be written: {error.strerror}; resume it once there is "
-                           f"room.") from error
-    finally:
-        journal.close()
-    duration = elapsed + clock()
-    record = Record(
-        kind="train", model=name, profile=profile, data=describe(data), seed=seed, duration_s=duration,
-        parameters=dict(told, steps_done=done, learning_rate=lr, device=where.type, images_a_step=batch_size * world,
-                        weights=None if weights is None else Path(weights).name, recipe=_plain(recipe)),
-        metrics={n: v for n, v in journal.lines[-1].items() if n.startswith(recipe.metric)},
-        speed=_speed([d for _, d in durations], start, measure, batch_size * world), memory=peak_memory_gb(),
-        curves=_curves(journal.lines))
-    if accelerator.is_main_process:
-        save_weights(last_path, model, meta)
-        record.write(folder / "record.json")
-    accelerator.wait_for_everyone()
-    return TrainResult(last_path, best_path if best >= 0 else None, record, journal.lines)
+        except OSError as error:
+            raise DetcoreError(f"The run in {self.folder} cannot be written: {error.strerror}; it can be resumed once "
+                               f"there is room.") from error
+        finally:
+            self.journal.close()
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches that are left, epoch after epoch."""
+        for epoch in range(self.step // self.per_epoch, -(-self.steps // self.per_epoch)):
+            loader = build_loader(
+                self.data, self.batch_size, preprocess=self.recipe.preprocess, training=True, workers=self.workers,
+                seed=self.told["seed"], epoch=epoch, start=self.step % self.per_epoch, repeat=self.recipe.repeat,
+                aspect_grouping=self.recipe.aspect_grouping, rank=self.rank, world_size=self.world,
+                pin_memory=self.device.type == "cuda")
+            for batch in loader:
+                yield batch
+                if self.step == self.steps:
+                    return
+
+    @property
+    def rate(self) -> float:
+        """The share of the base learning rate that the next step has; the schedule is scaled to the run's length."""
+        return self.recipe.schedule.factor(self.step * self.length // self.steps, self.per_epoch)
+
+    def train_step(self, batch: Batch) -> None:
+        """One step of the optimiser."""
+        seed = np.random.SeedSequence([self.told["seed"], self.rank, self.step]).generate_state(1)[0]
+        set_seed(int(seed))
+        for group, base in zip(self.optimizer.param_groups, self.base_rates):
+            group["lr"] = base * self.rate
+        batch = batch.to(self.device, non_blocking=True)
+        values = self.module(self.recipe.preprocess(batch.images, batch.sizes), batch.targets)
+        loss = torch.stack([v for name, v in values.items() if "loss" in name]).sum()
+        self.accelerator.backward(loss)
+        if self.clip_norm:
+            values["grad_norm"] = self.accelerator.clip_grad_norm_(self.module.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.meter.add(self.step, values | {"loss": loss}, [m.image_id for m in batch.metas])
+        self.step += 1
+        self.journal.advance()
+
+    def log(self) -> None:
+        """Write the means since the last line, over all processes."""
+        values = self.meter.means()
+        if self.world > 1:
+            means = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+            values = dict(zip(values, self.accelerator.reduce(means, "mean").tolist()))
+        recent = list(self.durations.values())[-len(self.loading):]
+        self.journal.write(self.step, dict(
+            epoch=round(self.step / self.per_epoch, 3), lr=self.optimizer.param_groups[0]["lr"], **values,
+            seconds=round(fmean(recent), 4), loading_seconds=round(fmean(self.loading), 4), **peak_memory_gb()))
+        self.loading = []
+
+    def save_and_validate(self, stop: bool) -> None:
+        """What is due after a step: an evaluation, a checkpoint, both or nothing."""
+        last = self.step == self.steps
+        validate = self.val_data is not None and not stop and (last or self.step % self.val_interval == 0)
+        save = stop or last or self.step % self.checkpoint_interval == 0
+        if validate or save:
+            self.meter.flush()
+        if validate:
+            self.validate()
+        if save and self.main:
+            scaler = {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
+            self.checkpoints.save(self.step, dict(
+                meta=self.meta, state_dict=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
+                scaler=scaler, run=self.told, step=self.step, elapsed=self.elapsed, best=self.best,
+                window=self.meter.window))
+
+    def validate(self) -> None:
+        """Evaluate, log, and keep the weights where they are the best so far."""
+        assert self.val_data is not None
+        found = detect(self.model, self.val_data, self.recipe.preprocess, batch_size=self.batch_size,
+                       workers=self.workers, rank=self.rank, world_size=self.world, progress=self.progress)
+        if self.main:
+            results = score(found, self.val_data, self.recipe.metric)
+            self.journal.write(self.step, flat(results))
+            value = next(iter(results.values())).headline
+            if value > self.best:
+                self.best = value
+                save_weights(self.folder / "best.safetensors", self.model, self.meta)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, measure: tuple[int, int], weights: str | None) -> None:
+        """Write the weights and the record."""
+        peaks = gather_object([peak_memory_gb()]) if self.world > 1 else [peak_memory_gb()]
+        if self.main:
+            lines = read_log(self.folder)
+            losses, metrics = [line for line in lines if "loss" in line], [line for line in lines if "loss" not in line]
+            names = ["step", *(n for n in losses[-1] if n == "lr" or "loss" in n and "seconds" not in n)]
+            save_weights(self.folder / "model.safetensors", self.model, self.meta)
+            Record(
+                kind="train", model=self.meta["model"], profile=self.meta["profile"], data=describe(self.data),
+                seed=self.told["seed"], duration_s=self.elapsed, speed=self.speed(*measure),
+                memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
+                parameters=dict(self.told, steps_done=self.step, learning_rate=self.lr, weights=weights,
+                                optimizer=type(self.recipe.optimizer).__name__, images=self.batch_size * self.world,
+                                clip_norm=self.clip_norm, device=self.device.type),
+                metrics={n: v for n, v in metrics[-1].items() if n != "step"} if metrics else {},
+                curves={n: [line.get(n) for line in losses] for n in names},
+            ).write(self.folder / "record.json")
+        self.accelerator.wait_for_everyone()
+
+    def speed(self, first: int, last: int) -> dict[str, float]:
+        """Seconds a step and images a second, over the steps from `first` to `last`."""
+        window = [d for step, d in self.durations.items() if first < step <= last]
+        if not window:
+            window = list(self.durations.values())[len(self.durations) // 2:]
+        seconds = fmean(window)
+        return dict(seconds_per_step=seconds, images_per_s=self.batch_size * self.world / seconds)

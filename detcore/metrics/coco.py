@@ -98,7 +98,7 @@ def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mappi
         run = eval_class(ground, found, "segm" if kind == "segm" else "bbox")
         run.params.maxDets = list(limits)
         run.params.useCats = int(kind != "proposal")
-        run.params.imgIds = sorted(known if image_ids is None else map(int, image_ids))
+        run.params.imgIds = sorted(known if image_ids is None else image_ids)
         names = {c["id"]: c["name"] for c in content["categories"]}
         run.params.catIds = sorted(names if category_ids is None else category_ids)
         run.evaluate()

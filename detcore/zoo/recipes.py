@@ -96,6 +96,7 @@ class Recipe:
         epochs, iterations: length of the training; one of them is None.
         repeat: times that an epoch runs through the data set.
         batch_size, batch_per_gpu: images a step in all, and of each GPU as published.
+        clip_norm: L2 norm of the gradient at most; None for no limit.
         amp: mixed precision.
         val_interval: epochs (or iterations) between evaluations.
         filter_empty, min_size: leave out training images without objects, or with a side below `min_size` pixels.
@@ -116,6 +117,7 @@ class Recipe:
     repeat: int = 1
     batch_size: int = 16
     batch_per_gpu: int = 2
+    clip_norm: float | None = None
     amp: bool = False
     val_interval: int = 1
     filter_empty: bool = True

@@ -1,0 +1,156 @@
+"""Benchmarks by the zoo's own protocol, so that times and memory can be put beside the published ones.
+
+Inference: forward pass and post-processing of one image after the other, without loading; the first images warm up.
+Training: the mean time of the iterations after the beginning, loading included. Memory: the most that PyTorch has
+allocated on any GPU; on the CPU the largest resident size of the process.
+"""
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
+
+from detcore.data.coco import CocoDataset
+from detcore.data.loader import Batch, build_loader
+from detcore.data.transforms import Preprocess, Resize
+from detcore.engine.common import describe, load_data, loading_processes, pick_device
+from detcore.engine.train import train
+from detcore.errors import UsageError
+from detcore.records import Clock, Record, peak_memory_gb
+from detcore.structures import Images
+from detcore.zoo.create import create_model
+from detcore.zoo.models import get_model_entry
+from detcore.zoo.recipes import Recipe
+
+
+def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | Path | nn.Module | None = None,
+                        profile: str = "pocket", proposals: str | Path | None = None, device: str | None = None,
+                        images: int = 2000, warmup: int = 5, interval: int = 50, fuse: bool = False,
+                        say: Callable[[str], None] | None = print) -> Record:
+    """Time a model on the validation images, one at a time.
+
+    Args:
+        checkpoint: weights, or the model itself; None: random ones, whose detections, and so the time of
+            post-processing, are not those of a trained model.
+        images: images that are timed; the data set is gone through again where it has fewer.
+        warmup: images before them that are not.
+        interval: images between lines; `say` takes the lines.
+        fuse: fold batch norm into convolutions first.
+
+    Returns:
+        A record with the mean, median and 95th percentile in ms and images a second; parameters, FLOPs and memory.
+    """
+    entry, where = get_model_entry(name), pick_device(device)
+    recipe = entry.recipe_for(profile)
+    data = load_data(data_root, recipe, proposals=proposals)
+    model = checkpoint if isinstance(checkpoint, nn.Module) else create_model(
+        name, weights=checkpoint, num_classes=None if checkpoint else len(data.class_names), profile=profile)
+    model.to(where).eval()
+    parameters, size = sum(p.numel() for p in model.parameters()), input_size(recipe)
+    operations = flops(model, size)
+    if fuse:
+        fuse_conv_bn(model)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    total, times = Clock(where), []
+    for i, batch in enumerate(islice(_forever(data, recipe.preprocess, where), warmup + images)):
+        clock = Clock(where)
+        predict(model, batch, recipe.preprocess)
+        if i >= warmup:
+            times.append(clock())
+        done = len(times)
+        if say is not None and done and done % interval == 0:
+            mean = float(np.mean(times))
+            say(f"image {done} of {images}: {1 / mean:.1f} images/s, {1000 * mean:.1f} ms an image")
+    seconds = np.array(times)
+    return Record(
+        kind="benchmark", model=name, profile=profile, data=describe(data), duration_s=total(),
+        parameters=dict(mode="inference", images=images, warmup=warmup, fuse_conv_bn=fuse, device=where.type,
+                        weights=Path(checkpoint).name if isinstance(checkpoint, (str, Path)) else None),
+        metrics=dict(parameters=parameters, flops=operations, input_height=size[0], input_width=size[1]),
+        speed=dict(images_per_s=1 / seconds.mean(), mean_ms=1000 * seconds.mean(),
+                   median_ms=1000 * float(np.median(seconds)), p95_ms=1000 * float(np.percentile(seconds, 95))),
+        memory=peak_memory_gb())
+
+
+def predict(model: nn.Module, batch: Batch, preprocess: Preprocess) -> Any:
+    """The detections in a batch that is on the model's device, in the images' own pixels."""
+    given = [t.proposals for t in batch.targets] if getattr(model, "takes_proposals", False) else None
+    return model.predict(preprocess(batch.images, batch.sizes), proposals=given,  # type: ignore[operator]
+                         output_sizes=[m.original_size for m in batch.metas])
+
+
+def _forever(data: CocoDataset, preprocess: Preprocess, device: torch.device) -> Iterator[Batch]:
+    while True:
+        for batch in build_loader(data, 1, preprocess=preprocess, workers=loading_processes(device)):
+            yield batch.to(device)
+
+
+def benchmark_training(name: str, data_root: str | Path, *, first: int = 100, last: int = 500,
+                       **options: Any) -> Record:
+    """Train, and measure the iterations after `first` up to `last`.
+
+    Args:
+        options: of `detcore.engine.train.train`.
+
+    Returns:
+        A record with seconds an iteration, images a second and memory.
+    """
+    if not 0 <= first < last:
+        raise UsageError(f"The iterations to measure end after they begin, unlike {first} to {last}.")
+    with tempfile.TemporaryDirectory(prefix="detcore-") as folder:
+        run = train(name, data_root, output=folder, steps=last, measure=(first, last), validate=False,
+                    checkpoint_interval=last, **options).record
+    return run.model_copy(update=dict(kind="benchmark", curves={}, metrics={}, parameters=dict(
+        run.parameters, mode="training", first=first, last=last)))
+
+
+def input_size(recipe: Recipe) -> tuple[int, int]:
+    """(h, w) of the largest image that a recipe's test transforms give, lying, and padded."""
+    scale = next(t.scale for t in recipe.test_transforms if isinstance(t, Resize))
+    pad = recipe.preprocess.pad_to
+    return -(-min(scale) // pad) * pad, -(-max(scale) // pad) * pad
+
+
+def flops(model: nn.Module, size: tuple[int, int]) -> int:
+    """Floating-point operations of `predict` on one image of (h, w): those of convolutions and matrix products.
+
+    A multiplication and an addition are two operations; tables that count "multiply-adds" say half as much. Where a
+    second stage looks at fewer regions than it may, because few are found, it counts for less.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, *size, generator=generator).to(device)
+    proposals = None
+    if getattr(model, "takes_proposals", False):
+        corners = torch.rand(1000, 2, 2, generator=generator).sort(1).values * torch.tensor([size[1], size[0]])
+        proposals = [corners.flatten(1).to(device)]
+    training = model.training
+    model.eval()
+    with FlopCounterMode(display=False) as counter:
+        model.predict(Images(image, [size]), proposals=proposals)  # type: ignore[operator]
+    model.train(training)
+    return counter.get_total_flops()
+
+
+def fuse_conv_bn(model: nn.Module) -> nn.Module:
+    """Fold each batch norm into the convolution before it, in place; for evaluation only.
+
+    A norm belongs to the convolution that its parent holds right before it, as everywhere in this library.
+    """
+    for module in list(model.modules()):
+        before: tuple[str, nn.Module] | None = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and before is not None:
+                setattr(module, before[0], fuse_conv_bn_eval(before[1].eval(), child.eval()))  # type: ignore[type-var]
+                setattr(module, name, nn.Identity())
+            before = (name, child) if isinstance(child, nn.Conv2d) else None
+    return model
