@@ -32,8 +32,8 @@ def sphinx(builder: str, language: str, output: Path) -> int:
                                  cli_config={"latex_individualpages": False})
     config["language"] = language
     with patch_docutils(str(ROOT)), docutils_namespace():
-        app = Sphinx(str(ROOT), None, str(output), str(BUILD / "doctrees" / language), builder, config,
-                     status=io.StringIO(), warning=sys.stderr, warningiserror=False)
+        app = Sphinx(str(ROOT), None, str(output), str(BUILD / "doctrees" / f"{builder}-{language}"), builder, config,
+                     status=io.StringIO(), warning=sys.stderr, freshenv=True)
         with tqdm(desc=f"pages, {language}", unit="page", mininterval=0.3 if sys.stderr.isatty() else 20,
                   bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} pages, {elapsed} {postfix}") as bar:
             follow(app, bar)

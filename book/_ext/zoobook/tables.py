@@ -95,9 +95,14 @@ def _entry(column: Column, cell: Cell) -> nodes.entry:
 
 def source(title: str, address: str) -> nodes.paragraph:
     """The line under a table that says where its numbers come from."""
-    line = nodes.paragraph("", f"{_('Source')}: ", classes=["zoo-source"])
+    line = note(f"{_('Source')}: ")
     line += link(title, address) if address else nodes.Text(title)
     return line
+
+
+def note(text: str) -> nodes.paragraph:
+    """A line in small print, in the page's language already."""
+    return nodes.paragraph(text, text, classes=["zoo-source"], translatable=False)
 
 
 def zoo_source() -> nodes.paragraph:
@@ -175,7 +180,8 @@ class PublishedTable(SphinxDirective):
         for entry in box.findall(nodes.entry):
             if _is_number(entry.astext()):
                 entry["classes"] = ["number"]
-        return [box, source(*table.source)]
+        title, address = table.source
+        return [box, source(_(title), address)]
 
 
 class RecordsTable(SphinxDirective):
@@ -186,8 +192,7 @@ class RecordsTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         found = [result for result in facts.ours() if result.profile == self.arguments[0]]
         if not found:
-            text = _("There is no record of this profile yet.")
-            return [nodes.paragraph(text, text, classes=["zoo-source"])]
+            return [note(_("There is no record of this profile yet."))]
         columns = [
             Column(_("Model"), [result.model for result in found]),
             Column(_("Box AP"), [result.box_ap for result in found]),

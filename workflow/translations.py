@@ -1,0 +1,81 @@
+"""Bring the catalogues in `book/locale` up to date with the pages: `make translations`.
+
+Every page has a catalogue; the book's own extension has `zoobook.po`, and `sphinx.po` has what the theme lacks. Prints
+each message that is not translated, or only guessed (fuzzy), and exits with 1 if there are any.
+"""
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract_from_dir
+from babel.messages.pofile import read_po, write_po
+from sphinx_intl import basic
+
+from workflow.fingerprint import ROOT
+from workflow.pages import BUILD, sphinx
+
+LOCALE = ROOT / "book/locale"
+TEMPLATES = BUILD / "gettext"
+
+
+def extension_messages() -> Catalog:
+    """The texts of the book's extension, and the titles and headers of the published tables."""
+    catalogue = Catalog(project="detcore", charset="utf-8", fuzzy=False)
+    for file, line, message, comments, _ in extract_from_dir(ROOT / "book/_ext", [("**.py", "python")]):
+        catalogue.add(message, locations=[(file, line)], auto_comments=comments)
+    for path in sorted((ROOT / "book/data").glob("*.csv")):
+        title, header = path.read_text("utf-8").splitlines()[:2]
+        catalogue.add(title.lstrip("# ").partition(" <")[0], locations=[(path.name, 1)])
+        for text in next(csv.reader([header])):
+            catalogue.add(text, locations=[(path.name, 2)])
+    return catalogue
+
+
+def catalogues(language: str) -> dict[str, Catalog]:
+    """All catalogues of a language by their file, relative to `book/locale`."""
+    found = {}
+    for path in sorted((LOCALE / language / "LC_MESSAGES").rglob("*.po")):
+        with path.open("rb") as file:
+            found[str(path.relative_to(LOCALE))] = read_po(file, locale=language)
+    return found
+
+
+def missing(language: str) -> list[tuple[str, str]]:
+    """(file, message) of what is not translated or fuzzy, or was and is no longer on any page."""
+    return [(name, str(message.id)) for name, catalogue in catalogues(language).items() for message in catalogue
+            if message.id and (not message.string or message.fuzzy)]
+
+
+def templates() -> None:
+    """Write the pages' and the extension's messages to `build/gettext`."""
+    shutil.rmtree(TEMPLATES, ignore_errors=True)
+    if sphinx("gettext", "en", TEMPLATES):
+        sys.exit("The pages have warnings; they are errors.")
+    with (TEMPLATES / "zoobook.pot").open("wb") as file:
+        write_po(file, extension_messages(), omit_header=False)
+
+
+def main() -> None:
+    languages = sys.argv[1:] or ["ja"]
+    templates()
+    left = 0
+    for language in languages:
+        basic.update(str(LOCALE), str(TEMPLATES), [language])
+        wanted = {path.relative_to(TEMPLATES).with_suffix(".po") for path in TEMPLATES.rglob("*.pot")}
+        for path in sorted((LOCALE / language / "LC_MESSAGES").rglob("*.po")):
+            relative = path.relative_to(LOCALE / language / "LC_MESSAGES")
+            if relative not in wanted and relative != Path("sphinx.po"):
+                print(f"{relative} belongs to no page: remove it")
+        for name, message in missing(language):
+            print(f"{name}: {message!r}")
+            left += 1
+    print(f"{left} messages to translate" if left else "Every message is translated.")
+    sys.exit(1 if left else 0)
+
+
+if __name__ == "__main__":
+    main()
