@@ -89,6 +89,8 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             for output in cell.outputs:
                 if "metadata" in output:
                     output.metadata = nbformat.from_dict({})
+                if "image/jpeg" in output.get("data", {}):
+                    output.data.pop("image/png", None)  # Pillow gives both; photographs are ten times smaller so
     return notebook
 
 
