@@ -22,7 +22,7 @@ from detcore.errors import DataError
 
 PACKAGES = ("detcore", "torch", "torchvision", "accelerate", "numpy", "opencv-python-headless", "faster-coco-eval",
             "pycocotools")
-Number = float | None
+Number = int | float | None
 
 
 class Hardware(BaseModel):

@@ -46,7 +46,7 @@ def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | P
         fuse: fold batch norm into convolutions first.
 
     Returns:
-        A record with the mean, median and 95th percentile in ms and images a second; parameters, FLOPs and memory.
+        A record with the mean, median and 95th percentile of an image's time, parameters, FLOPs and memory.
     """
     entry, where = get_model_entry(name), pick_device(device)
     recipe = entry.recipe_for(profile)
@@ -76,8 +76,8 @@ def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | P
         parameters=dict(mode="inference", images=images, warmup=warmup, fuse_conv_bn=fuse, device=where.type,
                         weights=Path(checkpoint).name if isinstance(checkpoint, (str, Path)) else None),
         metrics=dict(parameters=parameters, flops=operations, input_height=size[0], input_width=size[1]),
-        speed=dict(images_per_s=1 / seconds.mean(), mean_ms=1000 * seconds.mean(),
-                   median_ms=1000 * float(np.median(seconds)), p95_ms=1000 * float(np.percentile(seconds, 95))),
+        speed=dict(inference_mean_s=float(seconds.mean()), inference_median_s=float(np.median(seconds)),
+                   inference_p95_s=float(np.percentile(seconds, 95)), inference_images_per_s=1 / float(seconds.mean())),
         memory=peak_memory_gb())
 
 

@@ -80,7 +80,7 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
         kind="evaluate", model=name, profile=profile, data=describe(dataset), duration_s=clock(),
         parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type,
                         weights=None if isinstance(checkpoint, nn.Module) else Path(checkpoint).name),
-        speed=dict(images_per_s=len(dataset) / seconds), memory=peak_memory_gb(), **summary(results))
+        speed=dict(evaluation_images_per_s=len(dataset) / seconds), memory=peak_memory_gb(), **summary(results))
     if folder is not None:
         save_json(folder / "detections.json", detections)
         record.write(folder / "record.json")

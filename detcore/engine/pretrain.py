@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -46,9 +47,9 @@ class Pretraining:
 def class_map(target: Target, size: tuple[int, int]) -> Tensor:
     """[h, w] int64: for each pixel 0, or 1 + the class of the object there; of overlapping objects the smallest."""
     out = torch.zeros(size, dtype=torch.long)
-    areas = target.masks.sum((1, 2))
-    for i in areas.argsort(descending=True).tolist():
-        out[target.masks[i] > 0] = target.labels[i] + 1
+    masks = cast(Tensor, target.masks)
+    for i in masks.sum((1, 2)).argsort(descending=True).tolist():
+        out[masks[i] > 0] = target.labels[i] + 1
     return out
 
 
@@ -80,7 +81,7 @@ def pretrain(data_root: str | Path, *, steps: int = STEPS, seed: int = 0, output
                                   seed=seed, epoch=epoch)
             for batch in loader:
                 images = TORCHVISION(batch.images, batch.sizes).tensor
-                wanted = torch.stack([class_map(t, images.shape[2:]) for t in batch.targets])
+                wanted = torch.stack([class_map(t, (images.shape[2], images.shape[3])) for t in batch.targets])
                 losses = []
                 for i, (x, head) in enumerate(zip(backbone(images), heads)):
                     stride = images.shape[2] // x.shape[2]

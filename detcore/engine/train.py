@@ -415,4 +415,4 @@ class Run:
         if not window:
             window = list(self.durations.values())[len(self.durations) // 2:]
         seconds = fmean(window)
-        return dict(seconds_per_step=seconds, images_per_s=self.batch_size * self.world / seconds)
+        return dict(training_step_s=seconds, training_images_per_s=self.batch_size * self.world / seconds)

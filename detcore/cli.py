@@ -1,0 +1,285 @@
+"""The command `detcore`: the library's functions from a shell.
+
+What a user can mend ends in one sentence on standard error and exit status 1, an interrupted training in 130.
+"""
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from detcore.errors import DetcoreError, UsageError
+
+if TYPE_CHECKING:
+    from detcore.structures import Detections
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Object detectors: a zoo of models, their training, evaluation and benchmarks.")
+data_app = typer.Typer(no_args_is_help=True, help="Draw or write data sets.")
+app.add_typer(data_app, name="data")
+
+Name = Annotated[str, typer.Argument(help="A name of the zoo; `detcore list` shows them.")]
+Root = Annotated[Path, typer.Option(help="Folder of a data set in COCO's layout.")]
+Profile = Annotated[Literal["pocket", "coco"], typer.Option(
+    help="pocket: at a size for two CPU cores; coco: as published.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one by default.")]
+Weights = Annotated[str | None, typer.Option(help="A file of weights, or 'published'.")]
+Proposals = Annotated[Path | None, typer.Option(help="File of `detcore proposals`, for Fast R-CNN.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images at a time, of each process.")]
+Gpus = Annotated[int, typer.Option(help="Processes to start, a GPU each, or on the CPU with --device cpu.")]
+Precision = Annotated[str | None, typer.Option(help="no, bf16 or fp16; the recipe's by default.")]
+ROOT = Path("data/pocket")
+POCKET: Literal["pocket"] = "pocket"
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Columns side by side; numbers to the right, nothing for None."""
+    cells = [[("" if c is None else f"{c:.1f}" if isinstance(c, float) else str(c)) for c in row] for row in rows]
+    numeric = [all(not row[i] or row[i].replace(".", "").replace("-", "").isdigit() for row in cells)
+               for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *cells)]
+    for row in [list(header), *cells]:
+        print("  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric)).rstrip())
+
+
+def print_metrics(results: dict[str, Any]) -> None:
+    """The metrics of an evaluation, then each class's AP."""
+    for kind, result in results.items():
+        print_table([kind, *result.metrics], [["", *(_share(v) for v in result.metrics.values())]])
+    classes = {name: None for result in results.values() for name in result.per_class}
+    if classes:
+        kinds = [kind for kind, result in results.items() if result.per_class]
+        print()
+        print_table(["class", *(f"{kind} AP" for kind in kinds)],
+                    [[name, *(_share(results[kind].per_class[name]) for kind in kinds)] for name in classes])
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
+
+
+@app.command("list")
+def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildcards.")] = "*",
+                 family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+                 weights: Annotated[bool, typer.Option("--weights", help="Only those with published weights.")] = False
+                 ) -> None:
+    """List the models of the zoo with their published results."""
+    from detcore.zoo.entries import Published
+    from detcore.zoo.models import MODELS, get_model_entry, list_models
+
+    names = list_models(pattern)
+    if not names:
+        if "*" not in pattern:
+            get_model_entry(pattern)
+        raise UsageError(f"No name of the zoo matches {pattern!r}.")
+    families = {e.family for e in MODELS.values()}
+    if family and family not in families:
+        raise UsageError(f"There is no family {family!r}: it is one of {', '.join(sorted(families))}.")
+    chosen = [e for e in map(get_model_entry, names) if family in (None, e.family) and (e.checkpoint or not weights)]
+    rows = []
+    for entry in chosen:
+        told = entry.published or Published()
+        rows.append([entry.name, entry.family, told.box_ap, told.mask_ap, told.average_recall, told.training_memory_gb,
+                     told.inference_ms, "yes" if entry.checkpoint else ""])
+    print_table(["name", "family", "box AP", "mask AP", "AR1000", "train GB", "ms/image", "weights"], rows)
+    print(f"\n{len(rows)} models; the results are the published ones.")
+
+
+@app.command()
+def show(name: Name, profile: Profile = "coco") -> None:
+    """Show a model: its parts, its recipe, its published results."""
+    from dataclasses import asdict, fields
+
+    from detcore.zoo.models import get_model_entry
+    from detcore.zoo.summary import summarize
+
+    entry = get_model_entry(name)
+    print(f"{entry.name} (family {entry.family}, profile {profile})\n")
+    print_table(["part", "kind", "parameters", "trained"],
+                [[p.name, p.kind, p.parameters, p.trainable] for p in summarize(entry.build(profile=profile))])
+    recipe = entry.recipe_for(profile)
+    print("\nrecipe")
+    print_table(["", ""], [[f"  {f.name}", getattr(recipe, f.name)] for f in fields(recipe)])
+    if profile == "coco" and entry.published:
+        print("\npublished")
+        print_table(["", ""], [[f"  {k}", v] for k, v in asdict(entry.published).items() if v is not None])
+
+
+@app.command()
+def train(name: Name, data_root: Root = ROOT, profile: Profile = POCKET,
+          output: Annotated[Path | None, typer.Option(help="Folder; runs/NAME.PROFILE by default.")] = None,
+          steps: Annotated[int | None, typer.Option(help="Optimiser steps; the schedule is scaled to them.")] = None,
+          seconds: Annotated[float | None, typer.Option(help="Stop after so much time.")] = None,
+          seed: int = 0, device: Device = None, gpus: Gpus = 1,
+          resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+          overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew over an earlier run.")] = False,
+          weights: Annotated[str | None, typer.Option(
+              help="Start from a file, 'published' or 'random'; from the pretrained backbone by default.")] = None,
+          proposals: Proposals = None, batch_size: BatchSize = None, workers: Workers = None,
+          mixed_precision: Precision = None,
+          clip_norm: Annotated[float | None, typer.Option(help="Clip gradients to this norm.")] = None,
+          sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Batch norm over all processes.")] = False,
+          validate: Annotated[bool, typer.Option(help="Evaluate on the way and at the end.")] = True,
+          log_interval: Annotated[int | None, typer.Option(help="Steps between lines of the log.")] = None,
+          checkpoint_interval: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+          keep: Annotated[int, typer.Option(help="Checkpoints that are kept.")] = 2) -> None:
+    """Train a model by its recipe.
+
+    For several machines start it with torchrun or accelerate launch: `torchrun --nproc-per-node 8 -m detcore train ...`
+    """
+    options = dict(locals())
+    from detcore.engine.train import train as run
+
+    try:
+        result = run(**options)
+    except KeyboardInterrupt:
+        print("Stopped; the same command with --resume goes on.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if result.record.metrics:
+        print_table(list(result.record.metrics), [[_share(v) for v in result.record.metrics.values()]])
+    print(f"{result.record.parameters['steps_done']} steps in {result.record.duration_s:.0f} s; weights: "
+          f"{result.checkpoint}")
+
+
+@app.command()
+def evaluate(name: Name, checkpoint: Annotated[str, typer.Argument(help="A file of weights, or 'published'.")],
+             data_root: Root = ROOT, profile: Profile = POCKET,
+             backend: Annotated[str, typer.Option(help="faster-coco-eval or pycocotools.")] = "faster-coco-eval",
+             split: str = "val2017", proposals: Proposals = None, device: Device = None, batch_size: BatchSize = None,
+             workers: Workers = None,
+             images: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
+             output: Annotated[Path | None, typer.Option(help="Folder for detections and record.")] = None) -> None:
+    """Evaluate a model on a data set."""
+    options = dict(locals())
+    from detcore.engine.evaluate import evaluate as run
+
+    print_metrics(run(**options).results)
+
+
+@app.command()
+def benchmark(name: Name, data_root: Root = ROOT, profile: Profile = POCKET,
+              mode: Annotated[Literal["inference", "training"], typer.Option()] = "inference", weights: Weights = None,
+              proposals: Proposals = None, device: Device = None,
+              images: Annotated[int, typer.Option(help="Inference: images to time.")] = 2000,
+              warmup: Annotated[int, typer.Option(help="Inference: images before them.")] = 5,
+              interval: Annotated[int, typer.Option(help="Inference: images between lines.")] = 50,
+              fuse_conv_bn: Annotated[bool, typer.Option("--fuse-conv-bn", help="Inference: fold batch norm.")] = False,
+              first: Annotated[int, typer.Option(help="Training: measure after this iteration")] = 100,
+              last: Annotated[int, typer.Option(help="Training: up to this one.")] = 500, gpus: Gpus = 1,
+              batch_size: BatchSize = None, workers: Workers = None, mixed_precision: Precision = None,
+              output: Annotated[Path | None, typer.Option(help="File for the record.")] = None) -> None:
+    """Measure speed and memory, of inference or of training."""
+    from detcore.engine.benchmark import benchmark_inference, benchmark_training
+    from detcore.engine.common import output_folder
+
+    if output is not None:
+        output_folder(output.parent)
+    if mode == "inference":
+        record = benchmark_inference(name, data_root, checkpoint=weights, profile=profile, proposals=proposals,
+                                     device=device, images=images, warmup=warmup, interval=interval, fuse=fuse_conv_bn)
+    else:
+        record = benchmark_training(name, data_root, first=first, last=last, profile=profile, weights=weights,
+                                    proposals=proposals, device=device, gpus=gpus, batch_size=batch_size,
+                                    workers=workers, mixed_precision=mixed_precision)
+    if output is not None:
+        record.write(output)
+    print_table(["", ""], [[n, f"{v:.4g}"] for n, v in {**record.speed, **record.memory}.items()]
+                + [[n, f"{v:,.0f}"] for n, v in record.metrics.items() if v is not None])
+
+
+@app.command()
+def predict(name: Annotated[str, typer.Argument(help="A name of the zoo, or a file that training wrote.")],
+            images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+            output: Annotated[Path, typer.Option(help="Folder for detections.json and pictures.")] = Path("found"),
+            weights: Weights = None, profile: Profile = "coco", device: Device = None,
+            score: Annotated[float, typer.Option(help="Leave out detections below.")] = 0.3,
+            paint: Annotated[bool, typer.Option(help="Write painted pictures.")] = True) -> None:
+    """Detect objects in pictures."""
+    from tqdm import tqdm
+
+    from detcore.engine.common import output_folder, pick_device
+    from detcore.engine.evaluate import save_json
+    from detcore.predictor import Predictor
+
+    folder, where = output_folder(output), pick_device(device)
+    predictor = Predictor(name, weights=weights, profile=profile, device=str(where), score=score)
+    table = []
+    for number, image in enumerate(tqdm(images, desc="detecting", unit="img", disable=len(images) < 2), 1):
+        found = cast("Detections", predictor(image))
+        names = found.class_names
+        records = [r | ({"category": names[r["category_id"] - 1]} if names else {}) for r in found.to_coco(number)]
+        table.append(dict(file=str(image), detections=records))
+        if paint:
+            found.draw(score=score).save(folder / f"{image.stem}.found.png")
+    save_json(folder / "detections.json", table)
+    print(f"{sum(len(t['detections']) for t in table)} objects in {len(table)} pictures: {folder}")
+
+
+@app.command()
+def proposals(name: Annotated[str, typer.Argument(help="A model of the family rpn.")],
+              checkpoint: Annotated[str, typer.Argument(help="A file of weights, or 'published'.")], output: Annotated[
+                  Path, typer.Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
+              profile: Profile = POCKET, device: Device = None, batch_size: BatchSize = None,
+              workers: Workers = None) -> None:
+    """Write a region proposal network's proposals, for Fast R-CNN."""
+    options = dict(locals())
+    from detcore.engine.evaluate import make_proposals
+
+    print(f"proposals: {make_proposals(**options)}")
+
+
+@app.command()
+def pretrain(data_root: Root = ROOT, output: Annotated[Path | None, typer.Option(
+                 help="The file to write; by default the one that comes with the library.")] = None,
+             steps: int = 800, seed: int = 0, workers: int = 0) -> None:
+    """Pretrain the small backbone of the pocket profile on Pocket Zoo."""
+    from detcore.engine.common import output_folder
+    from detcore.engine.pretrain import pretrain as run
+    from detcore.zoo.pocket import POCKET_BACKBONE
+
+    output = output or POCKET_BACKBONE
+    output_folder(output.parent)
+    result = run(data_root, steps=steps, seed=seed, output=output, workers=workers)
+    accuracy = ", ".join(f"{100 * a:.1f} %" for a in result.accuracy)
+    print(f"{steps} steps in {result.seconds:.0f} s; cells told right, by stage: {accuracy}; backbone: {output}")
+
+
+@data_app.command("pocket")
+def data_pocket(root: Annotated[Path, typer.Option(help="Folder to draw into.")] = ROOT, layout: str = "coco",
+                images: int = 2000, val: int = 200, seed: int = 0,
+                size: Annotated[int, typer.Option(help="Pixels of a side.")] = 128, workers: int = 2,
+                long_tail: Annotated[bool, typer.Option("--long-tail", help="Each class half as frequent as the one "
+                                                        "before.")] = False) -> None:
+    """Draw a Pocket Zoo."""
+    options = dict(locals())
+    from detcore.data.pocket_zoo import draw
+
+    print(f"Pocket Zoo: {draw(**options)}")
+
+
+@data_app.command("synthetic")
+def data_synthetic(path: Annotated[Path, typer.Argument(help="The file to write.")], images: int = 118_000,
+                   annotations: int = 860_000, seed: int = 0) -> None:
+    """Write a COCO annotation file of any size, without pictures."""
+    from detcore.data.synthetic import write_annotations
+
+    print(f"annotations: {write_annotations(path, images=images, annotations=annotations, seed=seed)}")
+
+
+def main() -> None:
+    """Run the command line; errors that a user can mend become one sentence."""
+    warnings.showwarning = lambda message, *_: print(f"Warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    try:
+        app()
+    except DetcoreError as error:
+        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`python -m tests.pocket`: train and evaluate each method at the pocket profile, and hold it against its bar.
+
+    python -m tests.pocket [--only GLOB] [--seed S] [--data-root DIR]
+
+Exit status 1 where a method falls short, in its metric or in its time.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from detcore.data.pocket_zoo import draw
+from detcore.engine.evaluate import evaluate, make_proposals
+from detcore.engine.train import train
+
+SECONDS = 90  # of training, on two cores
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, the model that stands for it, and what it has to reach."""
+
+    name: str
+    model: str
+    bars: dict[str, float]
+
+
+RPN = Method("rpn", "rpn_r50_fpn_1x_coco", {"proposal_AR100": 0.5})
+FAST_RCNN = Method("fast_rcnn", "fast-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35})
+METHODS = (
+    RPN,
+    FAST_RCNN,
+    Method("faster_rcnn", "faster-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35}),
+    Method("mask_rcnn", "mask-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35, "segm_AP": 0.30}),
+    Method("cascade_rcnn", "cascade-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35}),
+    Method("cascade_mask_rcnn", "cascade-mask-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35, "segm_AP": 0.30}),
+    Method("retinanet", "retinanet_r50_fpn_1x_coco", {"bbox_AP": 0.35}),
+)
+
+
+def run(method: Method, data_root: Path, output: Path, seed: int) -> tuple[dict[str, float], float]:
+    """The metrics that have a bar, and the seconds of training."""
+    folder = output / method.name
+    proposals = None
+    if method is FAST_RCNN:
+        weights = output / RPN.name / "model.safetensors"
+        if not weights.exists():
+            run(RPN, data_root, output, seed)
+        proposals = make_proposals(RPN.model, weights, data_root, output / "proposals.npz")
+    trained = train(method.model, data_root, seed=seed, output=folder, proposals=proposals, validate=False)
+    found = evaluate(method.model, trained.checkpoint, data_root, proposals=proposals).record.metrics
+    return {name: found[name] or 0.0 for name in method.bars}, trained.record.duration_s
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.pocket", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="*", metavar="GLOB", help="methods whose name matches")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-root", type=Path, default=Path("data/pocket"))
+    parser.add_argument("--output", type=Path, default=Path("runs/tests"))
+    options = parser.parse_args()
+    chosen = [m for m in METHODS if fnmatchcase(m.name, options.only)]
+    if not chosen:
+        parser.error(f"no method matches {options.only!r}; there are {', '.join(m.name for m in METHODS)}")
+    draw(options.data_root)
+    print(f"{'method':<18} {'metric':<15} {'value':>6} {'bar':>6} {'seconds':>8}", flush=True)
+    short = 0
+    for method in chosen:
+        metrics, seconds = run(method, options.data_root, options.output / f"seed{options.seed}", options.seed)
+        for metric, value in metrics.items():
+            passed = value >= method.bars[metric] and seconds <= SECONDS
+            short += not passed
+            print(f"{method.name:<18} {metric:<15} {value:>6.3f} {method.bars[metric]:>6.2f} {seconds:>8.1f}"
+                  f"{'' if passed else '  short'}", flush=True)
+    return int(short > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
