@@ -12,6 +12,7 @@ from docutils.nodes import document
 from jupyter_book.config import get_final_config
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
+from sphinx.util.i18n import CatalogRepository
 from tqdm import tqdm
 
 from workflow.fingerprint import ROOT
@@ -31,6 +32,10 @@ def sphinx(builder: str, language: str, output: Path) -> int:
     config, _ = get_final_config(user_yaml=ROOT / "_config.yml", sourcedir=ROOT,
                                  cli_config={"latex_individualpages": False})
     config["language"] = language
+    # Sphinx compiles catalogues after the extensions have asked for their texts; on a fresh clone that is too late.
+    for catalogue in CatalogRepository(ROOT, config["locale_dirs"], language, "utf-8").catalogs:
+        if catalogue.is_outdated():
+            catalogue.write_mo(language)
     with patch_docutils(str(ROOT)), docutils_namespace():
         app = Sphinx(str(ROOT), None, str(output), str(BUILD / "doctrees" / f"{builder}-{language}"), builder, config,
                      status=io.StringIO(), warning=sys.stderr, freshenv=True)

@@ -95,7 +95,7 @@ def _entry(column: Column, cell: Cell) -> nodes.entry:
 
 def source(title: str, address: str) -> nodes.paragraph:
     """The line under a table that says where its numbers come from."""
-    line = note(f"{_('Source')}: ")
+    line = note(str(_("Source")) + ": ")
     line += link(title, address) if address else nodes.Text(title)
     return line
 
