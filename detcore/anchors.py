@@ -29,7 +29,7 @@ class AnchorGrid:
         return len(self.scales) * len(self.ratios)
 
     def __call__(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """A level's anchors [h * w * per_cell, 4] for each feature size (h, w); cells by row, anchors of a cell last."""
+        """A level's anchors [h * w * per_cell, 4] for each feature size (h, w): cells by row, then anchors."""
         return list(self._grid(tuple(tuple(s) for s in sizes), device))
 
     def _build(self, sizes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, ...]:

@@ -49,8 +49,8 @@ def pixels(images: Images, index: int, preprocess: Preprocess) -> np.ndarray:
     h, w = images.sizes[index]
     x = images.tensor[index, :, :h, :w].detach().cpu().float()
     x = x * torch.tensor(preprocess.std).view(3, 1, 1) + torch.tensor(preprocess.mean).view(3, 1, 1)
-    x = x.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return x if preprocess.rgb else x[..., ::-1].copy()
+    picture = x.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return picture if preprocess.rgb else picture[..., ::-1].copy()
 
 
 def detections(found: Detections, image: Any = None, *, score: float = 0.3, scale: float | None = None) -> Image.Image:
@@ -115,7 +115,7 @@ def heat(image: Any, values: Tensor | np.ndarray, *, scale: float = 3, alpha: fl
     values = np.asarray(values.detach().float().cpu() if isinstance(values, Tensor) else values, np.float32)
     span = values.max() - values.min()
     values = cv2.resize((values - values.min()) / (span or 1), size, interpolation=cv2.INTER_NEAREST)
-    tones = Image.fromarray((colormaps["magma"](values)[..., :3] * 255).astype(np.uint8))
+    tones = Image.fromarray((np.asarray(colormaps["magma"](values))[..., :3] * 255).astype(np.uint8))
     return Image.blend(picture.resize(size, Image.Resampling.LANCZOS), tones, alpha)
 
 

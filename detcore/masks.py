@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -80,8 +81,9 @@ def crop_masks(masks: list[Tensor | Polygons | None], boxes: Tensor, image: Tens
                 origin, scale = corner[:2], size / np.maximum(corner[2:] - corner[:2], 0.1)
                 crops[i] = rasterise([(ring - origin) * scale for ring in masks[b].rings[o]], size, size)
         return torch.from_numpy(crops).to(boxes.device)
-    counts = torch.tensor([0] + [len(m) for m in masks[:-1]]).cumsum(0).to(boxes.device, non_blocking=True)
-    stacked = torch.cat(masks)
+    bitmaps = cast(list[Tensor], masks)
+    counts = torch.tensor([0] + [len(m) for m in bitmaps[:-1]]).cumsum(0).to(boxes.device, non_blocking=True)
+    stacked = torch.cat(bitmaps)
     if len(stacked) == 0:
         return boxes.new_zeros(len(boxes), size, size)
     # Each object's mask is an image of its own to RoIAlign, so that a box looks at no other.

@@ -42,21 +42,21 @@ class Predictor:
                  device: str | None = None, score: float = 0.05, batch_size: int = 1):
         if Path(name_or_path).is_file():
             restored = restore(name_or_path)
-            self.model, entry, profile, self.class_names = (restored.model, restored.entry, restored.profile,
-                                                            restored.classes)
+            model, entry, profile, self.class_names = (restored.model, restored.entry, restored.profile,
+                                                       restored.classes)
         else:
             entry = get_model_entry(str(name_or_path))
-            self.model, self.class_names = create_model(entry.name, profile=profile), None
+            model, self.class_names = create_model(entry.name, profile=profile), None
             if weights != "random":
                 source = weights or published_address(entry, profile)
                 self.class_names = read_checkpoint(find(source)).classes
-                self.model = create_model(entry.name, weights=source, profile=profile)
-        if getattr(self.model, "takes_proposals", False):
+                model = create_model(entry.name, weights=source, profile=profile)
+        if getattr(model, "takes_proposals", False):
             raise UsageError(f"{entry.name} needs precomputed proposals: evaluate it on a data set with "
                              "`detcore evaluate --proposals`.")
         self.recipe, self.score, self.batch_size = entry.recipe_for(profile), score, batch_size
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model.to(self.device).eval()
+        self.model: Any = model.to(self.device).eval()
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
         """Detections of one picture, or a list of them for a list.
@@ -67,8 +67,8 @@ class Predictor:
         Raises:
             DataError: a file that is no picture, or an array of another form.
         """
-        if not isinstance(pictures, (list, tuple)):
-            return self([pictures])[0]  # type: ignore[return-value]
+        if isinstance(pictures, (str, Path, np.ndarray, Image.Image)):
+            return self._batch([to_bgr(pictures)])[0]
         found: list[Detections] = []
         for i in range(0, len(pictures), self.batch_size):
             found += self._batch([to_bgr(p) for p in pictures[i:i + self.batch_size]])

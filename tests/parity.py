@@ -72,7 +72,8 @@ def fill(model: nn.Module, case: dict) -> None:
     with torch.no_grad():
         for name, value in model.state_dict(keep_vars=True).items():
             if name in parameters or name.endswith(("running_mean", "running_var")):
-                value.copy_(torch.from_numpy(np.asarray(recipe.fill(name, tuple(value.shape), case["seed"], case["gain"]))))
+                made = recipe.fill(name, tuple(value.shape), case["seed"], case["gain"])
+                value.copy_(torch.from_numpy(np.asarray(made)))
 
 
 def inputs(case: dict) -> tuple[Images, list[Target], list[torch.Tensor] | None]:
@@ -230,7 +231,8 @@ def check_gradients(report: Report, case: dict, model: nn.Module) -> None:
     off = {n: abs(have[n] - v) / max(v, floor) for n, v in want.items() if v is not None}
     share = sum(o > 0.01 for o in off.values()) / len(off)
     name = max(off, key=off.__getitem__)
-    report.note("gradients", share <= 0.01 + 2 * case["grad_noise"], f"{share:.1%} of norms off, {name} {off[name]:.1e}")
+    good = share <= 0.01 + 2 * case["grad_noise"]
+    report.note("gradients", good, f"{share:.1%} of norms off, {name} {off[name]:.1e}")
 
 
 def find_cases(folder: Path, pattern: str = "*") -> list[Path]:

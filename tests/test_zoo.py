@@ -1,4 +1,4 @@
-"""The table of models against the original zoo: names, states, recipes, schedules, parameter groups, published facts."""
+"""The table of models against the original zoo: names, states, recipes, schedules, parameter groups, facts."""
 from __future__ import annotations
 
 import gzip

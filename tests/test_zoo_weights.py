@@ -28,7 +28,7 @@ NAME = "retinanet_r18_fpn_1x_coco"
 
 
 class Server(ThreadingHTTPServer):
-    """Files by name, with Range; `cut` ends the next answers after so many bytes, `asked` keeps the requests' ranges."""
+    """Files by name, with Range; `cut` ends the next answers after so many bytes, `asked` keeps the ranges."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

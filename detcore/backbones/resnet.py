@@ -6,6 +6,7 @@ Detectors keep batch norm's statistics frozen, and the stem and first stage fixe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +71,10 @@ def stage(depth: int, index: int, *, base_channels: int = 64, stride: int | None
     width = base_channels * 2**index
     in_channels = base_channels if index == 0 else width // 2 * block.expansion
     stride = (1 if index == 0 else 2) if stride is None else stride
-    options = dict(caffe=caffe, groups=groups, base_width=base_width)
+    options: dict[str, Any] = dict(caffe=caffe, groups=groups, base_width=base_width)
     blocks = [block(in_channels, width, stride, dilation, **options)]
-    blocks += [block(width * block.expansion, width, 1, dilation, **options) for _ in range(STAGE_BLOCKS[depth][index] - 1)]
+    for _ in range(STAGE_BLOCKS[depth][index] - 1):
+        blocks.append(block(width * block.expansion, width, 1, dilation, **options))
     return nn.Sequential(*blocks), width * block.expansion
 
 

@@ -8,6 +8,7 @@ adds a mask head to every stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from detcore.matching import IoUMatcher, Sampler
 from detcore.methods.fast_rcnn import BoxHead, Samples, assign_regions, pick_detections, sample_regions
 from detcore.methods.faster_rcnn import FasterRCNN
 from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, concatenate, mask_targets, positive_slots
-from detcore.methods.rpn import Limits, Proposals, RPNHead, fpn_anchors
+from detcore.methods.rpn import FPN_TEST, Limits, Proposals, RPNHead, fpn_anchors
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
 
@@ -28,6 +29,7 @@ from detcore.structures import Detections, Images, Target
 STAGE_IOU = (0.5, 0.6, 0.7)
 STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 STAGE_WEIGHTS = (1.0, 0.5, 0.25)
+CASCADE_TRAIN = Limits(2000, 2000)
 
 
 class CascadeRoIHead(nn.Module):
@@ -41,10 +43,11 @@ class CascadeRoIHead(nn.Module):
     def __init__(self, pool: RoIPyramid, bbox_heads: Sequence[BoxHead], *, mask_heads: Sequence[MaskHead] = (),
                  mask_pool: RoIPyramid | None = None, mask_size: int = 28, samples: int = 512):
         super().__init__()
-        self.pool, self.mask_pool, self.mask_size = pool, mask_pool, mask_size
-        self.bbox_head = nn.ModuleList(bbox_heads)
+        self.pool, self.mask_size = pool, mask_size
+        self.mask_pool: Any = mask_pool
+        self.bbox_head: Any = nn.ModuleList(bbox_heads)
         if mask_heads:
-            self.mask_head = nn.ModuleList(mask_heads)
+            self.mask_head: Any = nn.ModuleList(mask_heads)
         self.matchers = [IoUMatcher(iou, iou) for iou in STAGE_IOU]
         self.sampler = Sampler(samples, 0.25)
 
@@ -103,7 +106,7 @@ class CascadeRoIHead(nn.Module):
 
 def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
                  anchor_scale: float = 8, border: int = 0, samples: int = 512, rpn_samples: int = 256,
-                 train_limits: Limits = Limits(2000, 2000), test_limits: Limits = Limits(1000, 1000)) -> FasterRCNN:
+                 train_limits: Limits = CASCADE_TRAIN, test_limits: Limits = FPN_TEST) -> FasterRCNN:
     """Cascade R-CNN; `border` is RPN's (see `RPNHead`)."""
     head = CascadeRoIHead(RoIPyramid(), _box_heads(width, num_classes, hidden), samples=samples)
     rpn_head = _rpn_head(width, anchor_scale, border, rpn_samples, train_limits, test_limits)
@@ -112,8 +115,8 @@ def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, h
 
 def cascade_mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
                       anchor_scale: float = 8, border: int = 0, samples: int = 512, rpn_samples: int = 256,
-                      train_limits: Limits = Limits(2000, 2000),
-                      test_limits: Limits = Limits(1000, 1000)) -> MaskRCNN:
+                      train_limits: Limits = CASCADE_TRAIN,
+                      test_limits: Limits = FPN_TEST) -> MaskRCNN:
     """Cascade Mask R-CNN; `border` is RPN's (see `RPNHead`)."""
     head = CascadeRoIHead(RoIPyramid(), _box_heads(width, num_classes, hidden), samples=samples,
                           mask_heads=[MaskHead(width, num_classes, width=width) for _ in STAGE_IOU],

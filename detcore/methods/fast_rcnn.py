@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ class Samples:
 
 
 class BoxHead(nn.Module):
-    """Two fully connected layers, then class logits and box offsets (section 2; the two-layer head of FPN, section 4.2).
+    """Two fully connected layers, then class logits and box offsets (section 2; two layers as in FPN, section 4.2).
 
     Args:
         in_channels: channels of the region's map.
@@ -81,8 +82,8 @@ class BoxHead(nn.Module):
         if hidden:
             self.shared_fcs = nn.ModuleList([nn.Linear(in_channels * size**2, hidden), nn.Linear(hidden, hidden)])
             for fc in self.shared_fcs:
-                nn.init.xavier_uniform_(fc.weight)
-                nn.init.zeros_(fc.bias)
+                nn.init.xavier_uniform_(cast(nn.Linear, fc).weight)
+                nn.init.zeros_(cast(nn.Linear, fc).bias)
         init_normal(self.fc_cls, 0.01)
         init_normal(self.fc_reg, 0.001)
 
@@ -179,8 +180,9 @@ def sample_regions(regions: Samples, sampler: Sampler, priority: Tensor | None =
     def take(x: Tensor) -> Tensor:
         return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
 
-    return Samples(*(take(x) for x in (regions.boxes, regions.match, regions.truth, regions.labels)),
-                   positive=take(positive), valid=rank[:, :slots] > 0, is_truth=take(regions.is_truth))
+    return Samples(boxes=take(regions.boxes), match=take(regions.match), truth=take(regions.truth),
+                   labels=take(regions.labels), positive=take(positive), valid=rank[:, :slots] > 0,
+                   is_truth=take(regions.is_truth))
 
 
 class RoIHead(nn.Module):
@@ -229,7 +231,8 @@ class RoIHead(nn.Module):
         """Losses of the regions sampled from the proposals."""
         samples = self.sample(features, proposals, targets)
         _, boxes, image = samples.rois()
-        return self.bbox_head.loss(*self.bbox_head(self.region_features(features, boxes, image)), samples)
+        logits, deltas = self.bbox_head(self.region_features(features, boxes, image))
+        return self.bbox_head.loss(logits, deltas, samples)
 
     def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images) -> list[Detections]:
         """Detections in the network's input."""
@@ -285,8 +288,8 @@ class FastRCNN(nn.Module):
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images [N, 3, H, W], finest first."""
-        x = self.backbone(x)
-        return self.neck(x) if self.neck is not None else x
+        maps = self.backbone(x)
+        return maps if self.neck is None else self.neck(maps)
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Training losses by name. Each target carries its `proposals` [p, 4]."""

@@ -8,6 +8,7 @@ regions are sampled (OHEM), the suppression at test time (soft-NMS), or the prop
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,19 @@ from detcore.layers.roi import RoIPyramid
 from detcore.losses import l1
 from detcore.methods.fast_rcnn import BoxHead, ResStage, RoIHead, to_output
 from detcore.methods.fcos import FCOS_STRIDES, FCOSHead
-from detcore.methods.rpn import FPN_STRIDES, Limits, RPNHead, fpn_anchors, single_map_anchors
+from detcore.methods.rpn import (
+    FPN_STRIDES,
+    FPN_TEST,
+    FPN_TRAIN,
+    SINGLE_MAP_TEST,
+    SINGLE_MAP_TRAIN,
+    Limits,
+    RPNHead,
+    fpn_anchors,
+    single_map_anchors,
+)
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
-
-FPN_TRAIN, FPN_TEST = Limits(2000, 1000), Limits(1000, 1000)
-# A single map has all its anchors on one level, so more of them enter and leave NMS.
-SINGLE_MAP_TRAIN, SINGLE_MAP_TEST = Limits(12000, 2000), Limits(6000, 1000)
 
 
 class FasterRCNN(nn.Module):
@@ -31,16 +38,17 @@ class FasterRCNN(nn.Module):
 
     takes_proposals = False
 
-    def __init__(self, backbone: ResNet, neck: FPN | None, rpn_head: RPNHead | FCOSHead, roi_head: RoIHead,
+    def __init__(self, backbone: ResNet, neck: FPN | None, rpn_head: RPNHead | FCOSHead, roi_head: nn.Module,
                  num_classes: int):
         super().__init__()
-        self.backbone, self.neck, self.rpn_head, self.roi_head = backbone, neck, rpn_head, roi_head
+        self.backbone, self.neck, self.rpn_head = backbone, neck, rpn_head
+        self.roi_head: Any = roi_head  # a `RoIHead`, or another method's with the same verbs
         self.num_classes = num_classes
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images [N, 3, H, W], finest first."""
-        x = self.backbone(x)
-        return self.neck(x) if self.neck is not None else x
+        maps = self.backbone(x)
+        return maps if self.neck is None else self.neck(maps)
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Training losses by name: the proposal head's, then the region head's."""
@@ -59,9 +67,10 @@ class FasterRCNN(nn.Module):
 
 def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
                 anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False,
-                box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms", fcos_proposals: bool = False,
-                samples: int = 512, rpn_samples: int = 256, train_limits: Limits | None = None,
-                test_limits: Limits | None = None) -> FasterRCNN:
+                box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms",
+                box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms",
+                fcos_proposals: bool = False, samples: int = 512, rpn_samples: int = 256,
+                train_limits: Limits | None = None, test_limits: Limits | None = None) -> FasterRCNN:
     """Faster R-CNN.
 
     Args:
@@ -72,24 +81,25 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
         fcos_proposals: an FCOS head proposes instead of RPN.
         train_limits, test_limits: proposals kept; by default what the neck needs.
     """
-    pyramid = None
+    pyramid, strides = None, (16,)  # type: tuple[FPN | None, tuple[int, ...]]
     if neck != "fpn":
-        width, strides = backbone.channels[-1], (16,)
+        width = backbone.channels[-1]
     elif fcos_proposals:
         pyramid, strides = FPN(backbone.channels, width, start=1, extra="output", relu_extra=True), FCOS_STRIDES
     else:
         pyramid, strides = FPN(backbone.channels, width), FPN_STRIDES[:4]
 
-    limits = dict(train_limits=train_limits or (FPN_TRAIN if pyramid else SINGLE_MAP_TRAIN),
-                  test_limits=test_limits or (FPN_TEST if pyramid else SINGLE_MAP_TEST))
+    limits: dict[str, Any] = dict(train_limits=train_limits or (FPN_TRAIN if pyramid else SINGLE_MAP_TRAIN),
+                                  test_limits=test_limits or (FPN_TEST if pyramid else SINGLE_MAP_TEST))
+    rpn_head: RPNHead | FCOSHead
     if fcos_proposals:
         rpn_head = FCOSHead(width, 1, strides, **limits)
     else:
         anchors = fpn_anchors(anchor_scale) if pyramid else single_map_anchors()
         rpn_head = RPNHead(width, anchors, border=0 if neck == "dc5" else -1, samples=rpn_samples, **limits)
 
-    box_options = dict(box_loss=box_loss, decoded=decoded, box_weight=box_weight)
-    options = dict(samples=samples, hard_examples=hard_examples, suppress=suppress)
+    box_options: dict[str, Any] = dict(box_loss=box_loss, decoded=decoded, box_weight=box_weight)
+    options: dict[str, Any] = dict(samples=samples, hard_examples=hard_examples, suppress=suppress)
     if neck == "c4":
         tail = ResStage(backbone.depth, base_channels=backbone.base_channels)
         head = RoIHead(RoIPyramid(strides, 14), BoxHead(tail.channels, num_classes, hidden=0, **box_options),

@@ -18,7 +18,7 @@ from detcore.anchors import point_grid
 from detcore.layers.conv import ConvBlock, init_normal
 from detcore.losses import binary_cross_entropy, focal, iou_loss, over_processes
 from detcore.matching import pad_targets
-from detcore.methods.rpn import Limits, Proposals
+from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, Proposals
 from detcore.structures import Images, Target
 
 # The farthest side, in pixels, that each level is responsible for (section 3.2).
@@ -48,7 +48,7 @@ class FCOSHead(nn.Module):
     """
 
     def __init__(self, in_channels: int, num_classes: int, strides: Sequence[int], *, depth: int = 4,
-                 train_limits: Limits = Limits(2000, 1000), test_limits: Limits = Limits(1000, 1000)):
+                 train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST):
         super().__init__()
         self.num_classes, self.strides = num_classes, tuple(strides)
         self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
@@ -61,7 +61,7 @@ class FCOSHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init_normal(module)
-        nn.init.constant_(self.conv_cls.bias, -math.log((1 - PRIOR) / PRIOR))
+        init_normal(self.conv_cls, bias=-math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """For each level class logits [N, C, h, w], distances (left, top, right, bottom) in pixels [N, 4, h, w] and
@@ -110,7 +110,7 @@ class FCOSHead(nn.Module):
 
     def loss_of(self, output: tuple[list[Tensor], list[Tensor], list[Tensor]],
                 targets: list[Target]) -> dict[str, Tensor]:
-        """Focal loss of the classes, IoU loss of the boxes weighted by centre-ness, and centre-ness itself (equation 2)."""
+        """Focal loss of the classes, IoU loss of the boxes weighted by centre-ness, and centre-ness (equation 2)."""
         classes, distances, centerness = (torch.cat([flatten(m) for m in maps], 1) for maps in output)
         points = self.points(output[0])
         labels, wanted = self.assign(points, targets)

@@ -7,6 +7,7 @@ quantised RoI pooling gives way to RoIAlign, which samples the map where the reg
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,18 @@ from detcore.losses import binary_cross_entropy, l1, over_processes
 from detcore.masks import crop_masks
 from detcore.matching import used
 from detcore.methods.fast_rcnn import BoxHead, ResStage, RoIHead, Samples, to_output
-from detcore.methods.faster_rcnn import FPN_TEST, FPN_TRAIN, SINGLE_MAP_TEST, SINGLE_MAP_TRAIN, FasterRCNN
-from detcore.methods.rpn import Limits, Proposals, RPNHead, fpn_anchors, single_map_anchors
+from detcore.methods.faster_rcnn import FasterRCNN
+from detcore.methods.rpn import (
+    FPN_TEST,
+    FPN_TRAIN,
+    SINGLE_MAP_TEST,
+    SINGLE_MAP_TRAIN,
+    Limits,
+    Proposals,
+    RPNHead,
+    fpn_anchors,
+    single_map_anchors,
+)
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
 
@@ -40,9 +51,11 @@ class MaskHead(nn.Module):
         self.convs = nn.ModuleList([ConvBlock(width if i else in_channels, width, 3) for i in range(depth)])
         self.upsample = nn.ConvTranspose2d(width if depth else in_channels, width, 2, 2)
         self.conv_logits = nn.Conv2d(width, num_classes, 1)
-        for layer in (*(c.conv for c in self.convs), self.upsample, self.conv_logits):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[r, C, 2 s, 2 s] logits of region maps [r, c, s, s]."""
@@ -127,14 +140,15 @@ class MaskRoIHead(RoIHead):
         samples = self.sample(features, proposals, targets)
         rois, boxes, image = samples.rois()
         x = self.region_features(features, boxes, image)
-        losses = self.bbox_head.loss(*self.bbox_head(x), samples)
+        logits, deltas = self.bbox_head(x)
+        losses = self.bbox_head.loss(logits, deltas, samples)
         index = positive_slots(samples, self.sampler.max_positives)
         if self.mask_pool is None:
-            logits = self.mask_head(x[torch.searchsorted(rois, index)])
+            masks = self.mask_head(x[torch.searchsorted(rois, index)])
         else:
-            logits = self.mask_logits(features, samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1])
+            masks = self.mask_logits(features, samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1])
         losses["loss_mask"] = self.mask_head.loss(
-            logits, samples.labels.flatten()[index], mask_targets(targets, samples, index, self.mask_size),
+            masks, samples.labels.flatten()[index], mask_targets(targets, samples, index, self.mask_size),
             samples.positive.flatten()[index])
         return losses
 
@@ -197,7 +211,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
                            MaskHead(tail.channels, num_classes, depth=0), None, mask_size=14, shared_head=tail,
                            samples=samples)
         return MaskRCNN(backbone, None, rpn_head, head, num_classes)
-    align = dict(sampling=sampling, aligned=aligned)
+    align: dict[str, Any] = dict(sampling=sampling, aligned=aligned)
     rpn_head = RPNHead(width, fpn_anchors(anchor_scale), box_loss=rpn_box_loss, samples=rpn_samples,
                        train_limits=train_limits or FPN_TRAIN, test_limits=test_limits or FPN_TEST)
     head = MaskRoIHead(RoIPyramid(**align), BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss),

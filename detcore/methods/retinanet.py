@@ -27,7 +27,7 @@ from detcore.structures import Detections, Images, Target
 STRIDES = (8, 16, 32, 64, 128)
 SCALES_PER_OCTAVE = 3
 ALPHA, GAMMA = 0.25, 2.0
-# At the start every anchor says "object" with this probability, or background would swamp the first steps (section 3.3).
+# At the start every anchor says "object" with this probability, or background would swamp the start (section 3.3).
 PRIOR = 0.01
 BEFORE_NMS = 1000
 
@@ -54,7 +54,7 @@ class RetinaHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 init_normal(module)
-        nn.init.constant_(self.retina_cls.bias, -math.log((1 - PRIOR) / PRIOR))
+        init_normal(self.retina_cls, bias=-math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level class logits [N, A * C, h, w] and box offsets [N, A * 4, h, w]."""
@@ -100,8 +100,8 @@ class RetinaHead(nn.Module):
         grids = self.anchors([(m.shape[2], m.shape[3]) for m in classes], classes[0].device)
         boxes, scores, labels = [], [], []
         for cls, delta, anchors in zip(classes, deltas, grids):
-            best = per_anchor(cls, self.num_classes).flatten(1).float().sigmoid().sort(dim=1, descending=True, stable=True)
-            score, index = (x[:, :BEFORE_NMS] for x in best)
+            score = per_anchor(cls, self.num_classes).flatten(1).float().sigmoid()
+            score, index = (x[:, :BEFORE_NMS] for x in score.sort(dim=1, descending=True, stable=True))
             at = index // self.num_classes
             delta = per_anchor(delta, 4).gather(1, at[..., None].expand(-1, -1, 4))
             boxes.append(box.clip(box.decode(anchors[at], delta), sizes))

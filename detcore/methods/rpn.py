@@ -40,6 +40,11 @@ class Limits:
     iou: float = 0.7
 
 
+FPN_TRAIN, FPN_TEST, RPN_TEST = Limits(2000, 1000), Limits(1000, 1000), Limits(2000, 1000)
+# A single map has all its anchors on one level, so more of them enter and leave NMS.
+SINGLE_MAP_TRAIN, SINGLE_MAP_TEST = Limits(12000, 2000), Limits(6000, 1000)
+
+
 @dataclass
 class Proposals:
     """Proposals of a batch, best first, padded to one length.
@@ -67,7 +72,7 @@ class RPNHead(nn.Module):
 
     def __init__(self, in_channels: int, anchors: AnchorGrid, *, border: int = -1,
                  box_loss: Callable[[Tensor, Tensor], Tensor] = l1, samples: int = 256,
-                 train_limits: Limits = Limits(2000, 1000), test_limits: Limits = Limits(1000, 1000)):
+                 train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST):
         super().__init__()
         self.anchors, self.border, self.box_loss = anchors, border, box_loss
         self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
@@ -163,8 +168,8 @@ class RPN(nn.Module):
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images [N, 3, H, W], finest first."""
-        x = self.backbone(x)
-        return self.neck(x) if self.neck is not None else x
+        maps = self.backbone(x)
+        return maps if self.neck is None else self.neck(maps)
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Training losses by name."""
@@ -201,7 +206,7 @@ def single_map_anchors() -> AnchorGrid:
 
 
 def rpn(backbone: ResNet, *, neck: str | None = "fpn", width: int = 256, anchor_scale: float = 8,
-        test_limits: Limits = Limits(2000, 1000), samples: int = 256) -> RPN:
+        test_limits: Limits = RPN_TEST, samples: int = 256) -> RPN:
     """RPN on a backbone: with a pyramid (`neck="fpn"`) or on its single map of stride 16 (`neck=None`)."""
     if neck is None:
         return RPN(backbone, None, RPNHead(backbone.channels[-1], single_map_anchors(), test_limits=test_limits))
