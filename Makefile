@@ -40,9 +40,9 @@ chapter: setup
 	@test -n "$(NAME)" || { echo "Which one? make chapter NAME=mask_rcnn"; exit 2; }
 	@$(SNAKEMAKE) --config profile=$(PROFILE) -- chapter_$(NAME)
 
-test: setup lint ## ruff, mypy, the chapters that are not up to date, then all tests
-	@$(SNAKEMAKE) -- chapters
-	$(BIN)/python -m pytest tests -m "not book" -n $(JOBS) --dist loadfile
+test: setup lint ## ruff, mypy, then all tests; runs chapters and builds pages where they are not up to date
+	@$(SNAKEMAKE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile
 	$(BIN)/python -m pytest notebooks --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
 
 lint: setup
