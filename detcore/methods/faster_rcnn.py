@@ -68,7 +68,6 @@ class FasterRCNN(nn.Module):
 def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
                 anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False,
                 box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms",
-                box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms",
                 fcos_proposals: bool = False, samples: int = 512, rpn_samples: int = 256,
                 train_limits: Limits | None = None, test_limits: Limits | None = None) -> FasterRCNN:
     """Faster R-CNN.

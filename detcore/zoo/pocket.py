@@ -6,7 +6,7 @@ pyramid, few proposals and samples. Training starts from a backbone pretrained o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
