@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -133,10 +134,23 @@ def grid(images: Sequence[Any], columns: int = 4, *, gap: int = 4) -> Image.Imag
     return sheet
 
 
-def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Any]:
+@cache
+def _plot_class() -> type[Figure]:
     from matplotlib.figure import Figure
 
-    figure = Figure(size, layout="constrained", dpi=100)
+    class Plot(Figure):
+        """A figure that a notebook shows by itself, without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            data = io.BytesIO()
+            self.savefig(data, format="png")
+            return data.getvalue()
+
+    return Plot
+
+
+def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Any]:
+    figure = _plot_class()(size, layout="constrained", dpi=100)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
