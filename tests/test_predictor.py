@@ -1,0 +1,125 @@
+"""Predictor on real files, and the pictures that are drawn from its answers."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detcore
+from detcore import draw
+from detcore.data import pocket_zoo
+from detcore.errors import DataError, UsageError, WeightsError
+from detcore.masks import Polygons
+from detcore.predictor import Predictor
+from detcore.structures import Detections, Images
+from detcore.zoo.recipes import CAFFE, TORCHVISION
+from detcore.zoo.weights import save_weights
+
+NAME = "mask-rcnn_r50_fpn_1x_coco"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    model = detcore.create_model(NAME, profile="pocket")
+    save_weights(path, model, {"model": NAME, "profile": "pocket", "classes": list(pocket_zoo.CLASSES)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return (np.random.default_rng(0).random((96, 144, 3)) * 255).astype(np.uint8)
+
+
+def test_files_arrays_and_pil_images_give_the_same(checkpoint, picture, tmp_path) -> None:
+    predictor = Predictor(checkpoint, score=0.0, batch_size=2)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    from_file, from_array, from_pil = predictor([tmp_path / "a.png", picture, Image.fromarray(picture)])
+    assert len(from_file) > 0
+    for other in (from_array, from_pil):
+        torch.testing.assert_close(other.boxes, from_file.boxes)
+    assert from_file.masks is not None and from_file.masks.shape[1:] == (96, 144)
+    assert from_file.boxes[:, 0::2].max() <= 144 and from_file.boxes[:, 1::2].max() <= 96
+    assert from_file.class_names == tuple(pocket_zoo.CLASSES)
+    np.testing.assert_array_equal(from_file.image, picture)
+
+
+def test_what_is_no_picture(checkpoint, tmp_path) -> None:
+    predictor = Predictor(checkpoint)
+    (tmp_path / "a.jpg").write_text("not a picture")
+    with pytest.raises(DataError, match=r"a\.jpg"):
+        predictor(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="uint8 array"):
+        predictor(np.zeros((4, 4), np.float32))
+
+
+def test_names_and_files_that_do_not_do(tmp_path) -> None:
+    with pytest.raises(UsageError, match="faster-rcnn_r50_fpn_1x_coco"):
+        Predictor("faster_rcnn_r50_fpn_1x_coco")
+    with pytest.raises(UsageError, match="proposals"):
+        Predictor("fast-rcnn_r50_fpn_1x_coco", weights="random", profile="pocket")
+    (tmp_path / "broken.pth").write_bytes(b"half a file")
+    with pytest.raises(WeightsError, match=r"broken\.pth"):
+        Predictor(tmp_path / "broken.pth")
+
+
+def some_detections(image=None) -> Detections:
+    masks = torch.zeros(2, 40, 60, dtype=torch.bool)
+    masks[0, 5:20, 5:25] = True
+    return Detections(torch.tensor([[5.0, 5, 25, 20], [30, 10, 50, 35]]), torch.tensor([0.9, 0.2]),
+                      torch.tensor([1, 0]), masks, class_names=("cat", "dog"), image=image)
+
+
+def test_drawing_paints_what_is_sure_enough() -> None:
+    plain = np.full((40, 60, 3), 200, np.uint8)
+    found = some_detections(plain)
+    sure, all_of_them = np.asarray(found.draw(scale=4)), np.asarray(found.draw(score=0.1, scale=4))
+    assert sure.shape == (160, 240, 3)
+    assert (sure[60:70, 60:70] != 200).any(), "the mask tints its pixels"
+    assert (sure[80:140, 120:200] == 200).all(), "the weak detection is left out"
+    assert (all_of_them[80:140, 120:200] != 200).any()
+    with pytest.raises(UsageError, match="picture"):
+        some_detections().draw()
+
+
+def test_html_has_picture_and_table() -> None:
+    html = some_detections(np.zeros((40, 60, 3), np.uint8))._repr_html_()
+    assert "data:image/jpeg;base64" in html and "<td>dog</td><td>0.900</td>" in html
+    assert "<img" not in some_detections()._repr_html_()
+
+
+def test_coco_results_count_from_the_box_corner() -> None:
+    first, second = some_detections().to_coco(7, [10, 20])
+    assert first["bbox"] == [5, 5, 20, 15] and first["category_id"] == 20 and first["image_id"] == 7
+    assert first["segmentation"]["size"] == [40, 60] and second["score"] == pytest.approx(0.2)
+
+
+def test_moving_structures_moves_their_tensors() -> None:
+    moved = some_detections().to("meta")
+    assert moved.boxes.device.type == moved.masks.device.type == "meta" and moved.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("preprocess", [TORCHVISION, CAFFE])
+def test_pixels_undo_the_normalisation(preprocess, picture) -> None:
+    batch, sizes = preprocess.collate([picture[..., ::-1]])
+    images = preprocess(batch, sizes)
+    assert isinstance(images, Images)
+    np.testing.assert_array_equal(draw.pixels(images, 0, preprocess), picture)
+
+
+def test_pictures_have_the_expected_form(picture) -> None:
+    assert draw.boxes(picture, np.array([[1, 2, 30, 40]]), scale=2).size == (288, 192)
+    assert draw.heat(picture, torch.rand(6, 9), scale=1).size == (144, 96)
+    assert draw.grid([picture] * 5, columns=3, gap=2).size == (3 * 146 - 2, 2 * 98 - 2)
+    figure = draw.losses({"step": [1, 2], "lr": [0.1, 0.1], "loss": [3.0, 2.0], "loss_cls": [2.0, 1.0]})
+    assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "loss_cls"]
+    assert draw.histogram({"a": [1, 2], "b": [2, 3]}).axes and draw.bars({"a": 1.0}).axes
+
+
+def test_polygons_select_and_rasterise() -> None:
+    square = np.array([[0, 0], [4, 0], [4, 4], [0, 4]], np.float32)
+    polygons = Polygons([[square], [square + 4]], (8, 8))
+    assert len(polygons[[1]]) == 1 and len(polygons[np.array([True, False])]) == 1
+    assert polygons.to_bitmap().sum((1, 2)).tolist() == [16, 16]
