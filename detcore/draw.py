@@ -142,9 +142,11 @@ def _plot_class() -> type[Figure]:
         """A figure that a notebook shows by itself, without pyplot."""
 
         def _repr_png_(self) -> bytes:
-            data = io.BytesIO()
+            data, small = io.BytesIO(), io.BytesIO()
             self.savefig(data, format="png")
-            return data.getvalue()
+            # Few colours make a small file, and notebooks are kept in git.
+            Image.open(data).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            return small.getvalue()
 
     return Plot
 
