@@ -40,8 +40,8 @@ from detcore.engine.train import train
 # ## Training both stages at once
 #
 # The losses of the first stage carry `rpn` in their name. They fall first: telling objects from background is the
-# easier task. The second stage's box loss may even rise at the beginning: the better the proposals, the more of them are
-# positive and count.
+# easier task. The second stage's box loss may even rise at the beginning: the better the proposals, the more of them
+# are positive and count.
 
 # %% tags=["nbval-ignore-output"]
 trained = train(model, data_root, profile=profile, output=output, steps=steps, seed=seed, device=device, gpus=gpus,
