@@ -38,7 +38,7 @@ chapters: setup ## the chapters alone
 
 chapter: setup
 	@test -n "$(NAME)" || { echo "Which one? make chapter NAME=mask_rcnn"; exit 2; }
-	@$(SNAKEMAKE) --config profile=$(PROFILE) -- chapter_$(NAME)
+	@$(SNAKEMAKE) --config profile=$(PROFILE) --forcerun chapter_$(NAME) -- chapter_$(NAME)
 
 test: setup lint ## ruff, mypy, then all tests; runs chapters and builds pages where they are not up to date
 	@$(SNAKEMAKE)

@@ -167,7 +167,7 @@ def main() -> None:
         sys.exit(f"\n{options.name}: cell {error.cell_index} raised {error.ename}: {error.evalue}\n\n{error.source}")
     if options.stamp:
         options.stamp.parent.mkdir(parents=True, exist_ok=True)
-        for old in options.stamp.parent.glob(f"{options.name}.*"):
+        for old in options.stamp.parent.glob(f"{options.name}.{'?' * fingerprint.LENGTH}"):
             old.unlink()
         options.stamp.write_text(f"{time.monotonic() - started:.0f} s\n")
     print(f"{target.relative_to(ROOT)}: {time.monotonic() - started:.0f} s", file=sys.stderr)

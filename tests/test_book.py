@@ -1,0 +1,166 @@
+"""The book's sources and its built pages, read as files: complete translations, links that lead somewhere, no network."""
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from babel.messages.pofile import read_po
+
+from detcore.records import read_records
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "build/book"
+LOCALE = ROOT / "book/locale"
+HTML = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.parts)
+built = pytest.mark.skipif(not HTML, reason="the book is not built: make book")
+
+
+def messages(path: Path) -> list:
+    with path.open("rb") as file:
+        return [message for message in read_po(file, locale="ja") if message.id]
+
+
+CATALOGUES = sorted((LOCALE / "ja/LC_MESSAGES").rglob("*.po"))
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: str(path.relative_to(LOCALE)))
+def test_every_message_is_translated(path: Path) -> None:
+    found = messages(path)
+    assert found
+    assert [m.id for m in found if not m.string] == []
+    assert [m.id for m in found if m.fuzzy] == []
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: str(path.relative_to(LOCALE)))
+def test_sentences_are_japanese_and_keep_their_links(path: Path) -> None:
+    for message in messages(path):
+        if len(message.id.split()) > 5 and not message.id.startswith("http"):
+            assert re.search("[ぁ-んァ-ヶ一-龥]", message.string), message.id
+        for pattern in (r"\{doc\}`[^`<]*<?([^`>]*)>?`", r"\]\(([^)]*)\)", r"\{(\w+)\}(?!`)"):
+            assert sorted(re.findall(pattern, message.id)) == sorted(re.findall(pattern, message.string)), message.id
+
+
+def test_every_page_has_a_catalogue() -> None:
+    pages = re.findall(r"(?:file|root): (\S+)\.(?:md|ipynb)", (ROOT / "_toc.yml").read_text())
+    assert len(pages) > 15
+    have = {str(path.relative_to(LOCALE / "ja/LC_MESSAGES").with_suffix("")) for path in CATALOGUES}
+    assert set(pages) <= have
+    assert have - set(pages) == {"zoobook", "sphinx"}
+
+
+def test_the_catalogues_are_those_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sentence of a page is missing from its catalogue, or differs from it."""
+    from workflow import translations
+
+    monkeypatch.setattr(translations, "TEMPLATES", tmp_path)
+    translations.templates()
+    for template in tmp_path.rglob("*.pot"):
+        wanted = {m.id for m in messages(template)}
+        have = {m.id for m in messages(LOCALE / "ja/LC_MESSAGES" / template.relative_to(tmp_path).with_suffix(".po"))}
+        assert wanted == have, f"{template.relative_to(tmp_path)}: make translations"
+
+
+def test_published_tables_name_their_source() -> None:
+    for path in (ROOT / "book/data").glob("*.csv"):
+        first, *lines = path.read_text("utf-8").splitlines()
+        assert re.fullmatch(r"# .+ <https://\S+>", first), path
+        rows = list(csv.reader(lines))
+        assert len(rows) > 2 and len({len(row) for row in rows}) == 1, path
+
+
+def test_records_can_be_read() -> None:
+    for name, record in read_records(ROOT / "book/records").items():
+        assert record.duration_s > 0, name
+
+
+class Links(HTMLParser):
+    """Addresses and anchors of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links: list[tuple[str, str]] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for key, value in attrs:
+            if key in ("href", "src") and value:
+                self.links.append((tag, value))
+            if key in ("id", "name") and value:
+                self.anchors.add(value)
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, Links]:
+    return {path: Links(path.read_text("utf-8")) for path in HTML}
+
+
+def addresses(pages: dict[Path, Links]) -> Iterator[tuple[Path, str, str]]:
+    for path, page in pages.items():
+        for tag, address in page.links:
+            yield path, tag, address
+
+
+@built
+@pytest.mark.book
+def test_every_internal_link_leads_somewhere(pages: dict[Path, Links]) -> None:
+    broken, seen = [], 0
+    for path, _tag, address in addresses(pages):
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc:
+            continue
+        seen += 1
+        target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        if not target.is_file():
+            broken.append(f"{path.relative_to(BOOK)} -> {address}")
+        elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+            broken.append(f"{path.relative_to(BOOK)} -> {address}: no such place")
+    assert seen > 1000
+    assert broken == []
+
+
+@built
+@pytest.mark.book
+def test_nothing_is_loaded_from_the_network(pages: dict[Path, Links]) -> None:
+    loaded = [f"{path.relative_to(BOOK)}: {address}" for path, tag, address in addresses(pages)
+              if tag in ("script", "link", "img", "iframe", "source") and urlsplit(address).scheme in ("http", "https")]
+    assert loaded == []
+    styles = [f"{path}: {address}" for path in BOOK.rglob("*.css")
+              for address in re.findall(r"url\(['\"]?(https?:[^)'\"]+)", path.read_text("utf-8"))]
+    assert styles == []
+
+
+@built
+@pytest.mark.book
+def test_both_languages_have_the_same_pages() -> None:
+    names = {language: {path.relative_to(BOOK / language) for path in HTML if language in path.parts}
+             for language in ("en", "ja")}
+    assert names["en"] == names["ja"] and len(names["en"]) > 15
+
+
+@built
+@pytest.mark.book
+def test_every_model_is_in_a_table_with_recipe_and_checkpoint() -> None:
+    from detcore.zoo.models import MODELS
+
+    for language in ("en", "ja"):
+        text = "".join(path.read_text("utf-8") for path in (BOOK / language / "book/zoo").glob("*.html"))
+        for name, entry in MODELS.items():
+            assert f'href="#recipe-{name}"' in text and f'id="recipe-{name}"' in text
+            assert not entry.checkpoint or entry.checkpoint in text
+
+
+@built
+@pytest.mark.book
+def test_japanese_pages_are_japanese(pages: dict[Path, Links]) -> None:
+    """No text of a page's frame is English on a Japanese page."""
+    for path in (BOOK / "ja/book").rglob("*.html"):
+        text = path.read_text("utf-8")
+        for phrase in ("On this page", "Toggle primary", "Link to this heading", "Source:", "Filter the rows",
+                       "Previous", "Skip to main", 'aria-label="Main"', "Search this book", "Color mode"):
+            assert phrase not in text, f"{path.relative_to(BOOK)}: {phrase}"
