@@ -102,6 +102,15 @@ def size_tensor(sizes: list[tuple[int, int]], like: Tensor) -> Tensor:
     return sizes_cpu.to(like.device, non_blocking=True)
 
 
+def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression within groups: indices of the boxes [P, 4] that stay, best first.
+
+    Groups are kept apart by moving each to a place of its own. With many images and classes such places lie far out,
+    where float32 no longer resolves a pixel, so boxes are compared in float64.
+    """
+    return batched_nms(boxes.double(), scores.double(), groups, iou_threshold)
+
+
 def nms_per_image(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float,
                   limit: int) -> tuple[Tensor, Tensor]:
     """Greedy non-maximum suppression of a whole batch, within each image and group.
@@ -118,8 +127,7 @@ def nms_per_image(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, 
     image = torch.arange(n, device=boxes.device)[:, None].expand(n, p)
     where = valid.flatten().nonzero()[:, 0]
     flat_group = (image * (groups.max() + 1 if p else 1) + groups).flatten()[where]
-    flat_scores = scores.flatten()[where].float()
-    kept = where[batched_nms(boxes.reshape(-1, 4)[where].float(), flat_scores, flat_group, iou_threshold)]
+    kept = where[grouped_nms(boxes.reshape(-1, 4)[where], scores.flatten()[where], flat_group, iou_threshold)]
     # `kept` is sorted by score over the whole batch; a stable sort by image leaves each image best first.
     owner = kept // max(p, 1)
     kept = kept[owner.sort(stable=True).indices]

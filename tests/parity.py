@@ -93,11 +93,10 @@ def inputs(case: dict) -> tuple[Images, list[Target], list[torch.Tensor] | None]
 def configure(model: nn.Module, case: dict) -> None:
     """Applies the case's overrides, and lets every random sampler keep all."""
     overrides = case["overrides"]
-    if "train_proposals" in overrides:
-        model.rpn_head.train_limits.after_nms = overrides["train_proposals"]
-    if "test_proposals" in overrides:
-        model.rpn_head.test_limits.after_nms = overrides["test_proposals"]
     for module in model.modules():
+        for phase in ("train", "test"):
+            if f"{phase}_proposals" in overrides and hasattr(module, f"{phase}_limits"):
+                getattr(module, f"{phase}_limits").after_nms = overrides[f"{phase}_proposals"]
         for value in vars(module).values():
             if isinstance(value, Sampler) and not getattr(module, "hard_examples", False):
                 value.number = None

@@ -147,3 +147,11 @@ def test_pasted_mask_fills_its_box() -> None:
     assert torch.equal(full, want)
     assert half[20:60, 10:25].all() and not half[:, 25:].any()
     assert encode_rle(full[None])[0]["size"] == [80, 80]
+
+
+def test_many_groups_do_not_blur_coordinates() -> None:
+    """The same boxes in the first and in the 200,000th group are suppressed alike."""
+    boxes = torch.tensor([[0.0, 0, 1000, 1000], [0, 0, 1000, 500.5], [0, 0, 1000, 499.5]])
+    for group in (0, 200_000):
+        kept = box.grouped_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.full((3,), group), 0.5)
+        assert kept.tolist() == [0, 2]

@@ -266,7 +266,7 @@ def pick_detections(boxes: Tensor, scores: Tensor, image: Tensor, num_images: in
     if suppress == "soft_nms":
         order, score_kept = box.soft_nms(found, score, group, iou)
     else:
-        order = box.batched_nms(found, score, group, iou)
+        order = box.grouped_nms(found, score, group, iou)
         score_kept = score[order]
     result = []
     for i in range(num_images):
