@@ -19,7 +19,7 @@ from detcore.data.proposals import save_proposals
 from detcore.data.transforms import Preprocess
 from detcore.engine.common import TRAIN, VAL, describe, load_data, loading_processes, output_folder, pick_device
 from detcore.errors import DataError, UsageError
-from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, evaluate_coco
+from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, evaluate_coco, load_backend
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
 from detcore.structures import Detections
 from detcore.zoo.create import create_model
@@ -62,6 +62,7 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
     """
     entry = get_model_entry(name)
     recipe, where = entry.recipe_for(profile), pick_device(device)
+    load_backend(backend)  # so that a wrong name shows before the work
     folder = None if output is None else output_folder(output)
     dataset = first_images(load_data(data_root, recipe, split, proposals=proposals), images)
     if isinstance(checkpoint, nn.Module):

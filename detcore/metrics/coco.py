@@ -85,7 +85,7 @@ def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mappi
     """
     if kind not in KINDS:
         raise UsageError(f"There is no COCO evaluation {kind!r}: it is one of {', '.join(KINDS)}.")
-    coco_class, eval_class = _backend(backend)
+    coco_class, eval_class = load_backend(backend)
     content = _clean(truth if isinstance(truth, Mapping) else _read(Path(truth)))
     known = {image["id"] for image in content["images"]}
     stray = next((r["image_id"] for r in results if r["image_id"] not in known), None)
@@ -121,8 +121,12 @@ def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mappi
             for a in content["annotations"]))
 
 
-def _backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A library's COCO and COCOeval."""
+def load_backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A library's COCO and COCOeval.
+
+    Raises:
+        UsageError: there is no such library.
+    """
     if name not in BACKENDS:
         raise UsageError(f"There is no evaluation backend {name!r}: it is one of {', '.join(BACKENDS)}.")
     package, *classes = BACKENDS[name]

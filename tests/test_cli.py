@@ -1,0 +1,154 @@
+"""The command line: what it prints, and one clear sentence for whatever a user can mend."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detcore.cli import main
+from detcore.data import pocket_zoo
+from detcore.engine.train import train
+from detcore.records import read_record
+
+MODEL = "retinanet_r50_fpn_1x_coco"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `detcore ARGS` in this process; gives its exit status, output and errors."""
+    def command(*args):
+        monkeypatch.setattr(sys, "argv", ["detcore", *map(str, args)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # `main` sets its own
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code or 0
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    return pocket_zoo.draw(tmp_path_factory.mktemp("data") / "zoo", images=8, val=4, workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def weights(zoo, tmp_path_factory):
+    """Weights of a run of two steps."""
+    return train(MODEL, zoo, output=tmp_path_factory.mktemp("run"), steps=2, batch_size=2, device="cpu", validate=False,
+                 progress=False).checkpoint
+
+
+def test_list_and_show(run):
+    status, out, _ = run("list", "*retinanet_r18*")
+    assert status == 0 and "retinanet_r18_fpn_1x_coco" in out and "31.7" in out and "3 models" in out
+    status, out, _ = run("list", "--family", "rpn", "--weights")
+    assert status == 0 and "rpn_r50_fpn_1x_coco" in out and "retinanet" not in out
+    status, out, _ = run("show", MODEL, "--profile", "pocket")
+    assert status == 0 and "bbox_head" in out and "AdamW" in out
+
+
+def test_train_evaluate_benchmark_predict(run, zoo, tmp_path):
+    folder = tmp_path / "run"
+    status, out, err = run("train", MODEL, "--data-root", zoo, "--output", folder, "--steps", 2, "--batch-size", 2,
+                           "--device", "cpu")
+    assert status == 0, err
+    assert "bbox_AP" in out and str(folder / "model.safetensors") in out and "loss=" in err
+    file = folder / "model.safetensors"
+    status, out, _ = run("train", MODEL, "--data-root", zoo, "--output", folder, "--steps", 3, "--device", "cpu")
+    assert status == 1
+    status, out, err = run("evaluate", MODEL, file, "--data-root", zoo, "--output", tmp_path / "found")
+    assert status == 0 and "AR100" in out and pocket_zoo.CLASSES[0] in out, err
+    assert read_record(tmp_path / "found/record.json").model == MODEL
+    status, out, err = run("benchmark", MODEL, "--weights", file, "--data-root", zoo, "--images", 4, "--interval", 2,
+                           "--fuse-conv-bn", "--output", tmp_path / "speed.json", "--device", "cpu")
+    assert status == 0 and "image 4 of 4" in out and "inference_p95_s" in out and "flops" in out, err
+    assert read_record(tmp_path / "speed.json").parameters["fuse_conv_bn"]
+    picture = next((zoo / "val2017").iterdir())
+    status, out, err = run("predict", file, picture, "--output", tmp_path / "painted", "--score", 0.01,
+                           "--device", "cpu")
+    assert status == 0, err
+    [told] = json.loads((tmp_path / "painted/detections.json").read_text())
+    assert told["file"] == str(picture) and cv2.imread(str(tmp_path / f"painted/{picture.stem}.found.png")) is not None
+
+
+def test_data_sets(run, tmp_path):
+    status, out, err = run("data", "pocket", "--root", tmp_path / "zoo", "--images", 2, "--val", 1, "--workers", 1)
+    assert status == 0 and len(list((tmp_path / "zoo/train2017").iterdir())) == 2, err
+    status, out, err = run("data", "synthetic", tmp_path / "big.json", "--images", 3, "--annotations", 9)
+    assert status == 0 and len(json.loads((tmp_path / "big.json").read_text())["annotations"]) == 9
+
+
+@pytest.mark.parametrize("args, sentence", [
+    (("list", "nothing*"), "No name of the zoo matches 'nothing*'."),
+    (("show", "retinanet_r50_fpn_1x_coc"), "The nearest names are: retinanet_r50_fpn_1x_coco"),
+    (("train", MODEL, "--data-root", "/nowhere"), "There is no data set at /nowhere"),
+    (("evaluate", MODEL, "/nowhere.pth", "--data-root", "ZOO"), "There is no file of weights at /nowhere.pth."),
+    (("evaluate", MODEL, "published", "--data-root", "ZOO"), "Published weights are of the coco profile"),
+    (("evaluate", "mask-rcnn_r50_fpn_1x_coco", "WEIGHTS", "--data-root", "ZOO"), "does not fit mask-rcnn_r50"),
+    (("evaluate", MODEL, "WEIGHTS", "--data-root", "ZOO", "--backend", "abacus"), "no evaluation backend 'abacus'"),
+    (("train", MODEL, "--data-root", "ZOO", "--device", "abacus"), "There is no device 'abacus'"),
+    (("train", MODEL, "--data-root", "ZOO", "--device", "cpu", "--mixed-precision", "fp16"), "fp16 needs a GPU"),
+    (("train", MODEL, "--data-root", "ZOO", "--output", "FILE/run"), "cannot be written to: Not a directory."),
+    (("predict", "WEIGHTS", "FILE", "--output", "OUT", "--device", "cpu"), "is not an image file"),
+    (("proposals", MODEL, "WEIGHTS", "OUT/p.npz", "--data-root", "ZOO"), "makes no proposals"),
+    (("benchmark", MODEL, "--data-root", "ZOO", "--mode", "training", "--first", "9", "--last", "3"), "unlike 9 to 3"),
+])
+def test_a_fault_is_one_sentence(run, zoo, weights, tmp_path, monkeypatch, args, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("no picture")
+    places = {"ZOO": zoo, "WEIGHTS": weights}
+    status, out, err = run(*(places.get(a, a) for a in args))
+    assert status == 1 and out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("Warning")]
+    assert len(lines) == 1 and lines[0].startswith("Error: ") and sentence in lines[0]
+    assert not list(tmp_path.glob("**/*.json")) + list(tmp_path.glob("**/*.npz")), "half-written output"
+
+
+def break_annotations(zoo: Path, folder: Path, change) -> Path:
+    """A copy of a Pocket Zoo, without pictures, whose validation file went through `change`."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2017").mkdir()
+    content = json.loads((zoo / "annotations/instances_val2017.json").read_text())
+    text = change(content) or json.dumps(content)
+    (folder / "annotations/instances_val2017.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda c: "{", "instances_val2017.json cannot be read"),
+    (lambda c: c["annotations"][1].update(image_id=77), "belongs to image 77, which the file does not have"),
+    (lambda c: c["annotations"][1].update(category_id=99), "belongs to category 99, which the file does not have"),
+    (lambda c: None, "There is no image file"),
+])
+def test_broken_data_is_named(run, zoo, weights, tmp_path, change, sentence):
+    root = break_annotations(zoo, tmp_path / "zoo", change)
+    status, out, err = run("evaluate", MODEL, weights, "--data-root", root, "--output", tmp_path / "out")
+    assert status == 1 and sentence in err and err.count("Error: ") == 1 and "Traceback" not in err
+    assert not (tmp_path / "out/record.json").exists()
+
+
+def test_pictures_that_are_cut_short_or_unusual(run, zoo, weights, tmp_path):
+    for picture in (zoo / "val2017").iterdir():
+        sixteen = cv2.imread(str(picture)).astype(np.uint16) * 257
+        cv2.imwrite(str(tmp_path / f"{picture.stem}.png"), sixteen)
+    status, out, err = run("predict", weights, *tmp_path.glob("*.png"), "--output", tmp_path / "out", "--no-paint")
+    assert status == 0 and len(json.loads((tmp_path / "out/detections.json").read_text())) == 4, err
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(picture.read_bytes()[:500])
+    status, out, err = run("predict", weights, cut, "--output", tmp_path / "none")
+    assert status == 1 and "cut.jpg" in err and not (tmp_path / "none/detections.json").exists()
+
+
+def test_the_module_is_the_command(tmp_path):
+    told = subprocess.run([sys.executable, "-m", "detcore", "list", "no-such-model"], capture_output=True, text=True)
+    assert told.returncode == 1 and told.stderr.startswith("Error: There is no model 'no-such-model'.")
