@@ -71,14 +71,13 @@ def test_the_start_page_leads_to_the_readers_language(browser: Browser, root: st
         with browser.new_context(locale=locale) as context:
             page = context.new_page()
             page.goto(f"{root}/index.html")
-            page.wait_for_selector("h1")
-            assert page.locator("h1").inner_text().startswith(title)
+            assert page.locator(".bd-article h1").inner_text().startswith(title)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_shows_itself_and_switches_language(page: Page, root: str, name: str) -> None:
     page.goto(f"{root}/en/{name}#main-content")
-    english = page.locator("h1").first.inner_text()
+    english = page.locator(".bd-article h1").inner_text()
     assert english
     page.locator(".language-switch a").click()
     page.wait_for_url(f"{root}/ja/{name}#main-content")
@@ -86,7 +85,7 @@ def test_a_page_shows_itself_and_switches_language(page: Page, root: str, name: 
     assert page.evaluate("document.querySelectorAll('link[rel=alternate][hreflang]').length") == 2
     page.locator(".language-switch a").click()
     page.wait_for_url(f"{root}/en/{name}#main-content")
-    assert page.locator("h1").first.inner_text() == english
+    assert page.locator(".bd-article h1").inner_text() == english
 
 
 @pytest.mark.parametrize("language, query, found", [
@@ -140,14 +139,14 @@ def test_a_model_leads_to_its_recipe(page: Page, root: str) -> None:
 def test_the_chart_can_be_hovered(page: Page, root: str, language: str, axis: str) -> None:
     page.goto(f"{root}/{language}/book/index.html")
     page.wait_for_selector(".zoo-chart .point")
-    assert axis in page.locator(".zoo-chart .xtitle").inner_text()
+    assert axis in (page.locator(".zoo-chart .xtitle").text_content() or "")
     point = page.locator(".zoo-chart .point").first
     point.scroll_into_view_if_needed()
     box = point.bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_selector(".zoo-chart .hovertext")
-    assert "_coco" in page.locator(".zoo-chart .hovertext").first.inner_text()
+    assert "_coco" in (page.locator(".zoo-chart .hovertext").first.text_content() or "")
 
 
 @pytest.mark.parametrize("language", ["en", "ja"])

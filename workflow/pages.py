@@ -32,6 +32,7 @@ def sphinx(builder: str, language: str, output: Path) -> int:
     config, _ = get_final_config(user_yaml=ROOT / "_config.yml", sourcedir=ROOT,
                                  cli_config={"latex_individualpages": False})
     config["language"] = language
+    config["extensions"].remove("sphinx_thebe")  # runs code on a server, with scripts from elsewhere
     # Sphinx compiles catalogues after the extensions have asked for their texts; on a fresh clone that is too late.
     for catalogue in CatalogRepository(ROOT, config["locale_dirs"], language, "utf-8").catalogs:
         if catalogue.is_outdated():

@@ -1,7 +1,7 @@
 """Bring the catalogues in `book/locale` up to date with the pages: `make translations`.
 
-Every page has a catalogue; the book's own extension has `zoobook.po`, and `sphinx.po` has what the theme lacks. Prints
-each message that is not translated, or only guessed (fuzzy), and exits with 1 if there are any.
+Every page has a catalogue; the book's own extension has `zoobook.po`, the pages' frame `sphinx.po`. Prints each
+message that is not translated, or only guessed (fuzzy), and exits with 1 if there are any.
 """
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from workflow.pages import BUILD, sphinx
 
 LOCALE = ROOT / "book/locale"
 TEMPLATES = BUILD / "gettext"
+# What Sphinx and the theme leave in English.
+FRAME = ("Color mode", "System Settings", "Link to this heading", "Link to this table", "Link to this image",
+         "Link to this code", "Link to this equation", "Link to this term")
 
 
 def extension_messages() -> Catalog:
@@ -56,7 +59,13 @@ def templates() -> None:
     if sphinx("gettext", "en", TEMPLATES):
         sys.exit("The pages have warnings; they are errors.")
     with (TEMPLATES / "zoobook.pot").open("wb") as file:
-        write_po(file, extension_messages(), omit_header=False)
+        write_po(file, extension_messages())
+    with (TEMPLATES / "sphinx.pot").open("rb") as file:
+        frame = read_po(file)
+    for text in FRAME:
+        frame.add(text)
+    with (TEMPLATES / "sphinx.pot").open("wb") as file:
+        write_po(file, frame)
 
 
 def main() -> None:
@@ -68,7 +77,7 @@ def main() -> None:
         wanted = {path.relative_to(TEMPLATES).with_suffix(".po") for path in TEMPLATES.rglob("*.pot")}
         for path in sorted((LOCALE / language / "LC_MESSAGES").rglob("*.po")):
             relative = path.relative_to(LOCALE / language / "LC_MESSAGES")
-            if relative not in wanted and relative != Path("sphinx.po"):
+            if relative not in wanted:
                 print(f"{relative} belongs to no page: remove it")
         for name, message in missing(language):
             print(f"{name}: {message!r}")
