@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from functools import cache
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -37,12 +38,18 @@ def colour(index: int) -> str:
 
 
 def to_pil(image: Any) -> Image.Image:
-    """An RGB picture from an array [h, w, 3], a uint8 tensor [3, h, w] or a PIL image."""
+    """An RGB picture from a uint8 array [h, w, 3], a uint8 tensor [3, h, w] or a PIL image.
+
+    Raises:
+        UsageError: an array of another type or form.
+    """
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(np.ascontiguousarray(image, np.uint8))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(f"A picture to draw on is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}.")
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
 def pixels(images: Images, index: int, preprocess: Preprocess) -> np.ndarray:
@@ -98,7 +105,10 @@ def boxes(image: Any, boxes: Tensor | np.ndarray, *, colors: str | Sequence[str]
     tones = [colors] * len(rows) if isinstance(colors, str) else list(colors)
     for i in reversed(range(len(rows))):
         x1, y1, x2, y2 = rows[i]
-        draw.rectangle([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], outline=tones[i], width=width)
+        left, top, right, bottom = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+        # A dark rim keeps light colours visible on light ground.
+        draw.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline="#202020", width=width + 2)
+        draw.rectangle([left, top, right, bottom], outline=tones[i], width=width)
         if labels is not None and labels[i].strip():
             left, top, right, bottom = draw.textbbox((x1 + 2, y1), labels[i].strip(), font=font)
             shift = min(0, picture.width - right - 2)
@@ -121,8 +131,14 @@ def heat(image: Any, values: Tensor | np.ndarray, *, scale: float = 3, alpha: fl
 
 
 def grid(images: Sequence[Any], columns: int = 4, *, gap: int = 4) -> Image.Image:
-    """Pictures side by side, by rows; all are brought to the size of the first."""
+    """Pictures side by side, by rows; all are brought to the size of the first.
+
+    Raises:
+        UsageError: there is no picture.
+    """
     pictures = [to_pil(i) for i in images]
+    if not pictures:
+        raise UsageError("A grid needs at least one picture.")
     w, h = pictures[0].size
     rows = -(-len(pictures) // columns)
     columns = min(columns, len(pictures))
@@ -212,8 +228,8 @@ def detections_html(found: Detections) -> str:
     """What a notebook shows for detections: the picture, if there is one, and the ten best as a table."""
     rows = []
     for b, s, c in zip(found.boxes.tolist()[:10], found.scores.tolist(), found.labels.tolist()):
-        name = found.class_names[c] if found.class_names else c
-        rows.append(f"<tr><td>{name}</td><td>{s:.3f}</td><td>{', '.join(f'{v:.1f}' for v in b)}</td></tr>")
+        name = found.class_names[c] if found.class_names else str(c)
+        rows.append(f"<tr><td>{escape(name)}</td><td>{s:.3f}</td><td>{', '.join(f'{v:.1f}' for v in b)}</td></tr>")
     table = ("<table><thead><tr><th>class</th><th>score</th><th>x1, y1, x2, y2</th></tr></thead>"
              f"<tbody>{''.join(rows)}</tbody></table>")
     if found.image is None:

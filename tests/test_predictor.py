@@ -90,6 +90,13 @@ def test_html_has_picture_and_table() -> None:
     assert "<img" not in some_detections()._repr_html_()
 
 
+def test_what_cannot_be_drawn() -> None:
+    with pytest.raises(UsageError, match="uint8"):
+        draw.boxes(np.zeros((4, 4, 3)), np.zeros((0, 4)))
+    with pytest.raises(UsageError, match="at least one"):
+        draw.grid([])
+
+
 def test_coco_results_count_from_the_box_corner() -> None:
     first, second = some_detections().to_coco(7, [10, 20])
     assert first["bbox"] == [5, 5, 20, 15] and first["category_id"] == 20 and first["image_id"] == 7
