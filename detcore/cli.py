@@ -4,6 +4,7 @@ What a user can mend ends in one sentence on standard error and exit status 1, a
 """
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -140,6 +141,8 @@ def train(name: Name, data_root: Root = ROOT, profile: Profile = POCKET,
     except KeyboardInterrupt:
         print("Stopped; the same command with --resume goes on.", file=sys.stderr)
         raise typer.Exit(130) from None
+    if os.environ.get("RANK", "0") != "0":
+        return
     if result.record.metrics:
         print_table(list(result.record.metrics), [[_share(v) for v in result.record.metrics.values()]])
     print(f"{result.record.parameters['steps_done']} steps in {result.record.duration_s:.0f} s; weights: "

@@ -28,7 +28,7 @@ class Method:
     bars: dict[str, float]
 
 
-RPN = Method("rpn", "rpn_r50_fpn_1x_coco", {"proposal_AR100": 0.5})
+RPN = Method("rpn", "rpn_r50_fpn_1x_coco", {"proposal_AR100": 0.55})
 FAST_RCNN = Method("fast_rcnn", "fast-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35})
 METHODS = (
     RPN,
