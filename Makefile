@@ -1,5 +1,5 @@
 # The two commands are `make book` and `make test`; both set up what they need first.
-SHELL := /bin/bash
+SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,8 +23,8 @@ $(STAMP):
 	@bash workflow/system.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned packages into $(VENV)"
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --no-deps -r requirements.lock \
-		| grep -v 'already satisfied' || true
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements.lock \
+		| sed -un 's/^ *Downloading \(.*\)/  \1/p; s/^Installing.*/Unpacking/p'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
 	@rm -f $(VENV)/.setup-* && touch $@

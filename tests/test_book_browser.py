@@ -151,10 +151,10 @@ def test_the_chart_can_be_hovered(page: Page, root: str, language: str, axis: st
 
 @pytest.mark.parametrize("language", ["en", "ja"])
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_a_phone(browser: Browser, root: str, language: str, name: str) -> None:
+def test_a_page_fits_a_phone(browser: Browser, language: str, name: str) -> None:
     with browser.new_context(viewport=dict(width=375, height=800), is_mobile=True, has_touch=True) as context:
         page = context.new_page()
-        page.goto(f"{root}/{language}/{name}")
+        page.goto(f"{BOOK.as_uri()}/{language}/{name}")
         wide = page.evaluate("""() => [...document.querySelectorAll('.bd-article *')].filter(element =>
             element.getBoundingClientRect().right > innerWidth + 1 && !element.closest(
                 '.zoo-table-box, pre, .highlight, .output, math, .pst-scrollable-table-container')
