@@ -57,9 +57,9 @@ draw.losses(trained.record.curves)
 #
 # Each region is brought to a map of fixed size. Region pooling as in Fast R-CNN rounds the region to whole cells of the
 # feature map first; RoIAlign reads the map between the cells, by bilinear interpolation.
-# Here is one object whose box is moved to the right by half a cell at a time. Upper row: RoIAlign; lower row: quantised
-# pooling, of the same channels of the same map. Upstairs the pattern slides evenly; downstairs it stands still, then
-# jumps.
+# Here is one object whose box is moved to the right by a quarter of a cell at a time. Upper row: RoIAlign; lower row:
+# quantised pooling, of the same channels of the same map. Upstairs the pattern slides evenly; downstairs it stands
+# still, then jumps.
 
 # %% tags=["nbval-ignore-output"]
 recipe = get_model_entry(model).recipe_for(profile)
@@ -75,7 +75,9 @@ target, stride = batch.targets[one], 4
 with torch.no_grad():
     features = detector.features(images.tensor)
 finest = features[0][one:one + 1]
-largest = int((target.boxes[:, 2:] - target.boxes[:, :2]).prod(1).argmax())
+# The largest object that has room to its right.
+room = target.boxes[:, 2] + 4 * stride < images.sizes[one][1]
+largest = int(((target.boxes[:, 2:] - target.boxes[:, :2]).prod(1) * room).argmax())
 
 
 def moved(cells):
@@ -125,7 +127,7 @@ head, box, label = detector.roi_head, found[one].boxes[:1], int(found[one].label
 with torch.no_grad():
     masks = head.mask_logits(features, box, torch.tensor([one], device=box.device))[0].sigmoid()
 region = draw.to_pil(pictures[one]).crop(box[0].tolist()).resize((112, 112))
-draw.grid([region] + [gray(masks[c]) for c in [label] + [c for c in range(len(masks)) if c != label][:9]], columns=6)
+draw.grid([region] + [gray(masks[c]) for c in [label] + [c for c in range(len(masks)) if c != label][:8]], columns=5)
 
 # %% [markdown]
 # The mask has 28 x 28 pixels and lives in its box. To become pixels of the image it is stretched to the box, by
