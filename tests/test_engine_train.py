@@ -119,7 +119,20 @@ def test_interrupted_saves_and_goes_on(zoo, tmp_path):
     with pytest.raises(UsageError, match="holds a run: go on with it"):
         quick(RETINANET, zoo, tmp_path / "run", overwrite=False)
     with pytest.raises(UsageError, match="another steps"):
-        quick(RETINANET, zoo, tmp_path / "run", resume=True)
+        quick(RETINANET, zoo, tmp_path / "run", resume=True, overwrite=False)
+
+
+def test_a_run_that_is_over_is_left_alone_unless_it_is_another(zoo, tmp_path, monkeypatch):
+    first = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1)
+    assert quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, resume=True).record == first.record
+    other = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, seed=1, resume=True)
+    assert other.record.seed == 1 and other.log[0]["loss"] != first.log[0]["loss"]
+    monkeypatch.setattr("detcore.engine.train.code_digest", lambda: "of another version")
+    again = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, seed=1, resume=True, overwrite=False)
+    assert again.record == other.record
+    anew = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, seed=1, resume=True)
+    assert anew.record.duration_s != other.record.duration_s
+    assert anew.log[0]["loss"] == other.log[0]["loss"]
 
 
 def test_time_runs_out(zoo, tmp_path):
@@ -216,7 +229,7 @@ def test_errors_of_processes_reach_the_caller(zoo, tmp_path):
         quick(RETINANET, zoo, tmp_path / "run", weights=tmp_path / "other.pth", gpus=2)
     quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1)
     with pytest.raises(DetcoreError, match="cannot go on: it has another steps and another processes"):
-        quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=2, resume=True, gpus=2)
+        quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=2, resume=True, overwrite=False, gpus=2)
 
 
 def test_from_proposals_to_fast_rcnn(zoo, tmp_path):

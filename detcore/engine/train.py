@@ -5,10 +5,12 @@ What is random in a step (samples, dropout) is drawn from (seed, process, step),
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
+import detcore
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import Batch, build_loader
 from detcore.engine.checkpoint import Checkpoints
@@ -84,8 +87,9 @@ def train(name: str, data_root: str | Path, *, profile: str = "pocket", output: 
         device: "cpu" or "cuda"; the GPU where there is one by default.
         gpus: processes to start, a GPU each (or on the CPU, where that is the device). Not used under torchrun or
             `accelerate launch`, which start processes of their own.
-        resume: go on from the newest checkpoint in the folder, if there is one.
-        overwrite: start anew where the folder holds a run; False refuses.
+        resume: go on from the newest checkpoint in the folder, if there is one; a run that is over is left as it is.
+        overwrite: start anew where the folder holds a run that is not to be resumed, or cannot be: of other settings,
+            data or code. False refuses; then code may differ.
         weights: where to start from: None for the profile's pretrained backbone, "random", "published", or a file.
         proposals: file of precomputed proposals, for the models that take them.
         batch_size: images a step and process; the learning rate follows the total.
@@ -124,7 +128,7 @@ def train(name: str, data_root: str | Path, *, profile: str = "pocket", output: 
     run = Run(entry, profile, model, recipe, data, val_data, folder, checkpoints, accelerator,
               steps=steps, seed=seed, batch_size=batch_size, clip_norm=clip_norm, sync_bn=sync_bn, workers=workers,
               log_interval=log_interval, checkpoint_interval=checkpoint_interval, progress=progress)
-    if not (resume and run.restore()):
+    if not (resume and run.restore(strict=overwrite, refuse=not overwrite)):
         run.clear()
     if run.step < run.steps or not (folder / "record.json").exists():
         run.fit(seconds)
@@ -180,6 +184,15 @@ def build_optimizer(model: nn.Module, settings: SGD | AdamW, lr: float) -> torch
     return torch.optim.AdamW(groups, lr)
 
 
+@cache
+def code_digest() -> str:
+    """Twelve hexadecimal digits that stand for the library's own source."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(detcore.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 class Losses(nn.Module):
     """A detector whose forward pass is its loss: what runs in several processes at once."""
 
@@ -196,6 +209,7 @@ class Run:
 
     Attributes:
         step: optimiser steps done, of `steps`.
+        told: what a run must share with a checkpoint to go on from it.
         elapsed: seconds of training so far, evaluations left out.
         best: the best evaluation so far, -1 before the first.
     """
@@ -230,8 +244,9 @@ class Run:
         self.val_interval = max(every * self.steps // self.length, 1)
         self.log_interval = log_interval or max(min(50, self.steps // 20), 1)
         self.checkpoint_interval = checkpoint_interval or max(min(self.per_epoch, self.steps // 4), 1)
-        self.told = dict(seed=seed, steps=self.steps, batch_size=self.batch_size, processes=self.world,
-                         precision=accelerator.mixed_precision)
+        self.settings = dict(seed=seed, steps=self.steps, batch_size=self.batch_size, processes=self.world,
+                             precision=accelerator.mixed_precision)
+        self.told = dict(self.settings, recipe=repr(recipe), data=describe(data).fingerprint, code=code_digest())
         self.step, self.elapsed, self.best, self.meter = 0, 0.0, -1.0, Meter()
         self.durations: dict[int, float] = {}  # seconds of each step
         self.loading: list[float] = []  # seconds of them that were spent waiting for data, since the last log line
@@ -240,20 +255,26 @@ class Run:
     def main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def restore(self) -> bool:
-        """Take up the newest checkpoint; False where there is none.
+    def restore(self, *, strict: bool, refuse: bool) -> bool:
+        """Take up the newest checkpoint; False where there is none that fits.
+
+        Args:
+            strict: one made by other code does not fit.
+            refuse: raise where it does not fit.
 
         Raises:
-            UsageError: it is of a run with other settings.
+            UsageError: it is of a run with other settings, and `refuse`.
             WeightsError: it cannot be read.
         """
         state = self.checkpoints.load()
         if state is None:
             return False
-        other = [k for k, v in self.told.items() if state["run"][k] != v]
-        other += [k for k, v in self.meta.items() if state["meta"][k] != v]
-        if other:
+        ours, found = self.told | self.meta, state["run"] | state["meta"]
+        other = [k for k, v in ours.items() if found.get(k) != v and (strict or k != "code")]
+        if other and refuse:
             raise UsageError(f"The run in {self.folder} cannot go on: it has another {' and another '.join(other)}.")
+        if other:
+            return False
         self.model.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
@@ -316,7 +337,7 @@ class Run:
         for epoch in range(self.step // self.per_epoch, -(-self.steps // self.per_epoch)):
             loader = build_loader(
                 self.data, self.batch_size, preprocess=self.recipe.preprocess, training=True, workers=self.workers,
-                seed=self.told["seed"], epoch=epoch, start=self.step % self.per_epoch, repeat=self.recipe.repeat,
+                seed=self.settings["seed"], epoch=epoch, start=self.step % self.per_epoch, repeat=self.recipe.repeat,
                 aspect_grouping=self.recipe.aspect_grouping, rank=self.rank, world_size=self.world,
                 pin_memory=self.device.type == "cuda")
             for batch in loader:
@@ -331,7 +352,7 @@ class Run:
 
     def train_step(self, batch: Batch) -> None:
         """One step of the optimiser."""
-        seed = np.random.SeedSequence([self.told["seed"], self.rank, self.step]).generate_state(1)[0]
+        seed = np.random.SeedSequence([self.settings["seed"], self.rank, self.step]).generate_state(1)[0]
         set_seed(int(seed))
         for group, base in zip(self.optimizer.param_groups, self.base_rates):
             group["lr"] = base * self.rate
@@ -399,9 +420,9 @@ class Run:
             save_weights(self.folder / "model.safetensors", self.model, self.meta)
             Record(
                 kind="train", model=self.meta["model"], profile=self.meta["profile"], data=describe(self.data),
-                seed=self.told["seed"], duration_s=self.elapsed, speed=self.speed(*measure),
+                seed=self.settings["seed"], duration_s=self.elapsed, speed=self.speed(*measure),
                 memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
-                parameters=dict(self.told, steps_done=self.step, learning_rate=self.lr, weights=weights,
+                parameters=dict(self.settings, steps_done=self.step, learning_rate=self.lr, weights=weights,
                                 optimizer=type(self.recipe.optimizer).__name__, images=self.batch_size * self.world,
                                 clip_norm=self.clip_norm, device=self.device.type),
                 metrics={n: v for n, v in metrics[-1].items() if n != "step"} if metrics else {},
