@@ -27,6 +27,7 @@ records = "book/records"
 import pandas as pd
 import torch
 
+from detcore import boxes as box
 from detcore import create_model, draw, get_model_entry
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference
@@ -38,8 +39,8 @@ from detcore.methods.fast_rcnn import batch_proposals
 # %% [markdown]
 # ## Training
 #
-# One call trains the model by its recipe, on the proposals of the file. Three losses fall: `loss_cls` for the class of a
-# region, `loss_bbox` for its box, and their sum.
+# One call trains the model by its recipe, on the proposals of the file. Look at three curves: `loss_cls` for the class
+# of a region, `loss_bbox` for its box, and their sum.
 
 # %% tags=["nbval-ignore-output"]
 trained = train(model, data_root, profile=profile, proposals=proposals, output=output, steps=steps, seed=seed,
@@ -65,16 +66,17 @@ detector = create_model(model, weights=trained.checkpoint, profile=profile).to(i
 head = detector.roi_head
 pictures = [draw.pixels(images, i, recipe.preprocess) for i in range(len(images))]
 shown = sorted(range(len(images)), key=lambda i: -len(batch.targets[i].boxes))[:3]
+zoom = 256 / max(pictures[shown[0]].shape)
 
 given = [target.proposals for target in batch.targets]
-draw.grid([draw.boxes(pictures[i], given[i][:40], scale=2.4,
-                      colors=[draw.colour(k) for k in head.pool.level(given[i][:40]).tolist()]) for i in shown], 3)
+draw.grid([draw.boxes(pictures[i], given[i][:20], scale=zoom,
+                      colors=[draw.colour(k) for k in head.pool.level(given[i][:20]).tolist()]) for i in shown], 3)
 
 # %% [markdown]
 # ## RoIAlign
 #
-# A region is divided into 7 x 7 bins. Each bin takes the mean of a few points of the feature map, read between the cells
-# by bilinear interpolation. Nothing is rounded, so the pooled map stays exactly where the region is. (RoI pooling, its
+# A region is divided into 7 x 7 bins. Each bin takes the mean of a few points of the feature map, read between cells by
+# bilinear interpolation. Nothing is rounded, so the pooled map stays exactly where the region is. (RoI pooling, its
 # predecessor, rounded every border to whole cells and lost up to half a cell.)
 #
 # On the left the bins over the picture. In the middle the feature map that they read, as the mean strength of its
@@ -98,7 +100,7 @@ for i in shown:
     region = max(batch.targets[i].boxes, key=lambda b: float((b[2:] - b[:2]).prod()))
     pooled = head.pool(features, region[None], torch.tensor([i], device=region.device))[0]
     strength = features[int(head.pool.level(region[None]))][i].norm(dim=0)
-    row += [draw.boxes(pictures[i], bins(region), scale=2.4), draw.heat(pictures[i], strength, scale=2.4, alpha=0.8),
+    row += [draw.boxes(pictures[i], bins(region), scale=zoom), draw.heat(pictures[i], strength, scale=zoom, alpha=0.8),
             draw.heat(pictures[i][:7, :7], pooled.norm(dim=0), scale=44, alpha=1.0)]
 draw.grid(row, 3)
 
@@ -119,7 +121,7 @@ def sampled(i):
     positive, background = samples.positive[i], (samples.valid & ~samples.positive)[i]
     tones = [draw.colour(c) for c in samples.labels[i][positive].tolist()]
     found = torch.cat([samples.boxes[i][positive], samples.boxes[i][background][:12]])
-    return draw.boxes(pictures[i], found, scale=2.4, colors=tones + ["#444444"] * (len(found) - len(tones)))
+    return draw.boxes(pictures[i], found, scale=zoom, colors=tones + ["#444444"] * (len(found) - len(tones)))
 
 
 draw.grid([sampled(i) for i in shown], 3)
@@ -137,15 +139,14 @@ labels, truth = samples.labels.flatten()[index], samples.truth.flatten(0, 1)[ind
 moved = head.bbox_head.decode(regions[positive], head.bbox_head.pick(deltas[positive], labels[positive]))
 
 
-def overlap(boxes, others):
-    """[n] intersection over union of two lists of boxes, one by one."""
-    inner = (torch.minimum(boxes[:, 2:], others[:, 2:]) - torch.maximum(boxes[:, :2], others[:, :2])).clamp(min=0).prod(1)
-    return inner / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + (others[:, 2:] - others[:, :2]).prod(1) - inner)
+def overlap(boxes):
+    """[n] intersection over union of boxes, each with the object that it is for."""
+    return box.iou_matrix(boxes[:, None], truth[positive][:, None])[proposed].flatten().cpu()
 
 
 proposed = ~samples.is_truth.flatten()[index][positive]  # an object's own box needs no moving
-draw.histogram({"proposals": overlap(regions[positive], truth[positive])[proposed].cpu(),
-                "moved": overlap(moved, truth[positive])[proposed].cpu()}, bins=25, x="IoU with the object", y="regions")
+draw.histogram({"proposals": overlap(regions[positive]), "moved": overlap(moved)}, bins=25, x="IoU with the object",
+               y="regions")
 
 # %% [markdown]
 # ## One loss for two tasks
@@ -184,8 +185,8 @@ assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.
 found = detector.predict(images, proposals=given)
 for one in found:
     one.class_names = data.class_names
-draw.grid([draw.detections(found[i], pictures[i]) for i in shown]
-          + [draw.boxes(pictures[i], batch.targets[i].boxes) for i in shown], 3)
+draw.grid([draw.detections(found[i], pictures[i], scale=zoom) for i in shown]
+          + [draw.boxes(pictures[i], batch.targets[i].boxes, scale=zoom) for i in shown], 3)
 
 # %% [markdown]
 # ## Speed and size
