@@ -52,17 +52,18 @@ for record in read_records(records).values():
     if record.model and record.profile == profile:
         found.setdefault(record.model, {})[record.kind] = record
 found = {model: kinds for model, kinds in found.items() if "evaluate" in kinds}
-detectors = {model: kinds["evaluate"].metrics for model, kinds in found.items() if "bbox_AP" in kinds["evaluate"].metrics}
+metrics = {model: kinds["evaluate"].metrics for model, kinds in found.items()}
+detectors = {model: values for model, values in metrics.items() if "bbox_AP" in values}
 names = {f"bbox_{n}": n for n in ("AP", "AP50", "AP75", "APs", "APm", "APl")} | {"segm_AP": "mask AP"}
 accuracy = pd.DataFrame(detectors).T.reindex(columns=list(names)).rename(columns=names).astype(float) * 100
-accuracy.sort_values("AP", ascending=False).round(1).fillna("")
+accuracy.sort_values("AP", ascending=False).round(1).astype(object).fillna("")
 
 # %% [markdown]
-# Proposals, by how many of them are taken. The recall stops to grow where a model gives no more.
+# Proposals, by how many of them are taken. Where a model gives fewer, the recall stays as it is.
 
 # %% tags=["nbval-ignore-output"]
-recalls = {model: {n: 100 * kinds["evaluate"].metrics[f"proposal_{n}"] for n in ("AR100", "AR300", "AR1000")}
-           for model, kinds in found.items() if "proposal_AR100" in kinds["evaluate"].metrics}
+recalls = {model: {n: 100 * values[f"proposal_{n}"] for n in ("AR100", "AR300", "AR1000")}
+           for model, values in metrics.items() if "proposal_AR100" in values}
 pd.DataFrame(recalls).T.round(1)
 
 # %% [markdown]

@@ -141,7 +141,7 @@ moved = head.bbox_head.decode(regions[positive], head.bbox_head.pick(deltas[posi
 
 def overlap(boxes):
     """[n] intersection over union of boxes, each with the object that it is for."""
-    return box.iou_matrix(boxes[:, None], truth[positive][:, None])[proposed].flatten().cpu()
+    return box.iou(boxes, truth[positive])[proposed].cpu()
 
 
 proposed = ~samples.is_truth.flatten()[index][positive]  # an object's own box needs no moving
