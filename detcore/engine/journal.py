@@ -13,6 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from detcore.errors import DetcoreError
+from detcore.records import write_atomically
+
+SHOWN = ("lr", "bbox_AP", "segm_AP", "proposal_AR100")  # beside the bar, with the losses
 
 
 class Meter:
@@ -87,9 +90,8 @@ class Journal:
         if write:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._file = open(self.path, "w", encoding="utf-8")
-            self._file.writelines(json.dumps(line) + "\n" for line in self.lines)
-            self._file.flush()
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+            self._file = open(self.path, "a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
         self._bar = tqdm(total=steps, initial=start, desc=title, unit="step", disable=not (write and progress),
                          dynamic_ncols=True)
@@ -111,7 +113,7 @@ class Journal:
                 group = "loss/" if "loss" in name else "val/" if name.startswith(("bbox", "segm", "proposal")) else ""
                 self._board.add_scalar(group + name, value, step)
         self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()
-                               if n in ("lr", *SHOWN) or "loss" in n and isinstance(v, float)})
+                               if n in SHOWN or "loss" in n and isinstance(v, float)})
 
     def close(self) -> None:
         """Write what is left to be written."""
@@ -119,9 +121,6 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._board.close()
-
-
-SHOWN = ("bbox_AP", "segm_AP", "proposal_AR100")
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -95,7 +96,7 @@ def train(name: str, data_root: str | Path, *, profile: str = "pocket", output: 
         batch_size: images a step and process; the learning rate follows the total.
         mixed_precision: "no", "bf16" or "fp16"; by default fp16 on a GPU where the recipe has mixed precision.
         clip_norm: in place of the recipe's.
-        sync_bn: batch norm over all processes.
+        sync_bn: statistics of batch norm over all processes.
         validate: evaluate where the recipe says, and at the end.
         log_interval, checkpoint_interval: steps between lines of the log, and between checkpoints (of which the last
             `keep` stay).
@@ -111,6 +112,8 @@ def train(name: str, data_root: str | Path, *, profile: str = "pocket", output: 
     started = "WORLD_SIZE" in os.environ
     where = pick_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started else gpus)
     precision = pick_precision(mixed_precision, recipe, where)
+    if sync_bn and where.type == "cpu":
+        raise UsageError("Synchronised batch norm needs GPUs.")
     folder = output_folder(output or f"runs/{name}.{profile}")
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     if checkpoints.paths() and not resume and not overwrite:
@@ -245,7 +248,7 @@ class Run:
         self.log_interval = log_interval or max(min(50, self.steps // 20), 1)
         self.checkpoint_interval = checkpoint_interval or max(min(self.per_epoch, self.steps // 4), 1)
         self.settings = dict(seed=seed, steps=self.steps, batch_size=self.batch_size, processes=self.world,
-                             precision=accelerator.mixed_precision)
+                             precision=accelerator.mixed_precision, clip_norm=self.clip_norm)
         self.told = dict(self.settings, recipe=repr(recipe), data=describe(data).fingerprint, code=code_digest())
         self.step, self.elapsed, self.best, self.meter = 0, 0.0, -1.0, Meter()
         self.durations: dict[int, float] = {}  # seconds of each step
@@ -285,6 +288,7 @@ class Run:
 
     def clear(self) -> None:
         """Remove what an earlier run left in the folder."""
+        self.accelerator.wait_for_everyone()  # all have looked for checkpoints
         if self.main:
             self.checkpoints.clear()
             for name in ("model.safetensors", "best.safetensors", "record.json", "log.jsonl"):
@@ -302,10 +306,9 @@ class Run:
         """
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.journal = Journal(self.folder, self.step, self.steps, write=self.main, progress=self.progress,
-                               title=self.meta["model"])
         try:
-            with Interruption() as interruption:
+            with (closing(Journal(self.folder, self.step, self.steps, write=self.main, progress=self.progress,
+                                  title=self.meta["model"])) as self.journal, Interruption() as interruption):
                 began = time.perf_counter()
                 for batch in self.batches():
                     self.loading.append(time.perf_counter() - began)
@@ -329,8 +332,6 @@ class Run:
         except OSError as error:
             raise DetcoreError(f"The run in {self.folder} cannot be written: {error.strerror}; it can be resumed once "
                                f"there is room.") from error
-        finally:
-            self.journal.close()
 
     def batches(self) -> Iterator[Batch]:
         """The batches that are left, epoch after epoch."""
@@ -424,7 +425,7 @@ class Run:
                 memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
                 parameters=dict(self.settings, steps_done=self.step, learning_rate=self.lr, weights=weights,
                                 optimizer=type(self.recipe.optimizer).__name__, images=self.batch_size * self.world,
-                                clip_norm=self.clip_norm, device=self.device.type),
+                                device=self.device.type),
                 metrics={n: v for n, v in metrics[-1].items() if n != "step"} if metrics else {},
                 curves={n: [line.get(n) for line in losses] for n in names},
             ).write(self.folder / "record.json")
@@ -433,7 +434,8 @@ class Run:
     def speed(self, first: int, last: int) -> dict[str, float]:
         """Seconds a step and images a second, over the steps from `first` to `last`."""
         window = [d for step, d in self.durations.items() if first < step <= last]
-        if not window:
-            window = list(self.durations.values())[len(self.durations) // 2:]
+        window = window or list(self.durations.values())[len(self.durations) // 2:]
+        if not window:  # nothing was left to do
+            return {}
         seconds = fmean(window)
         return dict(training_step_s=seconds, training_images_per_s=self.batch_size * self.world / seconds)
