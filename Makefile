@@ -25,7 +25,7 @@ $(STAMP):
 	@echo "Installing the pinned packages into $(VENV)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements.lock \
 		| sed -un 's/^ *Downloading \(.*\)/  \1/p; s/^Installing.*/Unpacking/p'
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install --disable-pip-version-check -qq --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check
 	@rm -f $(VENV)/.setup-* && touch $@
 

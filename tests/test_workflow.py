@@ -4,8 +4,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,24 @@ def test_a_broken_run_leaves_what_was_there_and_continues(tree: Tree) -> None:
     tree.write("second", "Second", "print(3)")
     assert tree.ran() == ["second"]
     assert not kept.exists(), "what another version of the chapter had made is not"
+
+
+def test_a_killed_run_continues(tree: Tree) -> None:
+    tree.write("first", "First", 'Path("runs/first/made").write_text("4")')
+    tree.write("second", "Second", "import time; time.sleep(600)")
+    log = tree.root / "log.txt"
+    log.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/default", "chapters"]
+    with subprocess.Popen(command, cwd=tree.root, start_new_session=True, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(tree.root)}) as run:
+        deadline = time.monotonic() + 120
+        while not log.exists() or log.read_text().split() != ["first", "second"]:
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.2)
+        os.killpg(run.pid, signal.SIGKILL)
+    path = tree.root / "notebooks/second.py"
+    path.write_text(path.read_text().replace("time.sleep(600)", ""))
+    assert tree.ran() == ["second"]
 
 
 def test_parameters_leave_the_committed_notebook_alone(tree: Tree) -> None:
