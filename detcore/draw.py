@@ -194,6 +194,7 @@ def histogram(series: Mapping[str, Any], *, bins: Any = 20, x: str = "", y: str 
     """How values are distributed, one outline for each name."""
     figure, axes = _axes(size, x, y)
     for i, (name, values) in enumerate(series.items()):
+        values = values.detach().cpu() if isinstance(values, Tensor) else values
         axes.hist(np.asarray(values, float), bins=bins, histtype="stepfilled", alpha=0.35, color=colour(i))
         axes.hist(np.asarray(values, float), bins=bins, histtype="step", lw=1.6, color=colour(i), label=name)
     if len(series) > 1:
