@@ -201,7 +201,7 @@ draw.grid([draw.detections(found[i], pictures[i], scale=scale) for i in shown]
 
 # %% tags=["nbval-ignore-output"]
 timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, device=device,
-                            images=50 if profile == "pocket" else 2000, say=None)
+                            images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,

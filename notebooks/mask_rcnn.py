@@ -31,7 +31,6 @@ import torch
 from torchvision.ops import roi_align, roi_pool
 
 from detcore import Detections, create_model, draw, get_model_entry
-from detcore.boxes import iou_matrix
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
@@ -111,8 +110,8 @@ draw.lines({"RoIAlign": (way[1:], changes(roi_align, aligned=True)), "quantised 
 # %% [markdown]
 # ## A mask for every class
 #
-# One detection: its region in the image, then the mask that the branch draws for each class, white for "yes". The class
-# of the detection comes first. No class knows of the others. Other masks may light up too, and it does no harm: only
+# One object: its box in the image, then the mask that the branch draws for each class, white for "yes". The class
+# of the object comes first. No class knows of the others. Other masks may light up too, and it does no harm: only
 # the mask of the detected class is used.
 
 # %% tags=["nbval-ignore-output"]
@@ -122,8 +121,7 @@ def gray(values, side=112):
     return draw.to_pil(np.repeat(tones[..., None], 3, 2)).resize((side, side), 0)
 
 
-found = detector.predict(images)
-head, box, label = detector.roi_head, found[one].boxes[:1], int(found[one].labels[0])
+head, box, label = detector.roi_head, target.boxes[largest:largest + 1], int(target.labels[largest])
 with torch.no_grad():
     masks = head.mask_logits(features, box, torch.tensor([one], device=box.device))[0].sigmoid()
 region = draw.to_pil(pictures[one]).crop(box[0].tolist()).resize((112, 112))
@@ -135,13 +133,13 @@ draw.grid([region] + [gray(masks[c]) for c in [label] + [c for c in range(len(ma
 # x 28, which is what the branch learns to draw; the mask it has drawn; that mask, pasted; the true mask of the image.
 
 # %% tags=["nbval-ignore-output"]
-match = iou_matrix(box, target.boxes)[0].argmax()[None]
-wanted = crop_masks([target.masks], box, torch.zeros_like(match), match, head.mask_size)[0]
+which = torch.tensor([largest], device=box.device)
+wanted = crop_masks([target.masks], box, torch.zeros_like(which), which, head.mask_size)[0]
 size = images.sizes[one]
 pasted = paste(masks[label][None], box, size)[0]
 true_masks = [torch.as_tensor(t.masks.to_bitmap() if isinstance(t.masks, Polygons) else t.masks.cpu()).bool()
               [:, :h, :w] for t, (h, w) in zip(batch.targets, images.sizes)]
-draw.grid([gray(m, 224) for m in (wanted, masks[label], pasted, true_masks[one][int(match)])])
+draw.grid([gray(m, 224) for m in (wanted, masks[label], pasted, true_masks[one][largest])])
 
 # %% [markdown]
 # ## Evaluation
@@ -173,6 +171,7 @@ assert profile != "pocket" or steps is not None or result["segm"].headline >= 0.
 # Detections with their masks above, truth below.
 
 # %% tags=["nbval-ignore-output"]
+found = detector.predict(images)
 truth = [Detections(t.boxes, torch.ones(len(t.boxes)), t.labels, m) for t, m in zip(batch.targets, true_masks)]
 shown = sorted(range(len(images)), key=lambda i: -len(truth[i]))[:4]
 draw.grid([draw.detections(d[i], pictures[i], scale=scale, score=0.5) for d in (found, truth) for i in shown],
@@ -185,7 +184,7 @@ draw.grid([draw.detections(d[i], pictures[i], scale=scale, score=0.5) for d in (
 
 # %% tags=["nbval-ignore-output"]
 timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, device=device,
-                            images=50 if profile == "pocket" else 2000, say=None)
+                            images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,
