@@ -22,6 +22,7 @@ from detcore.data.coco import CocoDataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.transforms import Preprocess, Resize
 from detcore.engine.common import describe, load_data, loading_processes, pick_device
+from detcore.engine.evaluate import predict_batch
 from detcore.engine.train import train
 from detcore.errors import UsageError
 from detcore.records import Clock, Record, peak_memory_gb
@@ -63,7 +64,7 @@ def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | P
     total, times = Clock(where), []
     for i, batch in enumerate(islice(_forever(data, recipe.preprocess, where), warmup + images)):
         clock = Clock(where)
-        predict(model, batch, recipe.preprocess)
+        predict_batch(model, batch, recipe.preprocess)
         if i >= warmup:
             times.append(clock())
         done = len(times)
@@ -79,13 +80,6 @@ def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | P
         speed=dict(inference_mean_s=float(seconds.mean()), inference_median_s=float(np.median(seconds)),
                    inference_p95_s=float(np.percentile(seconds, 95)), inference_images_per_s=1 / float(seconds.mean())),
         memory=peak_memory_gb())
-
-
-def predict(model: nn.Module, batch: Batch, preprocess: Preprocess) -> Any:
-    """The detections in a batch that is on the model's device, in the images' own pixels."""
-    given = [t.proposals for t in batch.targets] if getattr(model, "takes_proposals", False) else None
-    return model.predict(preprocess(batch.images, batch.sizes), proposals=given,  # type: ignore[operator]
-                         output_sizes=[m.original_size for m in batch.metas])
 
 
 def _forever(data: CocoDataset, preprocess: Preprocess, device: torch.device) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
-from detcore.data.loader import build_loader
+from detcore.data.loader import Batch, build_loader
 from detcore.data.proposals import save_proposals
 from detcore.data.transforms import Preprocess
 from detcore.engine.common import TRAIN, VAL, describe, load_data, loading_processes, output_folder, pick_device
@@ -113,14 +113,18 @@ def _predict(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, bat
     try:
         with tqdm(total=len(dataset), desc=title, unit="img", disable=not progress, dynamic_ncols=True) as bar:
             for batch in loader:
-                batch = batch.to(device)
-                given = [t.proposals for t in batch.targets] if getattr(model, "takes_proposals", False) else None
-                found = model.predict(preprocess(batch.images, batch.sizes), proposals=given,  # type: ignore[operator]
-                                      output_sizes=[meta.original_size for meta in batch.metas])
+                found = predict_batch(model, batch.to(device), preprocess)
                 yield from zip([meta.image_id for meta in batch.metas], found)
                 bar.update(min(len(batch) * world_size, len(dataset) - bar.n))
     finally:
         model.train(training)
+
+
+def predict_batch(model: nn.Module, batch: Batch, preprocess: Preprocess) -> list[Detections]:
+    """The detections in a batch that is on the model's device, in the images' own pixels."""
+    given = [t.proposals for t in batch.targets] if getattr(model, "takes_proposals", False) else None
+    return model.predict(preprocess(batch.images, batch.sizes), proposals=given,  # type: ignore[operator]
+                         output_sizes=[meta.original_size for meta in batch.metas])
 
 
 def score(detections: list[dict[str, Any]], dataset: CocoDataset, kinds: Iterable[str],
