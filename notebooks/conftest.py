@@ -1,7 +1,7 @@
 """`pytest --nbval`: kernels start in a folder that looks like the repository's root.
 
-There the chapters find the data and what their own runs left, so that no training is repeated, and the records that they
-write do not replace those of the book.
+There the chapters find the data and what their own runs left, so that no training is repeated, and the records that
+they write do not replace those of the book.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The book's sources and its built pages, read as files: complete translations, links that lead somewhere, no network."""
+"""The book's sources and its built pages, read as files: translations, links, nothing from the network."""
 from __future__ import annotations
 
 import csv

@@ -132,7 +132,6 @@ def run(name: str, given: dict[str, Any]) -> Path:
     """
     needs = CONFIG["chapters"]
     notebook = read(name)
-    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     values = parameters_of(notebook, given)
     if "output" in values:
         prepare(ROOT / values["output"], fingerprint.run(name, needs, given))

@@ -20,7 +20,9 @@ from workflow.fingerprint import ROOT
 BUILD = ROOT / "build"
 START = """<!doctype html>
 <html><head><meta charset="utf-8"><title>detcore</title><link rel="icon" href="en/_static/icon.svg">
-<script>location.replace((navigator.language || "en").startsWith("ja") ? "ja/book/index.html" : "en/book/index.html")</script>
+<script>
+location.replace(((navigator.language || "en").startsWith("ja") ? "ja" : "en") + "/book/index.html");
+</script>
 <meta http-equiv="refresh" content="1; url=en/book/index.html"></head>
 <body><a href="en/book/index.html">English</a> <a href="ja/book/index.html">日本語</a></body></html>
 """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
-from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir

@@ -20,7 +20,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from zoobook import facts
 from zoobook.languages import _
-from zoobook.tables import source, zoo_source
+from zoobook.tables import records_source, zoo_source
 
 SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 # Okabe and Ito's colours, distinct for the colour-blind; a shape each, too.
@@ -106,7 +106,7 @@ class PocketChart(Chart):
         return _("training time (s)"), _("box AP on Pocket Zoo (%)")
 
     def source(self) -> nodes.paragraph:
-        return source(str(_("the records of our runs")) + " (book/records)", "")
+        return records_source()
 
 
 def copy_script(app: Sphinx, error: Exception | None) -> None:

@@ -85,7 +85,7 @@ def configure(app: Sphinx, config: Config) -> None:
 
 
 def add_languages(app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
-    """Give a page the addresses of the same page in the other languages; each language is a folder beside the others."""
+    """Give a page the addresses of the same page in every language; the languages are folders side by side."""
     up = posixpath.relpath(".", posixpath.dirname(pagename) or ".")
     context["languages"] = [(code, name, posixpath.normpath(f"{up}/../{code}/{pagename}.html"))
                             for code, name in LANGUAGES.items()]

@@ -65,8 +65,7 @@ def build_table(columns: Sequence[Column], ids: Sequence[str] = (), filterable: 
     table = nodes.table(classes=["zoo-table"] + ["zoo-filter"] * filterable)
     group = nodes.tgroup(cols=len(columns))
     table += group
-    for column in columns:
-        group += nodes.colspec(colwidth=1)
+    group += [nodes.colspec(colwidth=1) for _column in columns]
     head = nodes.row()
     for column in columns:
         head += nodes.entry("", nodes.paragraph(column.header, column.header),
@@ -110,6 +109,11 @@ def zoo_source() -> nodes.paragraph:
     return source(str(_("published results of the MMDetection model zoo, release 3.3")), facts.ZOO_URL)
 
 
+def records_source() -> nodes.paragraph:
+    """The source of our own results."""
+    return source(str(_("the records of our runs")) + " (book/records)", "")
+
+
 class ZooTable(SphinxDirective):
     """A family's models: what was published, what we measured, where the weights are."""
 
@@ -129,6 +133,7 @@ class ZooTable(SphinxDirective):
             Column(_("AR@1000"), [p.average_recall for _e, p in rows]),
             Column(_("Memory (GB)"), [p.training_memory_gb for _e, p in rows]),
             Column(_("Inference (ms)"), [p.inference_ms for _e, p in rows]),
+            Column(_("Weights"), [link(_("weights"), p.checkpoint) if p.checkpoint else None for _e, p in rows]),
         ]
         for profile, header in (("coco", _("Ours")), ("pocket", _("Ours, pocket"))):
             found = [ours.get((entry.name, profile)) for entry, _p in rows]
@@ -139,8 +144,6 @@ class ZooTable(SphinxDirective):
                 Column(f"{header}: {_('Memory (GB)')}", [f and f.memory_gb for f in found], 2),
                 Column(f"{header}: {_('Inference (ms)')}", [f and f.inference_ms for f in found]),
             ]
-        columns.append(Column(_("Weights"), [link(_("weights"), p.checkpoint) if p.checkpoint else None
-                                             for _e, p in rows]))
         return [build_table(columns, filterable=not only), zoo_source()]
 
 
@@ -203,7 +206,7 @@ class RecordsTable(SphinxDirective):
             Column(_("Inference (ms)"), [result.inference_ms for result in found]),
             Column(_("Hardware"), [result.hardware for result in found]),
         ]
-        return [build_table(columns, filterable=True), source(str(_("the records of our runs")) + " (book/records)", "")]
+        return [build_table(columns, filterable=True), records_source()]
 
 
 class PreprocessingTable(SphinxDirective):
