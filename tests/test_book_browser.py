@@ -90,7 +90,8 @@ def test_a_page_shows_itself_and_switches_language(page: Page, root: str, name: 
 
 @pytest.mark.parametrize("language, query, found", [
     ("ja", "推論速度", "ベンチマークとモデル動物園"), ("ja", "平均再現率", "共通の設定"),
-    ("ja", "領域提案ネットワーク", "Faster R-CNN"), ("ja", "学習率スケジュール", "共通の設定"), ("en", "proposals", "Fast R-CNN")])
+    ("ja", "領域提案ネットワーク", "Faster R-CNN"), ("ja", "学習率スケジュール", "共通の設定"),
+    ("en", "proposals", "Fast R-CNN")])
 def test_search(page: Page, root: str, language: str, query: str, found: str) -> None:
     page.goto(f"{root}/{language}/search.html?q={query}")
     page.wait_for_selector("#search-results ul.search li a")
