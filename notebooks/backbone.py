@@ -81,7 +81,7 @@ show([cells(stride) for stride in strides])
 short = pretrain(root, steps=steps, seed=seed, output=None)
 Record(kind="pretrain", profile="pocket", data=describe(CocoDataset(root)), seed=seed, duration_s=short.seconds,
        parameters=dict(steps=steps), metrics={f"accuracy_stage{i + 1}": a for i, a in enumerate(short.accuracy)},
-       speed=dict(seconds_per_step=short.seconds / steps), memory=peak_memory_gb(),
+       speed=dict(training_step_s=short.seconds / steps), memory=peak_memory_gb(),
        curves=dict(step=list(range(1, steps + 1)), loss=short.losses)).write(f"{records}/backbone.pocket.json")
 draw.lines({"loss": (range(1, steps + 1), short.losses)}, x="step", y="loss")
 

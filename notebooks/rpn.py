@@ -64,8 +64,7 @@ images = recipe.preprocess(batch.images, batch.sizes)
 detector = create_model(model, weights=trained.checkpoint, profile=profile).to(images.tensor.device).eval()
 head = detector.bbox_head
 with torch.no_grad():
-    outputs = head(detector.features(images.tensor))
-logits, deltas = outputs
+    logits, deltas = outputs = head(detector.features(images.tensor))
 grids, counts = head.grids(logits), [m[0].numel() for m in logits]
 pictures = [draw.pixels(images, i, recipe.preprocess) for i in range(len(images))]
 shown = sorted(range(len(images)), key=lambda i: -len(batch.targets[i].boxes))[:3]
@@ -103,9 +102,8 @@ def chosen_anchors(i, chosen):
     return draw.boxes(pictures[i], torch.cat([anchors[chosen], batch.targets[i].boxes]), colors=tones, scale=zoom)
 
 
-some = torch.arange(len(level), device=level.device) % 4 == 0
 draw.grid([chosen_anchors(i, match[i] >= 0) for i in shown]
-          + [chosen_anchors(i, (match[i] == -2) & some) for i in shown], 3)
+          + [chosen_anchors(i, (match[i] == -2) & (level.new_tensor(range(len(level))) % 4 == 0)) for i in shown], 3)
 
 # %% [markdown]
 # Positives are rare. A random sample of anchors trains, at most half of it positive; without the sample, the loss
@@ -166,9 +164,9 @@ result.record.write(f"{records}/{model}.{profile}.evaluate.json")
 pd.DataFrame({"recall": result["proposal"].metrics}).T.round(3)
 
 # %% [markdown]
-# How many proposals does it take? The share of objects found at three overlaps, over the number of proposals. At
-# 0.5 a few dozen proposals find nearly all objects. At 0.9 even hundreds leave most of them out: the boxes are
-# near, but not exact. The second stage of a detector is there to refine them.
+# How many proposals does it take? The share of objects found at three overlaps, over the number of proposals. At 0.5 a
+# few dozen find nearly all objects. At 0.9 even a hundred leave most of them out: the boxes are near, but not exact.
+# The second stage of a detector is there to refine them.
 
 # %% tags=["nbval-ignore-output"]
 def overlaps(loader):
