@@ -59,7 +59,8 @@ def page(browser: Browser, root: str) -> Iterator[Page]:
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: None if asked.url.startswith((root, "data:", "blob:"))
                 else wrong.append(f"asks for {asked.url}"))
-        page.on("requestfailed", lambda asked: wrong.append(f"cannot get {asked.url}"))
+        page.on("requestfailed", lambda asked: None if asked.failure == "net::ERR_ABORTED"  # left the page meanwhile
+                else wrong.append(f"cannot get {asked.url}: {asked.failure}"))
         page.on("response", lambda answer: wrong.append(f"{answer.status} {answer.url}")
                 if answer.status >= 400 else None)
         yield page
