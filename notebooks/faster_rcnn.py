@@ -192,7 +192,7 @@ timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,
     "inference (ms)": 1000 * timed.speed["inference_mean_s"],
-    "training (s a step)": trained.record.speed["seconds_per_step"],
+    "training (s a step)": trained.record.speed["training_step_s"],
     "memory (GB)": max(trained.record.memory.values()),
 }, index=[profile]).round(3)
 
