@@ -63,4 +63,4 @@ MASK_RCNN = Pocket(TWO_STAGE, training(130, **MASKS))
 CASCADE_RCNN = Pocket(TWO_STAGE, training(120))
 CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(110, **MASKS))
 # Without clipping some seeds throw the classes off in the first steps.
-RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250, clip_norm=5.0))
+RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
