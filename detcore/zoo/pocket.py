@@ -62,5 +62,4 @@ FASTER_RCNN = Pocket(TWO_STAGE, training(150))
 MASK_RCNN = Pocket(TWO_STAGE, training(130, **MASKS))
 CASCADE_RCNN = Pocket(TWO_STAGE, training(120))
 CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(110, **MASKS))
-# Without clipping some seeds throw the classes off in the first steps.
 RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
