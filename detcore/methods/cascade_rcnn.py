@@ -106,21 +106,22 @@ class CascadeRoIHead(nn.Module):
 
 def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
                  anchor_scale: float = 8, border: int = 0, samples: int = 512, rpn_samples: int = 256,
-                 train_limits: Limits = CASCADE_TRAIN, test_limits: Limits = FPN_TEST) -> FasterRCNN:
-    """Cascade R-CNN; `border` is RPN's (see `RPNHead`)."""
-    head = CascadeRoIHead(RoIPyramid(), _box_heads(width, num_classes, hidden), samples=samples)
+                 sampling: int = 0, train_limits: Limits = CASCADE_TRAIN,
+                 test_limits: Limits = FPN_TEST) -> FasterRCNN:
+    """Cascade R-CNN; `border` is RPN's (see `RPNHead`), `sampling` RoIAlign's (see `RoIPyramid`)."""
+    head = CascadeRoIHead(RoIPyramid(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples)
     rpn_head = _rpn_head(width, anchor_scale, border, rpn_samples, train_limits, test_limits)
     return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
 
 
 def cascade_mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
                       anchor_scale: float = 8, border: int = 0, samples: int = 512, rpn_samples: int = 256,
-                      train_limits: Limits = CASCADE_TRAIN,
+                      sampling: int = 0, train_limits: Limits = CASCADE_TRAIN,
                       test_limits: Limits = FPN_TEST) -> MaskRCNN:
-    """Cascade Mask R-CNN; `border` is RPN's (see `RPNHead`)."""
-    head = CascadeRoIHead(RoIPyramid(), _box_heads(width, num_classes, hidden), samples=samples,
+    """Cascade Mask R-CNN; options as in `cascade_rcnn`."""
+    head = CascadeRoIHead(RoIPyramid(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples,
                           mask_heads=[MaskHead(width, num_classes, width=width) for _ in STAGE_IOU],
-                          mask_pool=RoIPyramid(size=14))
+                          mask_pool=RoIPyramid(size=14, sampling=sampling))
     rpn_head = _rpn_head(width, anchor_scale, border, rpn_samples, train_limits, test_limits)
     return MaskRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
 

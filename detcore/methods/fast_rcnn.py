@@ -328,7 +328,7 @@ def to_output(found: list[Detections], images: Images, output_sizes: list[tuple[
 
 
 def fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-              samples: int = 512) -> FastRCNN:
-    """Fast R-CNN on a feature pyramid."""
-    head = RoIHead(RoIPyramid(), BoxHead(width, num_classes, hidden=hidden), samples=samples)
+              samples: int = 512, sampling: int = 0) -> FastRCNN:
+    """Fast R-CNN on a feature pyramid; `sampling` is RoIAlign's (see `RoIPyramid`)."""
+    head = RoIHead(RoIPyramid(sampling=sampling), BoxHead(width, num_classes, hidden=hidden), samples=samples)
     return FastRCNN(backbone, FPN(backbone.channels, width), head)

@@ -68,7 +68,7 @@ class FasterRCNN(nn.Module):
 def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
                 anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False,
                 box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms",
-                fcos_proposals: bool = False, samples: int = 512, rpn_samples: int = 256,
+                fcos_proposals: bool = False, samples: int = 512, rpn_samples: int = 256, sampling: int = 0,
                 train_limits: Limits | None = None, test_limits: Limits | None = None) -> FasterRCNN:
     """Faster R-CNN.
 
@@ -78,6 +78,7 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
         box_loss, decoded, box_weight: loss of the region head's boxes; `decoded` if it compares boxes, not offsets.
         hard_examples: online hard example mining. suppress: "nms" or "soft_nms".
         fcos_proposals: an FCOS head proposes instead of RPN.
+        sampling: RoIAlign's (see `RoIPyramid`).
         train_limits, test_limits: proposals kept; by default what the neck needs.
     """
     pyramid, strides = None, (16,)  # type: tuple[FPN | None, tuple[int, ...]]
@@ -101,8 +102,9 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
     options: dict[str, Any] = dict(samples=samples, hard_examples=hard_examples, suppress=suppress)
     if neck == "c4":
         tail = ResStage(backbone.depth, base_channels=backbone.base_channels)
-        head = RoIHead(RoIPyramid(strides, 14), BoxHead(tail.channels, num_classes, hidden=0, **box_options),
-                       shared_head=tail, **options)
+        bbox_head = BoxHead(tail.channels, num_classes, hidden=0, **box_options)
+        head = RoIHead(RoIPyramid(strides, 14, sampling=sampling), bbox_head, shared_head=tail, **options)
     else:
-        head = RoIHead(RoIPyramid(strides), BoxHead(width, num_classes, hidden=hidden, **box_options), **options)
+        bbox_head = BoxHead(width, num_classes, hidden=hidden, **box_options)
+        head = RoIHead(RoIPyramid(strides, sampling=sampling), bbox_head, **options)
     return FasterRCNN(backbone, pyramid, rpn_head, head, num_classes)

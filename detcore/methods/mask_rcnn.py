@@ -207,7 +207,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
         channels, tail = backbone.channels[-1], ResStage(backbone.depth, base_channels=backbone.base_channels)
         rpn_head = RPNHead(channels, single_map_anchors(), border=0, samples=rpn_samples,
                            train_limits=train_limits or SINGLE_MAP_TRAIN, test_limits=test_limits or SINGLE_MAP_TEST)
-        head = MaskRoIHead(RoIPyramid([16], 14), BoxHead(tail.channels, num_classes, hidden=0),
+        head = MaskRoIHead(RoIPyramid([16], 14, sampling=sampling), BoxHead(tail.channels, num_classes, hidden=0),
                            MaskHead(tail.channels, num_classes, depth=0), None, mask_size=14, shared_head=tail,
                            samples=samples)
         return MaskRCNN(backbone, None, rpn_head, head, num_classes)
