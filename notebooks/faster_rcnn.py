@@ -107,14 +107,14 @@ draw.grid([draw.boxes(pictures[one], proposals.boxes[one, :10], scale=1.4 * scal
 
 # %% [markdown]
 # One object in detail. Its proposals above IoU 0.5 with the truth, before the second stage and after it, with the truth
-# in black. A loose bundle becomes a tight one.
+# in white. A loose bundle becomes a tight one.
 
 # %% tags=["nbval-ignore-output"]
 overlap = [box.iou_matrix(p, t.boxes) for p, t in zip(proposals.boxes, batch.targets)]
 which = int((overlap[one] > 0.5).sum(0).argmax())
 near, truth = overlap[one][:, which] > 0.5, batch.targets[one].boxes[which:which + 1]
 draw.grid([draw.boxes(pictures[one], torch.cat([truth, b[one][near]]), scale=1.4 * scale, width=2,
-                      colors=["black"] + [draw.PALETTE[0]] * int(near.sum())) for b in (proposals.boxes, refined)])
+                      colors=["white"] + [draw.PALETTE[0]] * int(near.sum())) for b in (proposals.boxes, refined)])
 
 # %% [markdown]
 # ## What the second stage adds
@@ -178,9 +178,9 @@ assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.
 # Detections above, truth below.
 
 # %% tags=["nbval-ignore-output"]
-draw.grid([draw.detections(d, p, scale=scale) for d, p in zip(found[:4], pictures)]
-          + [draw.boxes(p, t.boxes, scale=scale, width=2) for t, p in zip(batch.targets[:4], pictures)],
-          columns=min(4, len(images)))
+draw.grid([draw.detections(d, p, scale=scale) for d, p in zip(found[:3], pictures)]
+          + [draw.boxes(p, t.boxes, scale=scale, width=2) for t, p in zip(batch.targets[:3], pictures)],
+          columns=min(3, len(images)))
 
 # %% [markdown]
 # ## Speed and size

@@ -173,7 +173,7 @@ assert profile != "pocket" or steps is not None or result["segm"].headline >= 0.
 # %% tags=["nbval-ignore-output"]
 found = detector.predict(images)
 truth = [Detections(t.boxes, torch.ones(len(t.boxes)), t.labels, m) for t, m in zip(batch.targets, true_masks)]
-shown = sorted(range(len(images)), key=lambda i: -len(truth[i]))[:4]
+shown = sorted(range(len(images)), key=lambda i: -len(truth[i]))[:3]
 draw.grid([draw.detections(d[i], pictures[i], scale=scale, score=0.5) for d in (found, truth) for i in shown],
           columns=len(shown))
 
