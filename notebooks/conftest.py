@@ -1,10 +1,12 @@
 """`pytest --nbval`: kernels start in a folder that looks like the repository's root.
 
 There the chapters find the data and what their own runs left, so that no training is repeated, and the records that
-they write do not replace those of the book.
+they write, beside a copy of the book's, do not replace them.
 """
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ class Kernel(nbval.kernel.RunningKernel):
         for name in ("data", "runs"):
             if not (SCRATCH / name).exists():
                 (SCRATCH / name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "book/records", SCRATCH / "book/records", dirs_exist_ok=True)
         super().__init__(kernel_name, cwd=str(SCRATCH), **options)
 
 
+# What chapters write to standard error is left out of the committed notebooks; this warning comes with an import.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 nbval.plugin.RunningKernel = Kernel
