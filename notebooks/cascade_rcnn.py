@@ -122,9 +122,8 @@ draw.histogram({name: iou for name, iou in zip(names, paths)}, bins=torch.linspa
 
 # %% tags=["nbval-ignore-output"]
 edges = torch.linspace(0.3, 0.9, 13)
-middles = (edges[1:] + edges[:-1]) / 2
 inside = [(paths[0] >= low) & (paths[0] < high) for low, high in zip(edges, edges[1:])]
-figure = draw.lines({name: (middles, [iou[chosen].mean().item() for chosen in inside])
+figure = draw.lines({name: ((edges[1:] + edges[:-1]) / 2, [iou[chosen].mean().item() for chosen in inside])
                      for name, iou in zip(names[1:], paths[1:])}, x="IoU of the proposal", y="IoU after the stage")
 figure.axes[0].plot([0.3, 0.9], [0.3, 0.9], ":", color="gray")
 figure
