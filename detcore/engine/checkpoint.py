@@ -5,14 +5,26 @@ neither the state of a random generator nor that of a loader has to be kept.
 """
 from __future__ import annotations
 
+import hashlib
 import io
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import detcore
 from detcore.errors import DetcoreError, WeightsError
 from detcore.records import write_atomically
+
+
+@cache
+def code_digest() -> str:
+    """Twelve hexadecimal digits that stand for the library's own source."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(detcore.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 class Checkpoints:

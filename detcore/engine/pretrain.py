@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from tqdm import tqdm
 from detcore.data.coco import CocoDataset, fingerprint
 from detcore.data.loader import build_loader
 from detcore.data.transforms import Flip
+from detcore.engine.checkpoint import Checkpoints, code_digest
+from detcore.engine.common import Interruption, output_folder
 from detcore.structures import Target
 from detcore.zoo.pocket import POCKET_BACKBONE, slim_resnet
 from detcore.zoo.recipes import TORCHVISION
@@ -54,18 +56,22 @@ def class_map(target: Target, size: tuple[int, int]) -> Tensor:
 
 
 def pretrain(data_root: str | Path, *, steps: int = STEPS, seed: int = 0, output: str | Path | None = POCKET_BACKBONE,
-             workers: int = 0) -> Pretraining:
+             folder: str | Path | None = None, workers: int = 0) -> Pretraining:
     """Trains the slim backbone and writes its weights.
 
     Args:
         data_root: a Pocket Zoo in COCO's layout.
         output: the safetensors file to write; None writes nothing.
+        folder: for checkpoints, from which an interrupted run of the same settings goes on; None keeps none.
 
     Raises:
         DataError: the data set is missing or broken.
+        KeyboardInterrupt: it was interrupted; the checkpoint is written.
     """
     torch.manual_seed(seed)
     data = CocoDataset(data_root, transforms=(Flip(),), masks="bitmap", min_size=8)
+    told = dict(steps=steps, seed=seed, data=fingerprint(data.annotation_file), code=code_digest())
+    checkpoints = None if folder is None else Checkpoints(output_folder(folder), keep=1)
     backbone = slim_resnet()
     backbone.norm_eval = False  # here the statistics of batch norm are learned
     heads = nn.ModuleList([nn.Conv2d(c, len(data.class_names) + 1, 1) for c in backbone.channels])
@@ -73,12 +79,18 @@ def pretrain(data_root: str | Path, *, steps: int = STEPS, seed: int = 0, output
     parameters = [*backbone.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
-    result, started, step, epoch = Pretraining(backbone), time.perf_counter(), 0, 0
-    right = torch.zeros(len(heads))
-    with tqdm(total=steps, desc="pretrain", unit="step") as bar:
-        while step < steps:
+    parts: list[Any] = [backbone, heads, optimizer, schedule]
+    result, right, step, before = Pretraining(backbone), torch.zeros(len(heads)), 0, 0.0
+    state = checkpoints.load() if checkpoints else None
+    if state and state["run"] == told:
+        for part, kept in zip(parts, state["parts"]):
+            part.load_state_dict(kept)
+        result.losses, right, step, before = state["losses"], state["right"], len(state["losses"]), state["seconds"]
+    per_epoch, started = -(-len(data) // BATCH), time.perf_counter()
+    with tqdm(total=steps, initial=step, desc="pretrain", unit="step") as bar, Interruption() as interruption:
+        while step < steps and not interruption.wanted:
             loader = build_loader(data, BATCH, preprocess=TORCHVISION, training=True, shuffle=True, workers=workers,
-                                  seed=seed, epoch=epoch)
+                                  seed=seed, epoch=step // per_epoch, start=step % per_epoch)
             for batch in loader:
                 images = TORCHVISION(batch.images, batch.sizes).tensor
                 wanted = torch.stack([class_map(t, (images.shape[2], images.shape[3])) for t in batch.targets])
@@ -99,11 +111,17 @@ def pretrain(data_root: str | Path, *, steps: int = STEPS, seed: int = 0, output
                 bar.update()
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 step += 1
-                if step == steps:
+                result.seconds = before + time.perf_counter() - started
+                if checkpoints and (step % 100 == 0 or interruption.wanted):
+                    checkpoints.save(step, dict(
+                        parts=[part.state_dict() for part in parts], losses=result.losses, right=right, run=told,
+                        seconds=result.seconds))
+                if step == steps or interruption.wanted:
                     break
-            epoch += 1
-    result.accuracy, result.seconds = right.tolist(), time.perf_counter() - started
+    if interruption.wanted:
+        raise KeyboardInterrupt
+    result.accuracy = right.tolist()
     if output is not None:
         save_weights(Path(output), backbone, {"made_by": "detcore pretrain", "steps": steps, "seed": seed,
-                                              "data": fingerprint(data.annotation_file)})
+                                              "data": told["data"]})
     return result

@@ -5,13 +5,11 @@ What is random in a step (samples, dropout) is drawn from (seed, process, step),
 """
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,10 +21,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
-import detcore
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import Batch, build_loader
-from detcore.engine.checkpoint import Checkpoints
+from detcore.engine.checkpoint import Checkpoints, code_digest
 from detcore.engine.common import (
     TRAIN,
     VAL,
@@ -185,15 +182,6 @@ def build_optimizer(model: nn.Module, settings: SGD | AdamW, lr: float) -> torch
     if isinstance(settings, SGD):
         return torch.optim.SGD(groups, lr, settings.momentum)
     return torch.optim.AdamW(groups, lr)
-
-
-@cache
-def code_digest() -> str:
-    """Twelve hexadecimal digits that stand for the library's own source."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(detcore.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 class Losses(nn.Module):
