@@ -162,16 +162,17 @@ HTML(figure.to_html(full_html=False, include_plotlyjs="../_static/plotly.min.js"
 # ## What happens before training
 #
 # A network sees each picture many times. Transforms change it a little each time, and the boxes and outlines with
-# it. From left to right: the picture as it is; mirrored; resized to a random scale; and twice large-scale jitter
+# it. From left to right: the picture as it is; mirrored; resized to a random scale; and large-scale jitter
 # (Ghiasi et al., "Simple copy-paste is a strong data augmentation method for instance segmentation", 2021), which
-# zooms by a random factor and then cuts out or pads. The recipes of this book use the first two; the published
-# models name theirs in the tables of the zoo.
+# zooms by a random factor and then pads or cuts out; here once out and once in. The recipes of this book use the
+# first two; the published models name theirs in the tables of the zoo.
 
 # %%
 index = (crowded or [0])[-1]
 h, w = data.sample(index).size
-jitter = (ScaleJitter((h, w), (0.5, 2.0)), RandomCrop((h, w), allow_negative=True))
-variants = [(), (Flip(1.0),), (ResizeRange((h * 3 // 4, w * 3 // 4), (h * 3 // 2, w * 3 // 2)),), jitter, jitter]
+crop = RandomCrop((h, w), allow_negative=True)
+jitter = [(ScaleJitter((h, w), zoom), crop) for zoom in ((0.4, 0.7), (1.4, 2.0))]
+variants = [(), (Flip(1.0),), (ResizeRange((h * 3 // 4, w * 3 // 4), (h * 3 // 2, w * 3 // 2)),), *jitter]
 rng, shown = np.random.default_rng(seed), []
 for steps in variants:
     sample = apply(steps, data.sample(index), rng)
