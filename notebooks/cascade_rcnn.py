@@ -77,7 +77,7 @@ with torch.no_grad():
     image = image.to(boxes.device)
     sizes, stages, scores = box.size_tensor(images.sizes, boxes)[image], [proposals.boxes], []
     for head in roi_head.bbox_head:
-        logits, deltas = head(roi_head.pool(features, boxes, image))
+        logits, deltas = head(roi_head.bbox_roi_extractor(features, boxes, image))
         boxes = box.clip(head.decode(boxes, deltas), sizes)
         stages.append(boxes.view(shape))
         scores.append(logits.softmax(1).view(*shape[:2], -1))

@@ -63,14 +63,14 @@ batch = next(iter(build_loader(data, 16 if profile == "pocket" else 2, preproces
 batch = batch.to(pick_device(device))
 images = recipe.preprocess(batch.images, batch.sizes)
 detector = create_model(model, weights=trained.checkpoint, profile=profile).to(images.tensor.device).eval()
-head = detector.roi_head
+head, pool = detector.roi_head, detector.roi_head.bbox_roi_extractor
 pictures = [draw.pixels(images, i, recipe.preprocess) for i in range(len(images))]
 shown = sorted(range(len(images)), key=lambda i: -len(batch.targets[i].boxes))[:3]
 zoom = 256 / max(pictures[shown[0]].shape)
 
 given = [target.proposals for target in batch.targets]
 draw.grid([draw.boxes(pictures[i], given[i][:20], scale=zoom,
-                      colors=[draw.colour(k) for k in head.pool.level(given[i][:20]).tolist()]) for i in shown], 3)
+                      colors=[draw.colour(k) for k in pool.level(given[i][:20]).tolist()]) for i in shown], 3)
 
 # %% [markdown]
 # ## RoIAlign
@@ -89,7 +89,7 @@ with torch.no_grad():
 
 def bins(region):
     """The boxes [49, 4] of a region's bins."""
-    size = head.pool.size
+    size = pool.size
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     corners = torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4).to(region) / size
     return region[:2].repeat(2) + corners * (region[2:] - region[:2]).repeat(2)
@@ -98,8 +98,8 @@ def bins(region):
 row = []
 for i in shown:
     region = max(batch.targets[i].boxes, key=lambda b: float((b[2:] - b[:2]).prod()))
-    pooled = head.pool(features, region[None], torch.tensor([i], device=region.device))[0]
-    strength = features[int(head.pool.level(region[None]))][i].norm(dim=0)
+    pooled = pool(features, region[None], torch.tensor([i], device=region.device))[0]
+    strength = features[int(pool.level(region[None]))][i].norm(dim=0)
     row += [draw.boxes(pictures[i], bins(region), scale=zoom), draw.heat(pictures[i], strength, scale=zoom, alpha=0.8),
             draw.heat(pictures[i][:7, :7], pooled.norm(dim=0), scale=44, alpha=1.0)]
 draw.grid(row, 3)

@@ -11,67 +11,93 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detcore.layers.conv import Conv, init_convolutions, make_norm
+from detcore.layers.deform import DeformConv2d
+
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut."""
+class Block(nn.Module):
+    """What the residual blocks share: their norms are called `bn1` or `gn1`, and so on."""
+
+    def __init__(self, norm: str):
+        super().__init__()
+        self.norm = norm
+
+    def add_norm(self, index: int, channels: int) -> None:
+        self.add_module(f"{self.norm}{index}", make_norm(self.norm, channels))
+
+    def normalize(self, index: int, x: Tensor) -> Tensor:
+        return getattr(self, f"{self.norm}{index}")(x)
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions with a shortcut; options as in `Bottleneck`."""
 
     expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int = 1, dilation: int = 1, *, caffe: bool = False,
-                 groups: int = 1, base_width: int = 64):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, dilation, dilation, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(in_channels, width, stride)
+                 groups: int = 1, base_width: int = 64, norm: str = "bn", conv: Conv = nn.Conv2d,
+                 deform: Conv | None = None):
+        super().__init__(norm)
+        self.conv1 = conv(in_channels, width, 3, stride, dilation, dilation, bias=False)
+        self.add_norm(1, width)
+        self.conv2 = (deform or conv)(width, width, 3, 1, 1, bias=False)
+        self.add_norm(2, width)
+        self.downsample = _shortcut(in_channels, width, stride, norm, conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        out = self.normalize(2, self.conv2(self.normalize(1, self.conv1(x)).relu()))
         return (out + (self.downsample(x) if self.downsample else x)).relu()
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (grouped in ResNeXt), 1x1 convolutions with a shortcut."""
+class Bottleneck(Block):
+    """1x1, 3x3 (grouped in ResNeXt), 1x1 convolutions with a shortcut.
+
+    Args:
+        width: channels of the block's last convolution over `expansion`.
+        caffe: stride in the first convolution, not in the second.
+        groups, base_width: of ResNeXt.
+        norm: "bn" or "gn". conv: the kind of convolution; deform: that of the 3x3 one, where it differs.
+    """
 
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int = 1, dilation: int = 1, *, caffe: bool = False,
-                 groups: int = 1, base_width: int = 64):
-        super().__init__()
+                 groups: int = 1, base_width: int = 64, norm: str = "bn", conv: Conv = nn.Conv2d,
+                 deform: Conv | None = None):
+        super().__init__(norm)
         inner = width if groups == 1 else int(width * base_width / 64) * groups
+        out_channels = width * self.expansion
         s1, s2 = (stride, 1) if caffe else (1, stride)
-        self.conv1 = nn.Conv2d(in_channels, inner, 1, s1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, s2, dilation, dilation, groups, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, width * 4, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width * 4)
-        self.downsample = _shortcut(in_channels, width * 4, stride)
+        self.conv1 = conv(in_channels, inner, 1, s1, bias=False)
+        self.add_norm(1, inner)
+        self.conv2 = (deform or conv)(inner, inner, 3, s2, dilation, dilation, groups, bias=False)
+        self.add_norm(2, inner)
+        self.conv3 = conv(inner, out_channels, 1, bias=False)
+        self.add_norm(3, out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride, norm, conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.bn1(self.conv1(x)).relu()
-        out = self.bn2(self.conv2(out)).relu()
-        out = self.bn3(self.conv3(out))
+        out = self.normalize(1, self.conv1(x)).relu()
+        out = self.normalize(2, self.conv2(out)).relu()
+        out = self.normalize(3, self.conv3(out))
         return (out + (self.downsample(x) if self.downsample else x)).relu()
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str, conv: Conv) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride, bias=False), make_norm(norm, out_channels))
 
 
 def stage(depth: int, index: int, *, base_channels: int = 64, stride: int | None = None, dilation: int = 1,
-          caffe: bool = False, groups: int = 1, base_width: int = 64) -> tuple[nn.Sequential, int]:
-    """Stage `index` (0 to 3) of a ResNet, and its number of output channels."""
+          **options: Any) -> tuple[nn.Sequential, int]:
+    """Stage `index` (0 to 3) of a ResNet, and its number of output channels; options as in `Bottleneck`."""
     block = BasicBlock if depth < 50 else Bottleneck
     width = base_channels * 2**index
     in_channels = base_channels if index == 0 else width // 2 * block.expansion
     stride = (1 if index == 0 else 2) if stride is None else stride
-    options: dict[str, Any] = dict(caffe=caffe, groups=groups, base_width=base_width)
     blocks = [block(in_channels, width, stride, dilation, **options)]
     for _ in range(STAGE_BLOCKS[depth][index] - 1):
         blocks.append(block(width * block.expansion, width, 1, dilation, **options))
@@ -91,42 +117,47 @@ class ResNet(nn.Module):
         frozen_stages: stages whose parameters stay fixed, counted after the stem; -1 trains the stem too.
         norm_eval: keep batch norm's statistics as loaded while training.
         norm_fixed: keep its scale and shift too; None: in caffe style, whose weights were converted that way.
+        norm: "bn" or "gn". conv: the kind of convolution everywhere.
+        deform: the kind of the 3x3 convolutions in `deform_stages`; None: as all.
     """
 
     def __init__(self, depth: int, *, style: str = "pytorch", groups: int = 1, base_width: int = 64,
                  base_channels: int = 64, out_stages: Sequence[int] = (0, 1, 2, 3),
                  strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
-                 frozen_stages: int = 1, norm_eval: bool = True, norm_fixed: bool | None = None):
+                 frozen_stages: int = 1, norm_eval: bool = True, norm_fixed: bool | None = None, norm: str = "bn",
+                 conv: Conv = nn.Conv2d, deform: Conv | None = None, deform_stages: Sequence[int] = (1, 2, 3)):
         super().__init__()
         norm_fixed = style == "caffe" if norm_fixed is None else norm_fixed
         self.depth, self.style, self.groups, self.base_width = depth, style, groups, base_width
         self.base_channels = base_channels
         self.out_stages, self.strides = tuple(out_stages), tuple(strides)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        self.conv1 = nn.Conv2d(3, base_channels, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(base_channels)
+        self.conv1 = conv(3, base_channels, 7, 2, 3, bias=False)
+        self.norm = f"{norm}1"
+        self.add_module(self.norm, make_norm(norm, base_channels))
         channels = []
         for i, (stride, dilation) in enumerate(zip(strides, dilations)):
             layer, out = stage(depth, i, base_channels=base_channels, stride=stride, dilation=dilation,
-                               caffe=style == "caffe", groups=groups, base_width=base_width)
+                               caffe=style == "caffe", groups=groups, base_width=base_width, norm=norm, conv=conv,
+                               deform=deform if i in deform_stages else None)
             self.add_module(f"layer{i + 1}", layer)
             channels.append(out)
         self.channels = tuple(channels[i] for i in self.out_stages)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d) and norm_fixed:
-                module.requires_grad_(False)
+        init_backbone(self, norm_fixed)
         for module in self._frozen():
             module.requires_grad_(False)
 
     def _frozen(self) -> list[nn.Module]:
-        stem = [self.conv1, self.bn1] if self.frozen_stages >= 0 else []
+        stem = [self.conv1, getattr(self, self.norm)] if self.frozen_stages >= 0 else []
         return stem + [getattr(self, f"layer{i}") for i in range(1, self.frozen_stages + 1)]
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What comes before the stages: [N, base_channels, H / 4, W / 4]."""
+        return torch.max_pool2d(getattr(self, self.norm)(self.conv1(x)).relu(), 3, 2, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [N, channels[i], H / s, W / s] of the stages in `out_stages`, s = 4, 8, 16, 32 unless dilated."""
-        x = torch.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, 2, 1)
+        x = self.stem(x)
         out = []
         for i in range(len(self.strides)):
             x = getattr(self, f"layer{i + 1}")(x)
@@ -141,6 +172,16 @@ class ResNet(nn.Module):
         for module in self._frozen():
             module.eval()
         return self
+
+
+def init_backbone(network: nn.Module, norm_fixed: bool = False) -> None:
+    """Initial weights; `norm_fixed` keeps batch norm's scale and shift from training."""
+    init_convolutions(network)
+    for module in network.modules():
+        if isinstance(module, DeformConv2d):
+            module.reset_offsets()
+        elif isinstance(module, nn.BatchNorm2d) and norm_fixed:
+            module.requires_grad_(False)
 
 
 def freeze_norm_statistics(module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from detcore.backbones.resnet import ResNet
 from detcore.layers.roi import RoIPyramid
 from detcore.losses import SmoothL1
 from detcore.matching import IoUMatcher, Sampler
-from detcore.methods.fast_rcnn import BoxHead, Samples, assign_regions, pick_detections, sample_regions
+from detcore.methods.fast_rcnn import KEEP, BoxHead, Keep, Samples, assign_regions, pick_detections, sample_regions
 from detcore.methods.faster_rcnn import FasterRCNN
 from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, concatenate, mask_targets, positive_slots
 from detcore.methods.rpn import FPN_TEST, Limits, Proposals, RPNHead, fpn_anchors
@@ -38,16 +38,19 @@ class CascadeRoIHead(nn.Module):
     Args:
         bbox_heads: a head a stage, with class-agnostic boxes.
         samples: regions that train, an image and stage.
+        keep: which detections are kept at test time.
     """
 
     def __init__(self, pool: RoIPyramid, bbox_heads: Sequence[BoxHead], *, mask_heads: Sequence[MaskHead] = (),
-                 mask_pool: RoIPyramid | None = None, mask_size: int = 28, samples: int = 512):
+                 mask_pool: RoIPyramid | None = None, mask_size: int = 28, samples: int = 512,
+                 keep: Keep = KEEP):
         super().__init__()
-        self.pool, self.mask_size = pool, mask_size
+        self.bbox_roi_extractor, self.mask_size = pool, mask_size
         self.mask_pool: Any = mask_pool
         self.bbox_head: Any = nn.ModuleList(bbox_heads)
         if mask_heads:
             self.mask_head: Any = nn.ModuleList(mask_heads)
+        self.keep = keep
         self.matchers = [IoUMatcher(iou, iou) for iou in STAGE_IOU]
         self.sampler = Sampler(samples, 0.25)
 
@@ -58,7 +61,7 @@ class CascadeRoIHead(nn.Module):
         for i, (head, matcher, weight) in enumerate(zip(self.bbox_head, self.matchers, STAGE_WEIGHTS)):
             samples = sample_regions(assign_regions(proposals, targets, matcher, head.num_classes), self.sampler)
             index, boxes, image = samples.rois()
-            logits, deltas = head(self.pool(features, boxes, image))
+            logits, deltas = head(self.bbox_roi_extractor(features, boxes, image))
             stage = head.loss(logits, deltas, samples)
             if hasattr(self, "mask_head"):
                 stage["loss_mask"] = self.mask_loss(self.mask_head[i], features, samples, targets)
@@ -90,11 +93,11 @@ class CascadeRoIHead(nn.Module):
         sizes = box.size_tensor(images.sizes, boxes)[image]
         total = torch.zeros((), device=boxes.device)
         for head in self.bbox_head:
-            logits, deltas = head(self.pool(features, boxes, image))
+            logits, deltas = head(self.bbox_roi_extractor(features, boxes, image))
             total = total + logits.float()
             boxes = box.clip(head.decode(boxes, deltas), sizes)
         scores = (total / len(self.bbox_head)).softmax(1)[:, :-1]
-        return pick_detections(boxes[:, None], scores, image, len(images))
+        return pick_detections(boxes[:, None], scores, image, len(images), self.keep)
 
     def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:
         """For each image, mask probabilities [n, s, s] of its detections: the mean of the stages'."""

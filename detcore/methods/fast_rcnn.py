@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore import boxes as box
-from detcore.backbones.resnet import ResNet, freeze_norm_statistics, stage
+from detcore.backbones.resnet import ResNet, freeze_norm_statistics, init_backbone, stage
 from detcore.errors import UsageError
-from detcore.layers.conv import init_normal
+from detcore.layers.conv import Block, ConvBlock, init_normal
 from detcore.layers.roi import RoIPyramid
 from detcore.losses import l1, over_processes
 from detcore.matching import IoUMatcher, Sampler, pad_targets, used
@@ -26,9 +26,28 @@ from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
 
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
-MAX_DETECTIONS = 100
-SCORE_THRESHOLD = 0.05
-NMS_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which detections are kept at test time.
+
+    Attributes:
+        score: lowest score.
+        iou: overlap above which the lesser box of a class is dropped (or loses score).
+        number: detections an image.
+        soft: soft-NMS instead of NMS.
+        across_classes: boxes of different classes suppress each other too.
+    """
+
+    score: float = 0.05
+    iou: float = 0.5
+    number: int = 100
+    soft: bool = False
+    across_classes: bool = False
+
+
+KEEP = Keep()
 
 
 @dataclass
@@ -64,6 +83,7 @@ class BoxHead(nn.Module):
         num_classes: classes, background not counted.
         size: side of the region's map.
         hidden: width of the two layers; 0: average-pool the map instead (the head of C4 detectors).
+        convs: 3x3 convolutions that take the place of the first layer. block: their kind.
         agnostic: one box for all classes instead of one for each.
         stds: scale of the box offsets.
         box_loss: loss of the offsets, elementwise; or of decoded boxes, if `decoded`.
@@ -72,15 +92,19 @@ class BoxHead(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, *, size: int = 7, hidden: int = 1024, agnostic: bool = False,
                  stds: tuple[float, float, float, float] = BOX_STDS,
-                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False, box_weight: float = 1.0):
+                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False, box_weight: float = 1.0,
+                 convs: int = 0, block: Block = ConvBlock):
         super().__init__()
         self.num_classes, self.hidden, self.agnostic, self.stds = num_classes, hidden, agnostic, stds
         self.box_loss, self.decoded, self.box_weight = box_loss, decoded, box_weight
         last = hidden or in_channels
         self.fc_cls = nn.Linear(last, num_classes + 1)
         self.fc_reg = nn.Linear(last, 4 if agnostic else 4 * num_classes)
+        if convs:
+            self.shared_convs = nn.ModuleList([block(in_channels, in_channels, 3) for _ in range(convs)])
         if hidden:
-            self.shared_fcs = nn.ModuleList([nn.Linear(in_channels * size**2, hidden), nn.Linear(hidden, hidden)])
+            widths = [in_channels * size**2, *[hidden] * (1 if convs else 2)]
+            self.shared_fcs = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:])])
             for fc in self.shared_fcs:
                 nn.init.xavier_uniform_(cast(nn.Linear, fc).weight)
                 nn.init.zeros_(cast(nn.Linear, fc).bias)
@@ -89,6 +113,8 @@ class BoxHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [r, C + 1] (background last) and offsets [r, 4 C] or [r, 4] of region maps [r, c, s, s]."""
+        for conv in getattr(self, "shared_convs", ()):
+            x = conv(x)
         if self.hidden:
             x = x.flatten(1)
             for fc in self.shared_fcs:
@@ -138,11 +164,7 @@ class ResStage(nn.Module):
     def __init__(self, depth: int = 50, *, base_channels: int = 64, caffe: bool = True):
         super().__init__()
         self.layer4, self.channels = stage(depth, 3, base_channels=base_channels, caffe=caffe)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d) and caffe:
-                module.requires_grad_(False)
+        init_backbone(self, norm_fixed=caffe)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer4(x)
@@ -194,23 +216,25 @@ class RoIHead(nn.Module):
         shared_head: a network between pooling and heads (C4).
         samples: regions that train, an image; a quarter positive at most.
         hard_examples: choose the regions with the largest loss (OHEM, Shrivastava et al. 2016) instead of random ones.
-        suppress: "nms" or "soft_nms" at test time.
-        low_quality: objects that no region overlaps by half keep their best region.
+        positive_iou: overlap with an object from which a region is positive.
+        low_quality: objects that no region overlaps that much keep their best region .
+        keep: which detections are kept at test time.
     """
 
     def __init__(self, pool: RoIPyramid, bbox_head: BoxHead, *, shared_head: ResStage | None = None, samples: int = 512,
-                 hard_examples: bool = False, suppress: str = "nms", low_quality: bool = False):
+                 hard_examples: bool = False, positive_iou: float = 0.5, low_quality: bool = False,
+                 keep: Keep = KEEP):
         super().__init__()
         if shared_head is not None:
             self.shared_head = shared_head
-        self.pool, self.bbox_head = pool, bbox_head
-        self.matcher = IoUMatcher(0.5, 0.5, low_quality=0.5 if low_quality else None)
+        self.bbox_roi_extractor, self.bbox_head = pool, bbox_head
+        self.matcher = IoUMatcher(positive_iou, positive_iou, low_quality=positive_iou if low_quality else None)
         self.sampler = Sampler(samples, 0.25)
-        self.hard_examples, self.suppress = hard_examples, suppress
+        self.hard_examples, self.keep = hard_examples, keep
 
     def region_features(self, features: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """Maps [r, c, s, s] of boxes [r, 4] on images [r]."""
-        x = self.pool(features, boxes, image)
+        x = self.bbox_roi_extractor(features, boxes, image)
         return self.shared_head(x) if hasattr(self, "shared_head") else x
 
     def sample(self, features: Sequence[Tensor], proposals: Proposals, targets: list[Target]) -> Samples:
@@ -247,30 +271,29 @@ class RoIHead(nn.Module):
         scores = logits.float().softmax(1)[:, :-1]
         refined = head.decode(boxes[:, None], deltas.view(len(deltas), -1, 4))
         sizes = box.size_tensor(images.sizes, boxes)[image]
-        return pick_detections(box.clip(refined, sizes), scores, image, len(images), suppress=self.suppress)
+        return pick_detections(box.clip(refined, sizes), scores, image, len(images), self.keep)
 
 
-def pick_detections(boxes: Tensor, scores: Tensor, image: Tensor, num_images: int, *, suppress: str = "nms",
-                    score_threshold: float = SCORE_THRESHOLD, iou: float = NMS_IOU,
-                    limit: int = MAX_DETECTIONS) -> list[Detections]:
+def pick_detections(boxes: Tensor, scores: Tensor, image: Tensor, num_images: int,
+                    keep: Keep = KEEP) -> list[Detections]:
     """Every class of every region whose score is high enough, thinned by NMS within its class, best first.
 
     Args:
         boxes: [r, C, 4] or [r, 1, 4]; scores: [r, C]; image: [r].
     """
     classes = scores.shape[1]
-    row, label = (scores > score_threshold).nonzero(as_tuple=True)
+    row, label = (scores > keep.score).nonzero(as_tuple=True)
     score, owner = scores[row, label], image[row]
     found = boxes.expand(-1, classes, -1)[row, label]
-    group = owner * classes + label
-    if suppress == "soft_nms":
-        order, score_kept = box.soft_nms(found, score, group, iou)
+    group = owner if keep.across_classes else owner * classes + label
+    if keep.soft:
+        order, score_kept = box.soft_nms(found, score, group, keep.iou)
     else:
-        order = box.grouped_nms(found, score, group, iou)
+        order = box.grouped_nms(found, score, group, keep.iou)
         score_kept = score[order]
     result = []
     for i in range(num_images):
-        mine = (owner[order] == i).nonzero()[:limit, 0]
+        mine = (owner[order] == i).nonzero()[:keep.number, 0]
         kept = order[mine]
         result.append(Detections(found[kept], score_kept[mine], label[kept]))
     return result

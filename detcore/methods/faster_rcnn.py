@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
+from detcore.layers.conv import Block, ConvBlock
 from detcore.layers.roi import RoIPyramid
 from detcore.losses import l1
-from detcore.methods.fast_rcnn import BoxHead, ResStage, RoIHead, to_output
+from detcore.methods.fast_rcnn import KEEP, BoxHead, Keep, ResStage, RoIHead, to_output
 from detcore.methods.fcos import FCOS_STRIDES, FCOSHead
 from detcore.methods.rpn import (
     FPN_STRIDES,
@@ -67,17 +68,19 @@ class FasterRCNN(nn.Module):
 
 def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
                 anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False,
-                box_weight: float = 1.0, hard_examples: bool = False, suppress: str = "nms",
-                fcos_proposals: bool = False, samples: int = 512, rpn_samples: int = 256, sampling: int = 0,
-                train_limits: Limits | None = None, test_limits: Limits | None = None) -> FasterRCNN:
+                box_weight: float = 1.0, hard_examples: bool = False, keep: Keep = KEEP,
+                fcos_proposals: bool = False, block: Block = ConvBlock, box_convs: int = 0, samples: int = 512,
+                rpn_samples: int = 256, sampling: int = 0, train_limits: Limits | None = None,
+                test_limits: Limits | None = None) -> FasterRCNN:
     """Faster R-CNN.
 
     Args:
         neck: "fpn"; "c4": one map, region head is the backbone's last stage; "dc5": one dilated map.
         width, hidden: channels of the pyramid and of the region head's layers.
         box_loss, decoded, box_weight: loss of the region head's boxes; `decoded` if it compares boxes, not offsets.
-        hard_examples: online hard example mining. suppress: "nms" or "soft_nms".
+        hard_examples: online hard example mining. keep: which detections are kept at test time.
         fcos_proposals: an FCOS head proposes instead of RPN.
+        block: the convolutions of pyramid and region head; box_convs: how many the region head has before its layer.
         sampling: RoIAlign's (see `RoIPyramid`).
         train_limits, test_limits: proposals kept; by default what the neck needs.
     """
@@ -87,7 +90,7 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
     elif fcos_proposals:
         pyramid, strides = FPN(backbone.channels, width, start=1, extra="output", relu_extra=True), FCOS_STRIDES
     else:
-        pyramid, strides = FPN(backbone.channels, width), FPN_STRIDES[:4]
+        pyramid, strides = FPN(backbone.channels, width, block=block), FPN_STRIDES[:4]
 
     limits: dict[str, Any] = dict(train_limits=train_limits or (FPN_TRAIN if pyramid else SINGLE_MAP_TRAIN),
                                   test_limits=test_limits or (FPN_TEST if pyramid else SINGLE_MAP_TEST))
@@ -99,12 +102,12 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
         rpn_head = RPNHead(width, anchors, border=0 if neck == "dc5" else -1, samples=rpn_samples, **limits)
 
     box_options: dict[str, Any] = dict(box_loss=box_loss, decoded=decoded, box_weight=box_weight)
-    options: dict[str, Any] = dict(samples=samples, hard_examples=hard_examples, suppress=suppress)
+    options: dict[str, Any] = dict(samples=samples, hard_examples=hard_examples, keep=keep)
     if neck == "c4":
         tail = ResStage(backbone.depth, base_channels=backbone.base_channels)
         bbox_head = BoxHead(tail.channels, num_classes, hidden=0, **box_options)
         head = RoIHead(RoIPyramid(strides, 14, sampling=sampling), bbox_head, shared_head=tail, **options)
     else:
-        bbox_head = BoxHead(width, num_classes, hidden=hidden, **box_options)
+        bbox_head = BoxHead(width, num_classes, hidden=hidden, convs=box_convs, block=block, **box_options)
         head = RoIHead(RoIPyramid(strides, sampling=sampling), bbox_head, **options)
     return FasterRCNN(backbone, pyramid, rpn_head, head, num_classes)

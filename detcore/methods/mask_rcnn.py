@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import ConvBlock
+from detcore.layers.conv import Block, ConvBlock, init_convolutions
 from detcore.layers.roi import RoIPyramid
 from detcore.losses import binary_cross_entropy, l1, over_processes
 from detcore.masks import crop_masks
@@ -43,19 +43,16 @@ class MaskHead(nn.Module):
     Args:
         in_channels: channels of the region's map.
         width: channels of the convolutions and the upsampling.
-        depth: number of 3x3 convolutions.
+        depth: number of 3x3 convolutions. block: their kind.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, depth: int = 4):
+    def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, depth: int = 4,
+                 block: Block = ConvBlock):
         super().__init__()
-        self.convs = nn.ModuleList([ConvBlock(width if i else in_channels, width, 3) for i in range(depth)])
+        self.convs = nn.ModuleList([block(width if i else in_channels, width, 3) for i in range(depth)])
         self.upsample = nn.ConvTranspose2d(width if depth else in_channels, width, 2, 2)
         self.conv_logits = nn.Conv2d(width, num_classes, 1)
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """[r, C, 2 s, 2 s] logits of region maps [r, c, s, s]."""
@@ -192,8 +189,8 @@ class MaskRCNN(FasterRCNN):
 def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
               anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1,
               rpn_box_loss: Callable[[Tensor, Tensor], Tensor] = l1, sampling: int = 0, aligned: bool = True,
-              samples: int = 512, rpn_samples: int = 256, train_limits: Limits | None = None,
-              test_limits: Limits | None = None) -> MaskRCNN:
+              block: Block = ConvBlock, box_convs: int = 0, samples: int = 512, rpn_samples: int = 256,
+              train_limits: Limits | None = None, test_limits: Limits | None = None) -> MaskRCNN:
     """Mask R-CNN.
 
     Args:
@@ -201,6 +198,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
         width, hidden: channels of pyramid and mask head, and of the box head's layers.
         box_loss, rpn_box_loss: losses of the box offsets.
         sampling, aligned: how RoIAlign samples (see `RoIPyramid`).
+        block: the convolutions of pyramid and heads; box_convs: how many the box head has before its layer.
         train_limits, test_limits: proposals kept; by default what the neck needs.
     """
     if neck == "c4":
@@ -214,7 +212,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
     align: dict[str, Any] = dict(sampling=sampling, aligned=aligned)
     rpn_head = RPNHead(width, fpn_anchors(anchor_scale), box_loss=rpn_box_loss, samples=rpn_samples,
                        train_limits=train_limits or FPN_TRAIN, test_limits=test_limits or FPN_TEST)
-    head = MaskRoIHead(RoIPyramid(**align), BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss),
-                       MaskHead(width, num_classes, width=width), RoIPyramid(size=14, **align), samples=samples,
-                       low_quality=True)
-    return MaskRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
+    bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, convs=box_convs, block=block)
+    head = MaskRoIHead(RoIPyramid(**align), bbox_head, MaskHead(width, num_classes, width=width, block=block),
+                       RoIPyramid(size=14, **align), samples=samples, low_quality=True)
+    return MaskRCNN(backbone, FPN(backbone.channels, width, block=block), rpn_head, head, num_classes)

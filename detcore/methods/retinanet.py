@@ -19,7 +19,7 @@ from detcore.backbones.resnet import ResNet
 from detcore.layers.conv import ConvBlock, init_normal
 from detcore.losses import focal, l1, over_processes
 from detcore.matching import BACKGROUND, IoUMatcher, pad_targets
-from detcore.methods.fast_rcnn import MAX_DETECTIONS, NMS_IOU, SCORE_THRESHOLD, to_output
+from detcore.methods.fast_rcnn import KEEP, Keep, to_output
 from detcore.methods.rpn import per_anchor
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
@@ -110,12 +110,11 @@ class RetinaHead(nn.Module):
         return dense_detections(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1))
 
 
-def dense_detections(boxes: Tensor, scores: Tensor, labels: Tensor, *, score_threshold: float = SCORE_THRESHOLD,
-                     iou: float = NMS_IOU, limit: int = MAX_DETECTIONS) -> list[Detections]:
+def dense_detections(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Keep = KEEP) -> list[Detections]:
     """Detections of a batch from candidates [N, P, 4], [N, P], [N, P]: thresholded, thinned by NMS, best first."""
     solid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-    valid = (scores > score_threshold) & solid
-    index, filled = box.nms_per_image(boxes, scores, labels, valid, iou, limit)
+    valid = (scores > keep.score) & solid
+    index, filled = box.nms_per_image(boxes, scores, labels, valid, keep.iou, keep.number)
     return [Detections(b[i[f]], s[i[f]], c[i[f]]) for b, s, c, i, f in zip(boxes, scores, labels, index, filled)]
 
 

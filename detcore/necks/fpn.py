@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.layers.conv import ConvBlock
+from detcore.layers.conv import Block, ConvBlock
 
 
 class FPN(nn.Module):
@@ -20,19 +20,20 @@ class FPN(nn.Module):
         extra: how levels beyond the backbone's are made: "pool" (stride-2 subsampling, for RPN), "input" (stride-2
             convolution of the last backbone map, RetinaNet) or "output" (of the last level, FCOS).
         relu_extra: ReLU before the second and later extra convolutions.
+        block: the convolutions, `ConvBlock` or a partial of it with a norm.
     """
 
     def __init__(self, in_channels: Sequence[int], width: int = 256, levels: int = 5, *, start: int = 0,
-                 extra: str = "pool", relu_extra: bool = False):
+                 extra: str = "pool", relu_extra: bool = False, block: Block = ConvBlock):
         super().__init__()
         self.levels, self.start, self.extra, self.relu_extra = levels, start, extra, relu_extra
         used = list(in_channels[start:])
-        self.lateral_convs = nn.ModuleList([ConvBlock(c, width, 1, relu=False) for c in used])
-        self.fpn_convs = nn.ModuleList([ConvBlock(width, width, 3, relu=False) for _ in used])
+        self.lateral_convs = nn.ModuleList([block(c, width, 1, relu=False) for c in used])
+        self.fpn_convs = nn.ModuleList([block(width, width, 3, relu=False) for _ in used])
         if extra != "pool":
             for i in range(levels - len(used)):
                 source = used[-1] if extra == "input" and i == 0 else width
-                self.fpn_convs.append(ConvBlock(source, width, 3, stride=2, relu=False))
+                self.fpn_convs.append(block(source, width, 3, stride=2, relu=False))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

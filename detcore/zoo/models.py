@@ -18,7 +18,7 @@ from detcore.backbones.resnet import ResNet, resnet_c4, resnet_dc5, resnext
 from detcore.errors import UsageError
 from detcore.losses import SmoothL1, bounded_iou_loss, ciou_loss, giou_loss, iou_loss
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
-from detcore.methods.fast_rcnn import fast_rcnn
+from detcore.methods.fast_rcnn import Keep, fast_rcnn
 from detcore.methods.faster_rcnn import faster_rcnn
 from detcore.methods.mask_rcnn import mask_rcnn
 from detcore.methods.retinanet import retinanet
@@ -147,7 +147,7 @@ FASTER_RCNN = family(
     row("faster-rcnn_r50_fpn_ciou_1x_coco", R50, box_loss=ciou_loss, decoded=True, box_weight=12.0),
     row("faster-rcnn_r50_fpn_bounded-iou_1x_coco", R50, box_loss=bounded_iou_loss, decoded=True, box_weight=10.0),
     row("faster-rcnn_r50_fpn_ohem_1x_coco", R50, hard_examples=True),
-    row("faster-rcnn_r50_fpn_soft-nms_1x_coco", R50, suppress="soft_nms"),
+    row("faster-rcnn_r50_fpn_soft-nms_1x_coco", R50, keep=Keep(soft=True)),
     row("faster-rcnn_r50_fpn_fcos-rpn_1x_coco", R50, change(schedule=Schedule(warmup_iters=1000)),
         fcos_proposals=True),
     row("faster-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE),
