@@ -38,8 +38,8 @@ class IoUMatcher:
         low_quality: objects that no box overlaps enough keep their best boxes, if IoU >= this; None: they don't.
     """
 
-    positive: float
-    negative: float
+    positive: float | Tensor
+    negative: float | Tensor
     low_quality: float | None = None
 
     def __call__(self, boxes: Tensor, truth: Tensor, truth_valid: Tensor, candidates: Tensor | None = None) -> Tensor:
@@ -76,10 +76,12 @@ class Sampler:
     Attributes:
         number: boxes kept an image; None keeps all.
         positive_share: share of positives at most; negatives fill the rest.
+        negatives_per_positive: so many negatives at most for each positive (or for one, if there is none).
     """
 
     number: int | None
     positive_share: float = 0.5
+    negatives_per_positive: int | None = None
 
     @property
     def max_positives(self) -> int | None:
@@ -99,7 +101,10 @@ class Sampler:
             priority = torch.rand(match.shape, device=match.device)
         assert self.max_positives is not None
         positive = _top(positive, priority, match.new_full((len(match),), self.max_positives), self.max_positives)
-        negative = _top(negative, priority, self.number - positive.sum(1), self.number)
+        room = self.number - positive.sum(1)
+        if self.negatives_per_positive is not None:
+            room = room.minimum(self.negatives_per_positive * positive.sum(1).clamp(min=1))
+        negative = _top(negative, priority, room, self.number)
         return positive, negative
 
 

@@ -304,7 +304,7 @@ class FastRCNN(nn.Module):
 
     takes_proposals = True
 
-    def __init__(self, backbone: ResNet, neck: FPN | None, roi_head: RoIHead):
+    def __init__(self, backbone: ResNet, neck: nn.Module | None, roi_head: RoIHead):
         super().__init__()
         self.backbone, self.neck, self.roi_head = backbone, neck, roi_head
         self.num_classes = roi_head.bbox_head.num_classes

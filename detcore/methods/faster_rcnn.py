@@ -39,7 +39,7 @@ class FasterRCNN(nn.Module):
 
     takes_proposals = False
 
-    def __init__(self, backbone: ResNet, neck: FPN | None, rpn_head: RPNHead | FCOSHead, roi_head: nn.Module,
+    def __init__(self, backbone: ResNet, neck: nn.Module | None, rpn_head: RPNHead | FCOSHead, roi_head: nn.Module,
                  num_classes: int):
         super().__init__()
         self.backbone, self.neck, self.rpn_head = backbone, neck, rpn_head

@@ -8,7 +8,7 @@ is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,13 @@ class RetinaHead(nn.Module):
         width: channels of the pyramid and the towers.
         depth: convolutions in each tower.
         anchor_scale: side of the smallest anchor in strides.
+        box_loss: elementwise loss of the offsets.
     """
 
-    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4):
+    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4,
+                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.box_loss = num_classes, box_loss
         octave = [anchor_scale * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
         self.anchors = AnchorGrid(STRIDES, octave)
         self.matcher = IoUMatcher(0.5, 0.4, low_quality=0.0)
@@ -68,7 +70,7 @@ class RetinaHead(nn.Module):
         return classes, deltas
 
     def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """Focal loss of the classes and L1 of the boxes, both over the number of positive anchors (section 4.1)."""
+        """Focal loss of the classes and box loss (L1), both over the number of positive anchors (section 4.1)."""
         output = self(features)
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1)
                           for maps, c in zip(output, (self.num_classes, 4)))
@@ -80,7 +82,7 @@ class RetinaHead(nn.Module):
         one_hot = label[..., None] == torch.arange(self.num_classes, device=label.device)
         trained = positive | (match == BACKGROUND)
         wanted = box.encode(anchors, truth.gather(1, at[..., None].expand(-1, -1, 4)))
-        error = l1(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
+        error = self.box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
         return {
             "loss_cls": (focal(logits, one_hot, ALPHA, GAMMA) * trained[..., None]).sum() / count,
             "loss_bbox": (error * positive[..., None]).sum() / count,
@@ -123,7 +125,7 @@ class RetinaNet(nn.Module):
 
     takes_proposals = False
 
-    def __init__(self, backbone: ResNet, neck: FPN, bbox_head: RetinaHead):
+    def __init__(self, backbone: ResNet, neck: nn.Module, bbox_head: RetinaHead):
         super().__init__()
         self.backbone, self.neck, self.bbox_head = backbone, neck, bbox_head
         self.num_classes = bbox_head.num_classes

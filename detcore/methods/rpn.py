@@ -67,17 +67,19 @@ class RPNHead(nn.Module):
         border: anchors that cross the image border by more than this do not train; -1: all train.
         box_loss: elementwise loss of the offsets.
         samples: anchors that train, an image; half of them positive at most.
+        negatives_per_positive: see `Sampler`.
         train_limits, test_limits: proposals kept.
     """
 
     def __init__(self, in_channels: int, anchors: AnchorGrid, *, border: int = -1,
                  box_loss: Callable[[Tensor, Tensor], Tensor] = l1, samples: int = 256,
+                 negatives_per_positive: int | None = None,
                  train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST):
         super().__init__()
         self.anchors, self.border, self.box_loss = anchors, border, box_loss
         self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
         self.matcher = IoUMatcher(0.7, 0.3, low_quality=0.3)
-        self.sampler = Sampler(samples, 0.5)
+        self.sampler = Sampler(samples, 0.5, negatives_per_positive)
         self.rpn_conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(in_channels, anchors.per_cell, 1)
         self.rpn_reg = nn.Conv2d(in_channels, anchors.per_cell * 4, 1)

@@ -65,13 +65,13 @@ class Backbone:
     Attributes:
         build: makes the network; slim: the same form at the pocket profile's size.
         preprocess: how the pretrained weights want their images.
-        weights: where they are, as `load_backbone` takes it.
+        weights: where they are, as `load_backbone` takes it; None: training starts from random weights.
     """
 
-    build: Callable[[], nn.Module]
-    weights: str
+    build: Callable[..., nn.Module]
+    weights: str | None
     preprocess: Preprocess = TORCHVISION
-    slim: Callable[[], nn.Module] = slim_resnet
+    slim: Callable[..., nn.Module] = slim_resnet
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,11 @@ class ModelEntry:
         """The published recipe, or the pocket profile's."""
         return self.pocket.recipe if check_profile(profile) == "pocket" else self.recipe
 
-    def backbone_weights(self, profile: str) -> str:
-        """Where the pretrained backbone is, as `load_backbone` takes it."""
-        return str(POCKET_BACKBONE) if check_profile(profile) == "pocket" else self.backbone.weights
+    def backbone_weights(self, profile: str) -> str | None:
+        """Where the pretrained backbone is, as `load_backbone` takes it; None where training starts from scratch."""
+        if check_profile(profile) == "coco" or self.backbone.weights is None:
+            return self.backbone.weights
+        return str(POCKET_BACKBONE)
 
     @property
     def published(self) -> Published | None:

@@ -6,11 +6,13 @@ pyramid, few proposals and samples. Training starts from a backbone pretrained o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from detcore.backbones.regnet import Design, RegNet
 from detcore.backbones.resnet import ResNet
+from detcore.data.instaboost import InstaBoost
 from detcore.data.pocket_zoo import CLASSES
 from detcore.data.transforms import Flip, Resize
 from detcore.methods.rpn import Limits
@@ -18,11 +20,17 @@ from detcore.zoo.recipes import AdamW, Recipe, Schedule
 
 POCKET_BACKBONE = Path(__file__).with_name("pocket_backbone.safetensors")
 SIZE = (128, 128)
+SLIM_REGNET = Design(first=24, slope=16, ratio=2, blocks=9, group=8)
 
 
-def slim_resnet(layout: Callable[..., ResNet] = ResNet) -> ResNet:
+def slim_resnet(layout: Callable[..., ResNet] = ResNet, **options: Any) -> ResNet:
     """ResNet-18 with 16 channels in its stem, nothing frozen; `layout` is `ResNet` or one of its variants."""
-    return layout(18, style="pytorch", base_channels=16, frozen_stages=-1, norm_eval=True)
+    return layout(18, style="pytorch", base_channels=16, frozen_stages=-1, norm_eval=True, **options)
+
+
+def slim_regnet(**options: Any) -> RegNet:
+    """A RegNetX of nine narrow blocks, nothing frozen."""
+    return RegNet(SLIM_REGNET, stem=16, frozen_stages=-1, norm_eval=False, **options)
 
 
 @dataclass(frozen=True)
@@ -67,3 +75,23 @@ MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
 CASCADE_RCNN = Pocket(TWO_STAGE, training(120))
 CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
 RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+
+# With a norm that trains, learning takes longer; from random weights longer still.
+FOUR_CONVS: dict[str, Any] = dict(width=32)
+GN_MASK_RCNN = WS_MASK_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(100, **MASKS))
+WS_FASTER_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(120))
+SCRATCH_FASTER_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(200))
+SCRATCH_MASK_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(120, **MASKS))
+FASTER_RCNN_DPOOL = Pocket(TWO_STAGE, training(120))
+REGNET_FASTER_RCNN = Pocket(TWO_STAGE, training(200))
+REGNET_MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
+REGNET_CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
+REGNET_RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+
+
+def boosted(small: Pocket) -> Pocket:
+    """The same with the objects of half the images moved about (InstaBoost)."""
+    return replace(small, recipe=replace(small.recipe, train_transforms=(InstaBoost(), Resize(SIZE), Flip())))
+
+
+INSTABOOST_MASK_RCNN, INSTABOOST_CASCADE_MASK_RCNN = boosted(MASK_RCNN), boosted(CASCADE_MASK_RCNN)
