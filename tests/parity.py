@@ -100,6 +100,8 @@ def configure(model: nn.Module, case: dict) -> None:
         for value in vars(module).values():
             if isinstance(value, Sampler) and not getattr(module, "hard_examples", False):
                 value.number = None
+        if hasattr(module, "most_regions"):  # Grid R-CNN's
+            module.jitter, module.most_regions = 0.0, None
 
 
 def run_case(case: dict, model: nn.Module, name: str) -> Report:

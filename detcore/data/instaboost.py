@@ -47,7 +47,7 @@ class InstaBoost:
             return sample
         h, w = sample.size
         bitmaps = sample.masks.to_bitmap((h, w)) if isinstance(sample.masks, Polygons) else sample.masks
-        canvas = fill_holes(sample.image, bitmaps.any(0))
+        canvas = fill_holes(sample.image, bitmaps.max(0))
         moves, masks = np.zeros((len(bitmaps), 2, 3)), np.zeros_like(bitmaps)
         for i in np.argsort(-bitmaps.sum((1, 2), dtype=np.int64), kind="stable"):  # small objects end up in front
             moves[i] = self.draw_move(sample, bitmaps[i], rng)
@@ -59,7 +59,7 @@ class InstaBoost:
             rings = [[clip_ring(ring @ m[:, :2].T + m[:, 2], h, w) for ring in rings]
                      for rings, m in zip(sample.masks.rings, moves)]
             moved = Polygons(rings, (h, w))
-        left = masks.any((1, 2))
+        left = masks.max((1, 2)) > 0
         result = replace(sample, image=canvas, masks=moved).keep(left)
         assert result.masks is not None
         return replace(result, boxes=tight_boxes(masks[left]))
@@ -69,8 +69,8 @@ class InstaBoost:
         h, w = sample.size
         y, x = np.nonzero(mask)
         middle = (float(x.mean()), float(y.mean())) if len(x) else (0.0, 0.0)
-        move = cv2.getRotationMatrix2D(middle, rng.uniform(-self.angle, self.angle), rng.uniform(*self.scale))
-        shift = rng.uniform(-self.shift, self.shift, 2) * (w, h)
+        move: np.ndarray = cv2.getRotationMatrix2D(middle, rng.uniform(-self.angle, self.angle), rng.uniform(*self.scale))
+        shift = rng.uniform(-self.shift, self.shift, 2) * np.array([w, h])
         if self.guided and len(x):
             shift = draw_shift(likeness(sample.image, mask), mask, rng)
         move[:, 2] += shift
@@ -84,11 +84,11 @@ class InstaBoost:
 
 
 def fill_holes(image: np.ndarray, holes: np.ndarray) -> np.ndarray:
-    """The image uint8 [h, w, 3] with the holes (bool [h, w]) filled from around them (Telea 2004)."""
+    """The image uint8 [h, w, 3] with the holes (uint8 [h, w]) filled from around them (Telea 2004)."""
     h, w = holes.shape
     ratio = min(INPAINT_SIDE / max(h, w), 1.0)
     size = (max(round(w * ratio), 1), max(round(h * ratio), 1))
-    wide = cv2.dilate(holes.astype(np.uint8), np.ones((5, 5), np.uint8))  # borders are blurred, and shadows lie there
+    wide = cv2.dilate(holes, np.ones((5, 5), np.uint8))  # borders are blurred, and shadows lie there
     small = cv2.inpaint(cv2.resize(image, size, interpolation=cv2.INTER_AREA),
                         (cv2.resize(wide, size, interpolation=cv2.INTER_NEAREST) > 0).astype(np.uint8),
                         INPAINT_RADIUS, cv2.INPAINT_TELEA)

@@ -42,7 +42,7 @@ class ConvBlock(nn.Module):
 Block = Callable[..., nn.Module]  # `ConvBlock`, or a partial of it that sets norm or convolution
 
 
-def init_normal(module: nn.Conv2d | nn.Linear, std: float = 0.01, bias: float = 0.0) -> None:
+def init_normal(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, std: float = 0.01, bias: float = 0.0) -> None:
     """Gaussian weights and a constant bias for a prediction layer."""
     nn.init.normal_(module.weight, 0, std)
     if module.bias is not None:

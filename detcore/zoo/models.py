@@ -26,9 +26,11 @@ from detcore.methods.dcn import faster_rcnn_dpool
 from detcore.methods.dynamic_rcnn import dynamic_rcnn
 from detcore.methods.fast_rcnn import Keep, fast_rcnn
 from detcore.methods.faster_rcnn import faster_rcnn
+from detcore.methods.grid_rcnn import grid_rcnn
 from detcore.methods.group_norm import gn_faster_rcnn, gn_mask_rcnn
 from detcore.methods.libra_rcnn import libra_fast_rcnn, libra_faster_rcnn, libra_retinanet
 from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.methods.ms_rcnn import ms_rcnn
 from detcore.methods.retinanet import retinanet
 from detcore.methods.rpn import Limits, rpn
 from detcore.methods.weight_standardization import WSConv2d, ws_faster_rcnn, ws_mask_rcnn
@@ -532,9 +534,32 @@ OPEN_IMAGES = family(
     num_classes=601,
 )
 
+GRID_25E = change(epochs=25, schedule=Schedule((17, 23), 25, warmup_iters=3665, warmup_factor=1 / 80))
+
+GRID_RCNN = family(
+    "grid_rcnn", grid_rcnn, BOXES, pocket.GRID_RCNN,
+    row("grid-rcnn_r50_fpn_gn-head_1x_coco", R50, change(schedule=Schedule(warmup_factor=1e-4))),
+    row("grid-rcnn_r50_fpn_gn-head_2x_coco", R50, GRID_25E),
+    row("grid-rcnn_r101_fpn_gn-head_2x_coco", R101, GRID_25E),
+    row("grid-rcnn_x101-32x4d_fpn_gn-head_2x_coco", X101_32X4D, GRID_25E),
+    row("grid-rcnn_x101-64x4d_fpn_gn-head_2x_coco", X101_64X4D, GRID_25E),
+)
+
+MS_RCNN = family(
+    "ms_rcnn", ms_rcnn, MASKS, pocket.MS_RCNN,
+    row("ms-rcnn_r50_fpn_1x_coco", R50),
+    row("ms-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE),
+    row("ms-rcnn_r50-caffe_fpn_2x_coco", R50_CAFFE, SCHEDULE_2X),
+    row("ms-rcnn_r101-caffe_fpn_1x_coco", R101_CAFFE),
+    row("ms-rcnn_r101-caffe_fpn_2x_coco", R101_CAFFE, SCHEDULE_2X),
+    row("ms-rcnn_x101-32x4d_fpn_1x_coco", X101_32X4D),
+    row("ms-rcnn_x101-64x4d_fpn_1x_coco", X101_64X4D),
+    row("ms-rcnn_x101-64x4d_fpn_2x_coco", X101_64X4D, SCHEDULE_2X),
+)
+
 FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET, GROUP_NORM,
             SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
-            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES)
+            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

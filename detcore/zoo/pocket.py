@@ -88,6 +88,9 @@ REGNET_MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
 REGNET_CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
 REGNET_RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
 
+GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=96), training(120))
+MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
+
 
 def boosted(small: Pocket) -> Pocket:
     """The same with the objects of half the images moved about (InstaBoost)."""
