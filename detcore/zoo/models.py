@@ -33,6 +33,7 @@ from detcore.methods.mask_rcnn import mask_rcnn
 from detcore.methods.ms_rcnn import ms_rcnn
 from detcore.methods.retinanet import retinanet
 from detcore.methods.rpn import Limits, rpn
+from detcore.methods.seesaw_loss import seesaw_cascade_mask_rcnn, seesaw_mask_rcnn
 from detcore.methods.weight_standardization import WSConv2d, ws_faster_rcnn, ws_mask_rcnn
 from detcore.zoo import pocket
 from detcore.zoo.entries import Backbone, ModelEntry
@@ -336,16 +337,16 @@ GROUP_NORM = family(
     row("mask-rcnn_r101_fpn_gn-all_3x_coco", R101_GN, SCHEDULE_3X),
 )
 
-SCHEDULE_6X = change(epochs=73, schedule=Schedule((65, 71), 73))
+FROM_SCRATCH = change(epochs=73, schedule=Schedule((65, 71), 73), optimizer=SGD(norm_decay_mult=0))
 
 SCRATCH_FASTER = family(
     "scratch", gn_faster_rcnn, BOXES, pocket.SCRATCH_FASTER_RCNN,
-    row("faster-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, SCHEDULE_6X),
+    row("faster-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH),
 )
 
 SCRATCH_MASK = family(
     "scratch", gn_mask_rcnn, MASKS, pocket.SCRATCH_MASK_RCNN,
-    row("mask-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, SCHEDULE_6X),
+    row("mask-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH),
 )
 
 WS_FASTER = family(
@@ -513,17 +514,22 @@ VOC_18K = change(train_transforms=(ResizeChoice(tuple((1333, s) for s in range(4
                  iterations=18_000, val_interval=3000,
                  schedule=Schedule((12_000, 16_000), 18_000, by_epoch=False, warmup_iters=100))
 
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
+    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+
 PASCAL_VOC = family(
     "pascal_voc", faster_rcnn, BOXES, pocket.FASTER_RCNN,
     row("faster-rcnn_r50_fpn_1x_voc0712", R50, VOC_4E),
-    row("faster-rcnn_r50_fpn_1x_voc0712-cocofmt", R50, VOC_4E),
+    row("faster-rcnn_r50_fpn_1x_voc0712-cocofmt", R50, VOC_4E, classes(*VOC_CLASSES)),
     row("faster-rcnn_r50-caffe-c4_ms-18k_voc0712", R50_C4, VOC_18K, neck="c4"),
     num_classes=20,
 )
 
 OPEN_IMAGES_1X = change(
     train_transforms=(Resize((1024, 800)), Flip()), test_transforms=(Resize((1024, 800)),), optimizer=SGD(lr=0.08),
-    schedule=Schedule(warmup_iters=26_000, warmup_factor=1 / 64), batch_size=64, clip_norm=35.0)
+    schedule=Schedule(warmup_iters=26_000, warmup_factor=1 / 64), batch_size=64, clip_norm=35.0,
+    filter_empty=False, min_size=0)
 
 OPEN_IMAGES = family(
     "openimages", faster_rcnn, BOXES, pocket.FASTER_RCNN,
@@ -557,9 +563,36 @@ MS_RCNN = family(
     row("ms-rcnn_x101-64x4d_fpn_2x_coco", X101_64X4D, SCHEDULE_2X),
 )
 
+LVIS_2X = (MULTI_SCALE, SCHEDULE_2X, change(val_interval=24))
+
+SEESAW_LOSS = [
+    *family(
+        "seesaw_loss", seesaw_mask_rcnn, MASKS, pocket.SEESAW_MASK_RCNN,
+        row("mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1", R50, *LVIS_2X),
+        row("mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X),
+        row("mask-rcnn_r50_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R50, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r50_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r101_fpn_seesaw-loss_random-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("mask-rcnn_r101_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R101, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X, normed_masks=True),
+        num_classes=1203,
+    ),
+    *family(
+        "seesaw_loss", seesaw_cascade_mask_rcnn, MASKS, pocket.SEESAW_CASCADE_MASK_RCNN,
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss_random-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R101, *LVIS_2X,
+            normed_masks=True),
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X,
+            normed_masks=True),
+        num_classes=1203,
+    ),
+]
+
 FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET, GROUP_NORM,
             SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
-            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN)
+            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN, SEESAW_LOSS)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

@@ -82,7 +82,7 @@ GN_MASK_RCNN = WS_MASK_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(100, **MAS
 WS_FASTER_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(120))
 SCRATCH_FASTER_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(200))
 SCRATCH_MASK_RCNN = Pocket(TWO_STAGE | FOUR_CONVS, training(120, **MASKS))
-FASTER_RCNN_DPOOL = Pocket(TWO_STAGE, training(120))
+FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(120))
 REGNET_FASTER_RCNN = Pocket(TWO_STAGE, training(200))
 REGNET_MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
 REGNET_CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
@@ -90,6 +90,8 @@ REGNET_RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250)
 
 GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=96), training(120))
 MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
+SEESAW_MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
+SEESAW_CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
 
 
 def boosted(small: Pocket) -> Pocket:
