@@ -45,6 +45,9 @@ def rasterise(rings: list[np.ndarray], h: int, w: int) -> np.ndarray:
     """uint8 [h, w] of the union of rings ([k, 2] each), by pycocotools."""
     from pycocotools import mask as coco_mask
 
+    rings = [r for r in rings if len(r) >= 3]  # what is cut off by a border may leave less
+    if not rings:
+        return np.zeros((h, w), np.uint8)
     rles = coco_mask.frPyObjects([r.reshape(-1).tolist() for r in rings], h, w)
     return coco_mask.decode(coco_mask.merge(rles))
 

@@ -53,7 +53,10 @@ class IoUMatcher:
         Returns:
             [N, A] int64.
         """
-        overlap = iou_matrix(truth, boxes)
+        return self.by_overlap(iou_matrix(truth, boxes), truth_valid, candidates)
+
+    def by_overlap(self, overlap: Tensor, truth_valid: Tensor, candidates: Tensor | None = None) -> Tensor:
+        """The same from how much each object overlaps each box, [N, G, A]."""
         overlap = overlap.masked_fill(~truth_valid[:, :, None], -1.0)
         if candidates is not None:
             overlap = overlap.masked_fill(~candidates[:, None, :], -1.0)
@@ -63,7 +66,7 @@ class IoUMatcher:
             top = overlap.amax(2, keepdim=True)
             is_top = (overlap == top) & (top >= self.low_quality) & truth_valid[:, :, None]
             # Where several objects claim a box, the last one has it.
-            order = torch.arange(1, truth.shape[1] + 1, device=truth.device)[:, None]
+            order = torch.arange(1, overlap.shape[1] + 1, device=overlap.device)[:, None]
             claimed = (is_top * order).amax(1)
             match = torch.where(claimed > 0, claimed - 1, match)
         return match if candidates is None else match.masked_fill(~candidates, NEITHER)

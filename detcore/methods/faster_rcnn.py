@@ -39,11 +39,13 @@ class FasterRCNN(nn.Module):
 
     takes_proposals = False
 
-    def __init__(self, backbone: ResNet, neck: nn.Module | None, rpn_head: RPNHead | FCOSHead, roi_head: nn.Module,
+    def __init__(self, backbone: ResNet, neck: nn.Module | None, rpn_head: nn.Module, roi_head: nn.Module,
                  num_classes: int):
         super().__init__()
-        self.backbone, self.neck, self.rpn_head = backbone, neck, rpn_head
-        self.roi_head: Any = roi_head  # a `RoIHead`, or another method's with the same verbs
+        self.backbone, self.neck = backbone, neck
+        # An `RPNHead` and a `RoIHead`, or other methods' with the same verbs.
+        self.rpn_head: Any = rpn_head
+        self.roi_head: Any = roi_head
         self.num_classes = num_classes
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -24,14 +24,14 @@ from detcore.methods.cascade_rcnn import STAGE_STDS, cascade_mask_rcnn
 from detcore.methods.fast_rcnn import BoxHead, Keep, Samples
 from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, mask_rcnn
 
-MITIGATION, COMPENSATION = 0.8, 2.0  # the exponents p and q (equations 4 and 5)
+MITIGATION, COMPENSATION = 0.8, 2.0  # the exponents p and q of the two factors
 LEAST_SCORE = 0.01  # of the true class, where another is compared with it
 TEMPERATURE = 20.0  # of normalised predictors
 KEEP = Keep(score=1e-4, number=300)  # as LVIS evaluates
 
 
 class SeesawLoss(nn.Module):
-    """Cross-entropy among classes, each pair of them weighed by how often both were seen (section 3.1).
+    """Cross-entropy among classes, each pair of them weighed by how often both were seen.
 
     Attributes:
         cum_samples: [C + 1] samples of each class so far, background last.
@@ -50,7 +50,7 @@ class SeesawLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss [r] of class logits [r, C]; labels [r], no background."""
-        # The logarithms of both factors are added to the logits (equation 6); the true class's are zero.
+        # A factor of a class's share in the softmax is a term of its logit; the true class's terms are zero.
         seen = self.cum_samples[:-1].clamp(min=1).log()
         score = logits.detach().log_softmax(1)
         own = score.gather(1, labels[:, None]).clamp(min=math.log(LEAST_SCORE))
@@ -65,7 +65,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 class NormedLinear(nn.Linear):
-    """A linear layer that sees only directions: cosines, times the temperature (section 3.3)."""
+    """A linear layer that sees only directions: cosines, times the temperature."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(TEMPERATURE * unit(x), unit(self.weight), self.bias)
@@ -79,7 +79,7 @@ class NormedConv2d(nn.Conv2d):
 
 
 class SeesawHead(BoxHead):
-    """A box head with the normalised classifier: C class logits and two of objectness, object first (section 3.2)."""
+    """A box head with the normalised classifier: C class logits and two of objectness, object first."""
 
     loss_cls: SeesawLoss
 
@@ -116,28 +116,33 @@ class SeesawHead(BoxHead):
 
 
 def seesaw_mask_rcnn(backbone: ResNet, num_classes: int = 1203, *, normed_masks: bool = False, width: int = 256,
-                     hidden: int = 1024, **options: Any) -> MaskRCNN:
-    """Mask R-CNN with seesaw loss; `normed_masks` normalises the mask predictor, other options as in `mask_rcnn`."""
+                     hidden: int = 1024, keep: Keep = KEEP, **options: Any) -> MaskRCNN:
+    """Mask R-CNN with seesaw loss.
+
+    Args:
+        normed_masks: normalise the mask predictor too. keep: which detections are kept at test time.
+        options: as in `mask_rcnn`.
+    """
     model = mask_rcnn(backbone, num_classes, width=width, hidden=hidden, **options)
-    model.roi_head.bbox_head = SeesawHead(width, num_classes, hidden=hidden)
-    return for_long_tail(model, normed_masks)
+    model.roi_head.bbox_head, model.roi_head.keep = SeesawHead(width, num_classes, hidden=hidden), keep
+    return norm_masks(model) if normed_masks else model
 
 
 def seesaw_cascade_mask_rcnn(backbone: ResNet, num_classes: int = 1203, *, normed_masks: bool = False,
-                             width: int = 256, hidden: int = 1024, **options: Any) -> MaskRCNN:
+                             width: int = 256, hidden: int = 1024, keep: Keep = KEEP, **options: Any) -> MaskRCNN:
     """Cascade Mask R-CNN with seesaw loss, each stage with counts of its own; options as in `seesaw_mask_rcnn`."""
     model = cascade_mask_rcnn(backbone, num_classes, width=width, hidden=hidden, **options)
     model.roi_head.bbox_head = nn.ModuleList(
         [SeesawHead(width, num_classes, hidden=hidden, agnostic=True, stds=stds, box_loss=SmoothL1())
          for stds in STAGE_STDS])
-    return for_long_tail(model, normed_masks)
+    model.roi_head.keep = keep
+    return norm_masks(model) if normed_masks else model
 
 
-def for_long_tail(model: MaskRCNN, normed_masks: bool) -> MaskRCNN:
-    """The model, keeping more detections, with normalised mask predictors if wanted."""
-    model.roi_head.keep = KEEP
+def norm_masks(model: MaskRCNN) -> MaskRCNN:
+    """The model, its mask predictors replaced by normalised ones."""
     for head in model.modules():
-        if normed_masks and isinstance(head, MaskHead):
+        if isinstance(head, MaskHead):
             head.conv_logits = NormedConv2d(head.conv_logits.in_channels, head.conv_logits.out_channels, 1)
             init_convolutions(head.conv_logits)
     return model

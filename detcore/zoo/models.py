@@ -515,8 +515,8 @@ VOC_18K = change(train_transforms=(ResizeChoice(tuple((1333, s) for s in range(4
                  schedule=Schedule((12_000, 16_000), 18_000, by_epoch=False, warmup_iters=100))
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 
 PASCAL_VOC = family(
     "pascal_voc", faster_rcnn, BOXES, pocket.FASTER_RCNN,

@@ -15,6 +15,7 @@ from detcore.backbones.resnet import ResNet
 from detcore.data.instaboost import InstaBoost
 from detcore.data.pocket_zoo import CLASSES
 from detcore.data.transforms import Flip, Resize
+from detcore.methods.fast_rcnn import Keep
 from detcore.methods.rpn import Limits
 from detcore.zoo.recipes import AdamW, Recipe, Schedule
 
@@ -90,8 +91,11 @@ REGNET_RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250)
 
 GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=96), training(120))
 MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
-SEESAW_MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
-SEESAW_CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
+
+# Trained as without seesaw loss, so that the two can be compared.
+ALL_SCORES: dict[str, Any] = dict(keep=Keep(score=1e-4))
+SEESAW_MASK_RCNN = Pocket(TWO_STAGE | ALL_SCORES, MASK_RCNN.recipe)
+SEESAW_CASCADE_MASK_RCNN = Pocket(TWO_STAGE | ALL_SCORES, CASCADE_MASK_RCNN.recipe)
 
 
 def boosted(small: Pocket) -> Pocket:
