@@ -146,7 +146,7 @@ def run_checks(case: dict, model: nn.Module, name: str) -> Report:
         features = model.features(images.tensor)
         check_maps(report, "features", case.get("features"), features)
         if case.get("head"):
-            check_maps(report, "head", case["head"], [m for maps in model.bbox_head(features) for m in maps])
+            check_maps(report, "head", case["head"], head_maps(model.bbox_head, features))
         if case.get("detections"):
             check_detections(report, case, model.predict(images, proposals=proposals))
     if case.get("losses"):
@@ -159,6 +159,20 @@ def check_state(report: Report, case: dict, model: nn.Module) -> None:
     have = {k: list(v.shape) for k, v in model.state_dict().items()}
     wrong = [k for k in want.keys() | have.keys() if want.get(k) != have.get(k)]
     report.note("state", not wrong, f"{len(wrong)} entries differ: {', '.join(sorted(wrong)[:3])}")
+
+
+def head_maps(head: nn.Module, features: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """The raw outputs of a one-stage head, all levels of the first output, then of the second, and so on.
+
+    Guided anchoring: the original computes no classes and boxes at the cells that it drops. Its maps are zero there, in
+    the whole batch where the first image drops them.
+    """
+    output = head(features)
+    if hasattr(head, "is_kept"):
+        classes, boxes, _, locations = output
+        kept = [head.is_kept(m[:1]) for m in locations]
+        output = [[m * k for m, k in zip(maps, kept)] for maps in (classes, boxes)] + list(output[2:])
+    return [m for maps in output for m in maps]
 
 
 def check_maps(report: Report, check: str, want: list[dict] | None, maps) -> None:

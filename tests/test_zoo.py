@@ -80,7 +80,7 @@ def test_state_dict(name):
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_pocket_builds(name):
     model = on_meta(name, profile="pocket", num_classes=5)
-    assert model.num_classes == (1 if "rpn_" in name[:4] else 5)
+    assert model.num_classes == (1 if name.startswith(("rpn_", "ga-rpn_")) else 5)
     assert sum(p.numel() for p in model.parameters()) < 3e6
     recipe = MODELS[name].recipe_for("pocket")
     published = MODELS[name].recipe

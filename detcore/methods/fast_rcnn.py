@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from detcore import boxes as box
 from detcore.backbones.resnet import ResNet, freeze_norm_statistics, init_backbone, stage
 from detcore.errors import UsageError
-from detcore.layers.conv import Block, ConvBlock, init_normal
+from detcore.layers.conv import Block, ConvBlock, init_convolutions, init_normal
 from detcore.layers.roi import RoIPyramid
 from detcore.losses import l1, over_processes
 from detcore.matching import IoUMatcher, Sampler, pad_targets, used
@@ -102,6 +102,7 @@ class BoxHead(nn.Module):
         self.fc_reg = nn.Linear(last, 4 if agnostic else 4 * num_classes)
         if convs:
             self.shared_convs = nn.ModuleList([block(in_channels, in_channels, 3) for _ in range(convs)])
+            init_convolutions(self.shared_convs)
         if hidden:
             widths = [in_channels * size**2, *[hidden] * (1 if convs else 2)]
             self.shared_fcs = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:])])

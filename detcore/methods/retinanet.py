@@ -141,7 +141,7 @@ class RetinaNet(nn.Module):
         super().__init__()
         self.backbone, self.neck = backbone, neck
         self.bbox_head: Any = bbox_head  # a `RetinaHead`, or another method's with the same verbs
-        self.num_classes: int = self.bbox_head.num_classes
+        self.num_classes = self.bbox_head.num_classes
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images [N, 3, H, W], finest first."""

@@ -28,6 +28,7 @@ from detcore.methods.fast_rcnn import Keep, fast_rcnn
 from detcore.methods.faster_rcnn import faster_rcnn
 from detcore.methods.grid_rcnn import grid_rcnn
 from detcore.methods.group_norm import gn_faster_rcnn, gn_mask_rcnn
+from detcore.methods.guided_anchoring import ga_fast_rcnn, ga_faster_rcnn, ga_retinanet, ga_rpn
 from detcore.methods.libra_rcnn import libra_fast_rcnn, libra_faster_rcnn, libra_retinanet
 from detcore.methods.mask_rcnn import mask_rcnn
 from detcore.methods.ms_rcnn import ms_rcnn
@@ -137,6 +138,11 @@ def family(name: str, builder: Callable[..., nn.Module], recipe: Recipe, small: 
 def classless_rpn(backbone: ResNet, num_classes: int, **options: Any) -> nn.Module:
     """RPN tells objects from background, however many classes the data set has."""
     return rpn(backbone, **options)
+
+
+def classless_ga_rpn(backbone: ResNet, num_classes: int, **options: Any) -> nn.Module:
+    """As `classless_rpn`, with guided anchors."""
+    return ga_rpn(backbone, **options)
 
 
 def classes(*names: str) -> Change:
@@ -590,9 +596,45 @@ SEESAW_LOSS = [
     ),
 ]
 
+CLIPPED_BOXES = replace(BOXES, clip_norm=35.0)
+
+GUIDED_ANCHORING = [
+    *family(
+        "guided_anchoring", classless_ga_rpn, replace(CLIPPED_BOXES, metric=("proposal",)), pocket.GA_RPN,
+        row("ga-rpn_r50_fpn_1x_coco", R50),
+        row("ga-rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
+        row("ga-rpn_r101-caffe_fpn_1x_coco", R101_CAFFE),
+        row("ga-rpn_x101-32x4d_fpn_1x_coco", X101_32X4D),
+        row("ga-rpn_x101-64x4d_fpn_1x_coco", X101_64X4D),
+        num_classes=1,
+    ),
+    # As published: caffe-style weights, yet torchvision's normalisation.
+    *family("guided_anchoring", ga_fast_rcnn, replace(BOXES, max_proposals=2000), pocket.FAST_RCNN,
+            row("ga-fast-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE, change(preprocess=TORCHVISION))),
+    *family(
+        "guided_anchoring", ga_faster_rcnn, CLIPPED_BOXES, pocket.GA_FASTER_RCNN,
+        row("ga-faster-rcnn_r50_fpn_1x_coco", R50),
+        row("ga-faster-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE),
+        row("ga-faster-rcnn_r101-caffe_fpn_1x_coco", R101_CAFFE),
+        row("ga-faster-rcnn_x101-32x4d_fpn_1x_coco", X101_32X4D),
+        row("ga-faster-rcnn_x101-64x4d_fpn_1x_coco", X101_64X4D),
+    ),
+    *family(
+        "guided_anchoring", ga_retinanet, replace(CLIPPED_BOXES, optimizer=SGD(lr=0.01)), pocket.GA_RETINANET,
+        row("ga-retinanet_r50_fpn_1x_coco", R50),
+        row("ga-retinanet_r50-caffe_fpn_1x_coco", R50_CAFFE),
+        row("ga-retinanet_r101-caffe_fpn_1x_coco", R101_CAFFE),
+        row("ga-retinanet_r101-caffe_fpn_ms-2x", R101_CAFFE,
+            change(train_transforms=(ResizeRange((1333, 480), (1333, 960)), Flip()), epochs=24,
+                   schedule=Schedule((16, 22), 24, warmup_factor=1 / 3))),
+        row("ga-retinanet_x101-32x4d_fpn_1x_coco", X101_32X4D),
+        row("ga-retinanet_x101-64x4d_fpn_1x_coco", X101_64X4D),
+    ),
+]
+
 FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET, GROUP_NORM,
             SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
-            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN, SEESAW_LOSS)
+            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

@@ -104,3 +104,7 @@ def boosted(small: Pocket) -> Pocket:
 
 
 INSTABOOST_MASK_RCNN, INSTABOOST_CASCADE_MASK_RCNN = boosted(MASK_RCNN), boosted(CASCADE_MASK_RCNN)
+
+GA_RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), training(200, metric=("proposal",)))
+GA_FASTER_RCNN = Pocket(TWO_STAGE, training(150))
+GA_RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
