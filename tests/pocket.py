@@ -63,6 +63,7 @@ METHODS = (
     Method("dynamic_rcnn", "dynamic-rcnn_r50_fpn_1x_coco", BOXES),
     Method("grid_rcnn", "grid-rcnn_r50_fpn_gn-head_2x_coco", BOXES),
     Method("ms_rcnn", "ms-rcnn_r50_fpn_1x_coco", MASKS),
+    Method("panoptic_fpn", "panoptic-fpn_r50_fpn_1x_coco", MASKS | {"panoptic_PQ": 0.25}),
     Method("regnet", "faster-rcnn_regnetx-3.2GF_fpn_1x_coco", BOXES),
     Method("regnet_retinanet", "retinanet_regnetx-3.2GF_fpn_1x_coco", BOXES),
     Method("ga_rpn", "ga-rpn_r50_fpn_1x_coco", {"proposal_AR100": 0.50}),

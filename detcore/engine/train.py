@@ -34,7 +34,7 @@ from detcore.engine.common import (
     output_folder,
     pick_device,
 )
-from detcore.engine.evaluate import detect, flat, score
+from detcore.engine.evaluate import detect, flat, panoptic_quality, score
 from detcore.engine.journal import Journal, Meter, read_log
 from detcore.engine.launch import launch
 from detcore.errors import DetcoreError, UsageError
@@ -397,9 +397,10 @@ class Run:
         """Evaluate, log, and keep the weights where they are the best so far."""
         assert self.val_data is not None
         found = detect(self.model, self.val_data, self.recipe.preprocess, batch_size=self.batch_size,
-                       workers=self.workers, rank=self.rank, world_size=self.world, progress=self.progress)
+                       workers=self.workers, rank=self.rank, world_size=self.world, progress=self.progress,
+                       quality=(quality := panoptic_quality(self.val_data)))
         if self.main:
-            results = score(found, self.val_data, self.recipe.metric)
+            results = score(found, self.val_data, self.recipe.metric, quality=quality)
             self.journal.write(self.step, flat(results))
             value = next(iter(results.values())).headline
             if value > self.best:

@@ -181,11 +181,9 @@ def concatenate(found: list[Detections]) -> tuple[Tensor, Tensor, Tensor]:
 class MaskRCNN(FasterRCNN):
     """Faster R-CNN whose region head also draws masks."""
 
-    @torch.no_grad()
-    def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,
-                proposals: list[Tensor] | None = None) -> list[Detections]:
+    def predict_from(self, features: Sequence[Tensor], images: Images,
+                     output_sizes: list[tuple[int, int]] | None) -> list[Detections]:
         """Detections with masks over each whole image, in its `output_sizes` (h, w) or in the network's input."""
-        features = self.features(images.tensor)
         found = self.roi_head.predict(features, self.rpn_head.proposals(features, images), images)
         masks = self.roi_head.masks(features, found)
         found = to_output(found, images, output_sizes)

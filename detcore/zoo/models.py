@@ -32,6 +32,7 @@ from detcore.methods.guided_anchoring import ga_fast_rcnn, ga_faster_rcnn, ga_re
 from detcore.methods.libra_rcnn import libra_fast_rcnn, libra_faster_rcnn, libra_retinanet
 from detcore.methods.mask_rcnn import mask_rcnn
 from detcore.methods.ms_rcnn import ms_rcnn
+from detcore.methods.panoptic_fpn import panoptic_fpn
 from detcore.methods.retinanet import retinanet
 from detcore.methods.rpn import Limits, rpn
 from detcore.methods.seesaw_loss import seesaw_cascade_mask_rcnn, seesaw_mask_rcnn
@@ -632,9 +633,20 @@ GUIDED_ANCHORING = [
     ),
 ]
 
+PANOPTIC_FPN_3X = change(train_transforms=(ResizeRange((1333, 640), (1333, 800)), Flip()), epochs=36,
+                         schedule=Schedule((24, 33), 36), val_interval=3)
+
+PANOPTIC_FPN = family(
+    "panoptic_fpn", panoptic_fpn, replace(MASKS, metric=("bbox", "segm", "panoptic")), pocket.PANOPTIC_FPN,
+    row("panoptic-fpn_r50_fpn_1x_coco", R50),
+    row("panoptic-fpn_r50_fpn_ms-3x_coco", R50, PANOPTIC_FPN_3X),
+    row("panoptic-fpn_r101_fpn_1x_coco", R101),
+    row("panoptic-fpn_r101_fpn_ms-3x_coco", R101, PANOPTIC_FPN_3X),
+)
+
 FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET, GROUP_NORM,
             SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
-            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING)
+            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING, PANOPTIC_FPN)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

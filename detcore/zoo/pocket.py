@@ -13,7 +13,7 @@ from typing import Any
 from detcore.backbones.regnet import Design, RegNet
 from detcore.backbones.resnet import ResNet
 from detcore.data.instaboost import InstaBoost
-from detcore.data.pocket_zoo import CLASSES
+from detcore.data.pocket_zoo import CLASSES, STUFF
 from detcore.data.transforms import Flip, Resize
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.rpn import Limits
@@ -108,3 +108,5 @@ INSTABOOST_MASK_RCNN, INSTABOOST_CASCADE_MASK_RCNN = boosted(MASK_RCNN), boosted
 GA_RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), training(200, metric=("proposal",)))
 GA_FASTER_RCNN = Pocket(TWO_STAGE, training(150))
 GA_RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+PANOPTIC_FPN = Pocket(TWO_STAGE | dict(stuff=len(STUFF), stuff_area=64, semantic_channels=32),
+                      training(110, masks="bitmap", metric=("bbox", "segm", "panoptic")))

@@ -106,7 +106,7 @@ class Recipe:
         filter_empty, min_size: leave out training images without objects, or with a side below `min_size` pixels.
         aspect_grouping: batches of wide images or of high ones.
         classes: the data set's classes used, None for all.
-        metric: "bbox", "segm" or "proposal".
+        metric: "bbox", "segm", "panoptic" or "proposal".
     """
 
     preprocess: Preprocess = TORCHVISION
