@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import detcore
+from detcore.data.pocket_zoo import STUFF
 from detcore.structures import Detections, Images, Target
 from detcore.zoo.models import get_model_entry
 from tests import parity
 from tests.pocket import METHODS
 
-CASE = parity.load_case(parity.REFERENCE / "cases" / "retinanet_r18_fpn_1x_coco.json.gz") | {"num_classes": 5}
+CASE = parity.load_case(parity.REFERENCE / "cases" / "retinanet_r18_fpn_1x_coco.json.gz") | {
+    "num_classes": 5, "stuff": 5 + len(STUFF)}
 MODELS = sorted({m.model for m in METHODS})
 
 

@@ -109,7 +109,7 @@ def expected_transform(t: dict):
             return T.RandomCrop(tuple(t["crop_size"]), t["allow_negative_crop"])
         case "FilterAnnotations":
             return T.FilterBoxes(*set(t["min_gt_bbox_wh"]))
-        case "LoadImageFromFile" | "LoadAnnotations" | "LoadProposals" | "PackDetInputs":
+        case "LoadImageFromFile" | "LoadAnnotations" | "LoadPanopticAnnotations" | "LoadProposals" | "PackDetInputs":
             return None
     raise AssertionError(f"unknown transform {t}")
 
@@ -133,7 +133,8 @@ def test_recipe(name):
     pipeline = row["train_transforms"] or []  # the reference leaves those out that stand inside VOC's two data sets
     assert not pipeline or ours.train_transforms == expected_transforms(pipeline)
     loads = {t["type"]: t for t in pipeline}
-    annotations = loads.get("LoadAnnotations", {})
+    panoptic = dict(with_mask=True) if "LoadPanopticAnnotations" in loads else {}
+    annotations = loads.get("LoadAnnotations", panoptic)
     form = "bitmap" if annotations.get("poly2mask", True) else "polygon"
     assert ours.masks == (form if annotations.get("with_mask") else None)
     assert ours.max_proposals == loads.get("LoadProposals", {}).get("num_max_proposals")
@@ -166,6 +167,7 @@ def test_recipe(name):
     assert ours.classes == (tuple(names) if names else None)
     # Some of the original's mask models evaluate their boxes alone, though their mask AP is published too.
     metric = ["bbox", "segm"] if ours.masks else row["evaluator"].get("metric", "bbox")
+    metric = [*metric, "panoptic"] if row["evaluator"]["type"] == "CocoPanopticMetric" else metric
     boxes = dict.fromkeys(("bbox", "mAP"), ["bbox"])
     assert list(ours.metric) == (boxes | {"proposal_fast": ["proposal"]}).get(str(metric), metric)
 

@@ -272,11 +272,7 @@ class CocoDataset:
         """uint8 [h, w] class of each pixel, where training needs it."""
         if self.panoptic is None or self.masks is None:
             return None
-        classes = self.panoptic[image_id].classes()
-        if classes.shape != size:
-            raise DataError(f"The panoptic map of image {image_id} in {self.panoptic.folder} has {classes.shape[1]} x "
-                            f"{classes.shape[0]} pixels, the image has {size[1]} x {size[0]}.")
-        return classes
+        return self.panoptic.read(image_id, size).classes()
 
     def _mask(self, row: int, size: tuple[int, int]) -> np.ndarray | list[np.ndarray] | None:
         """One object's bitmap [h, w] or rings, as `masks` says; None for a crowd or a mask without area."""

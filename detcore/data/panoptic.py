@@ -90,11 +90,11 @@ class PanopticMaps:
         self._labels = {category: label for label, category in enumerate([*thing_ids, *stuff_ids])}
         self._of_image = {a.image_id: a for a in content.annotations}
 
-    def __getitem__(self, image_id: int) -> Segments:
-        """What is known of an image.
+    def read(self, image_id: int, size: tuple[int, int]) -> Segments:
+        """What is known of an image of `size` (h, w).
 
         Raises:
-            DataError: the image has no annotation or picture, or the two contradict each other.
+            DataError: the image has no annotation or map, or they contradict each other or the size.
         """
         if image_id not in self._of_image:
             raise DataError(f"{self.file} has no annotation of image {image_id}.")
@@ -103,6 +103,9 @@ class PanopticMaps:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
             raise DataError(f"The panoptic map {path} of image {image_id} cannot be read.")
+        if picture.shape[:2] != tuple(size):
+            raise DataError(f"The panoptic map {path} has {picture.shape[1]} x {picture.shape[0]} pixels, but image "
+                            f"{image_id} has {size[1]} x {size[0]}.")
         numbers = picture.astype(np.int64) @ [65536, 256, 1]  # OpenCV gives blue first, which counts most
         segments = annotation.segments_info
         unknown = next((s.category_id for s in segments if s.category_id not in self._labels), None)

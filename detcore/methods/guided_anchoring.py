@@ -37,6 +37,8 @@ CENTRE, AROUND = 0.2, 0.5
 NEGATIVE_WEIGHT = 0.1
 POSITIVE_CELLS = 1 / 200  # about so many; the location loss is divided by this share of all cells
 LOCATION_THRESHOLD = 0.01  # cells below it have no anchor at test time
+# At the start hardly any cell is a centre, which the logit says by being high (see `location_loss`).
+NO_CENTRE = math.log((1 - PRIOR) / PRIOR)
 SHAPE_SAMPLES = 256
 SHAPE_LIMIT = -math.log(1e-6)  # of the log of size / square, so that exp() cannot overflow
 OFFSET_GROUPS = 4
@@ -217,7 +219,7 @@ class GARPNHead(GuidedHead):
         self.conv_reg = nn.Conv2d(channels, 4, 1)
         for layer in (self.rpn_conv, self.conv_shape, self.conv_cls, self.conv_reg):
             init_normal(layer)
-        init_normal(self.conv_loc, bias=-math.log((1 - PRIOR) / PRIOR))
+        init_normal(self.conv_loc, bias=NO_CENTRE)
 
     def forward(self, features: Sequence[Tensor]) -> Output:
         """For each level objectness logits [N, 1, h, w], box offsets [N, 4, h, w], shapes [N, 2, h, w] and location
@@ -280,8 +282,8 @@ class GARetinaHead(GuidedHead):
         for module in (*self.cls_convs.modules(), *self.reg_convs.modules(), self.conv_shape, self.retina_reg):
             if isinstance(module, nn.Conv2d):
                 init_normal(module)
-        for layer in (self.conv_loc, self.retina_cls):
-            init_normal(layer, bias=-math.log((1 - PRIOR) / PRIOR))
+        init_normal(self.conv_loc, bias=NO_CENTRE)
+        init_normal(self.retina_cls, bias=-math.log((1 - PRIOR) / PRIOR))
 
     def forward(self, features: Sequence[Tensor]) -> Output:
         """For each level class logits [N, C, h, w], box offsets [N, 4, h, w], shapes [N, 2, h, w] and location logits

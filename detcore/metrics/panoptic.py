@@ -23,7 +23,7 @@ class PanopticQuality:
 
     def add(self, image_id: int, found: np.ndarray) -> None:
         """Compare an image's panoptic map [h, w] (class + 1000 x instance; the number of classes is void)."""
-        self.counts += compare(self.maps[image_id], found, len(self.counts))
+        self.counts += compare(self.maps.read(image_id, found.shape), found, len(self.counts))
         self.images += 1
 
     def result(self) -> CocoResult:

@@ -39,6 +39,7 @@ from detcore.methods.seesaw_loss import seesaw_cascade_mask_rcnn, seesaw_mask_rc
 from detcore.methods.weight_standardization import WSConv2d, ws_faster_rcnn, ws_mask_rcnn
 from detcore.zoo import pocket
 from detcore.zoo.entries import Backbone, ModelEntry
+from detcore.zoo.pocket import SLIM, SLIM_GN, SLIM_REGNET, SLIM_WS, slim_resnet
 from detcore.zoo.recipes import (
     CAFFE,
     CAFFE2,
@@ -71,15 +72,15 @@ R50_TNR = Backbone(partial(ResNet, 50), "ResNet50_Weights.IMAGENET1K_V2")
 R101 = Backbone(partial(ResNet, 101), "ResNet101_Weights.IMAGENET1K_V1")
 R50_CAFFE = Backbone(partial(ResNet, 50, style="caffe"), MSRA_50, CAFFE)
 R101_CAFFE = Backbone(partial(ResNet, 101, style="caffe"), MSRA_101, CAFFE)
-R50_C4 = Backbone(partial(resnet_c4, 50), MSRA_50, CAFFE, partial(pocket.slim_resnet, resnet_c4))
-R50_DC5 = Backbone(partial(resnet_dc5, 50), MSRA_50, CAFFE, partial(pocket.slim_resnet, resnet_dc5))
+SLIM_C4, SLIM_DC5 = (replace(SLIM, build=partial(slim_resnet, layout)) for layout in (resnet_c4, resnet_dc5))
+R50_C4 = Backbone(partial(resnet_c4, 50), MSRA_50, CAFFE, SLIM_C4)
+R50_DC5 = Backbone(partial(resnet_dc5, 50), MSRA_50, CAFFE, SLIM_DC5)
 X101_32X4D = Backbone(partial(resnext, 101, 32, 4), FILES + "resnext101_32x4d-a5af3160.pth")
 X101_64X4D = Backbone(partial(resnext, 101, 64, 4), FILES + "resnext101_64x4d-ee2c6f71.pth")
 X101_32X8D = Backbone(partial(resnext, 101, 32, 8, norm_fixed=True), FILES + "resnext101_32x8d-1516f1aa.pth", CAFFE2)
 
 GN: dict[str, Any] = dict(norm="gn")
 WS: dict[str, Any] = dict(norm="gn", conv=WSConv2d)
-SLIM_GN, SLIM_WS = partial(pocket.slim_resnet, **GN), partial(pocket.slim_resnet, **WS)
 R50_GN = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn-9186a21c.pth", CAFFE, SLIM_GN)
 R101_GN = Backbone(partial(ResNet, 101, **GN), FILES + "resnet101_gn-cac0ab98.pth", CAFFE, SLIM_GN)
 R50_GN_CONTRIB = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn_thangvubk-ad1730dd.pth", slim=SLIM_GN)
@@ -93,7 +94,8 @@ X101_WS = Backbone(partial(resnext, 101, 32, 4, **WS), FILES + "resnext101_32x4d
 def deformed(backbone: Backbone, **options: Any) -> Backbone:
     """A backbone whose stages c3 to c5 are deformable; options as in `DeformConv2d`."""
     deform: dict[str, Any] = dict(deform=partial(DeformConv2d, **options))
-    return replace(backbone, build=partial(backbone.build, **deform), slim=partial(backbone.slim, **deform))
+    slim = replace(backbone.slim, build=partial(backbone.slim.build, **deform))
+    return replace(backbone, build=partial(backbone.build, **deform), slim=slim)
 
 
 R50_DCN, R101_DCN, X101_DCN = deformed(R50), deformed(R101), deformed(X101_32X4D)
@@ -104,7 +106,7 @@ R50_DCN2_4 = deformed(R50, modulated=True, offset_groups=4)
 def regnet(design: str, digest: str) -> Backbone:
     """A RegNetX, with the weights of its authors, converted."""
     file = "regnetx_" + {"4GF": "4.0gf", "8GF": "8.0gf"}.get(design, design.lower())
-    return Backbone(partial(RegNet, design), f"{FILES}{file}-{digest}.pth", PYCLS, pocket.slim_regnet)
+    return Backbone(partial(RegNet, design), f"{FILES}{file}-{digest}.pth", PYCLS, SLIM_REGNET)
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,9 @@ def family(name: str, builder: Callable[..., nn.Module], recipe: Recipe, small: 
     return entries
 
 
-def classless_rpn(backbone: ResNet, num_classes: int, **options: Any) -> nn.Module:
-    """RPN tells objects from background, however many classes the data set has."""
-    return rpn(backbone, **options)
-
-
-def classless_ga_rpn(backbone: ResNet, num_classes: int, **options: Any) -> nn.Module:
-    """As `classless_rpn`, with guided anchors."""
-    return ga_rpn(backbone, **options)
+def classless(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The builder of a proposal network, which tells objects from background however many classes the data has."""
+    return lambda backbone, num_classes, **options: builder(backbone, **options)
 
 
 def classes(*names: str) -> Change:
@@ -157,7 +154,7 @@ BOXES = Recipe()
 MASKS = Recipe(masks="bitmap", metric=("bbox", "segm"))
 
 RPN = family(
-    "rpn", classless_rpn, replace(BOXES, metric=("proposal",)), pocket.RPN,
+    "rpn", classless(rpn), replace(BOXES, metric=("proposal",)), pocket.RPN,
     row("rpn_r50_fpn_1x_coco", R50),
     row("rpn_r50_fpn_2x_coco", R50, SCHEDULE_2X),
     row("rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
@@ -465,7 +462,7 @@ MULTI_SCALE_POLY_3X = (MULTI_SCALE_3X, POLYGONS, CLIPPED, change(preprocess=TORC
 
 REGNET = [
     *family(
-        "regnet", faster_rcnn, replace(BOXES, optimizer=REGNET_SGD), pocket.REGNET_FASTER_RCNN,
+        "regnet", faster_rcnn, replace(BOXES, optimizer=REGNET_SGD), pocket.FASTER_RCNN,
         row("faster-rcnn_regnetx-400MF_fpn_ms-3x_coco", X400M, MULTI_SCALE_3X),
         row("faster-rcnn_regnetx-800MF_fpn_ms-3x_coco", X800M, MULTI_SCALE_3X),
         row("faster-rcnn_regnetx-1.6GF_fpn_ms-3x_coco", X1_6G, MULTI_SCALE_3X),
@@ -475,7 +472,7 @@ REGNET = [
         row("faster-rcnn_regnetx-4GF_fpn_ms-3x_coco", X4G, MULTI_SCALE_3X),
     ),
     *family(
-        "regnet", mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.REGNET_MASK_RCNN,
+        "regnet", mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.MASK_RCNN,
         row("mask-rcnn_regnetx-400MF_fpn_ms-poly-3x_coco", X400M, *MULTI_SCALE_POLY_3X),
         row("mask-rcnn_regnetx-800MF_fpn_ms-poly-3x_coco", X800M, *MULTI_SCALE_POLY_3X),
         row("mask-rcnn_regnetx-1.6GF_fpn_ms-poly-3x_coco", X1_6G, *MULTI_SCALE_POLY_3X),
@@ -489,7 +486,7 @@ REGNET = [
         row("mask-rcnn_regnetx-12GF_fpn_1x_coco", X12G),
     ),
     *family(
-        "regnet", cascade_mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.REGNET_CASCADE_MASK_RCNN,
+        "regnet", cascade_mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.CASCADE_MASK_RCNN,
         row("cascade-mask-rcnn_regnetx-400MF_fpn_ms-3x_coco", X400M, MULTI_SCALE_3X),
         row("cascade-mask-rcnn_regnetx-800MF_fpn_ms-3x_coco", X800M, MULTI_SCALE_3X),
         row("cascade-mask-rcnn_regnetx-1.6GF_fpn_ms-3x_coco", X1_6G, MULTI_SCALE_3X),
@@ -497,7 +494,7 @@ REGNET = [
         row("cascade-mask-rcnn_regnetx-4GF_fpn_ms-3x_coco", X4G, MULTI_SCALE_3X),
     ),
     *family(
-        "regnet", retinanet, replace(BOXES, optimizer=REGNET_SGD), pocket.REGNET_RETINANET,
+        "regnet", retinanet, replace(BOXES, optimizer=REGNET_SGD), pocket.RETINANET,
         row("retinanet_regnetx-800MF_fpn_1x_coco", X800M, CLIPPED),
         row("retinanet_regnetx-1.6GF_fpn_1x_coco", X1_6G, CLIPPED),
         row("retinanet_regnetx-3.2GF_fpn_1x_coco", X3_2G, CLIPPED),
@@ -601,7 +598,7 @@ CLIPPED_BOXES = replace(BOXES, clip_norm=35.0)
 
 GUIDED_ANCHORING = [
     *family(
-        "guided_anchoring", classless_ga_rpn, replace(CLIPPED_BOXES, metric=("proposal",)), pocket.GA_RPN,
+        "guided_anchoring", classless(ga_rpn), replace(CLIPPED_BOXES, metric=("proposal",)), pocket.GA_RPN,
         row("ga-rpn_r50_fpn_1x_coco", R50),
         row("ga-rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
         row("ga-rpn_r101-caffe_fpn_1x_coco", R101_CAFFE),
