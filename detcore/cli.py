@@ -237,19 +237,24 @@ def proposals(name: Annotated[str, typer.Argument(help="A model of the family rp
 
 
 @app.command()
-def pretrain(data_root: Root = ROOT, output: Annotated[Path | None, typer.Option(
+def pretrain(data_root: Root = ROOT, slim: Annotated[str, typer.Option(
+                 help="Which: resnet, gn (with group norm), ws (and weight standardisation) or regnet.")] = "resnet",
+             output: Annotated[Path | None, typer.Option(
                  help="The file to write; by default the one that comes with the library.")] = None,
              folder: Annotated[Path, typer.Option(help="For checkpoints, from which an interrupted run goes "
                                                   "on.")] = Path("runs/pretrain"),
              steps: int = 800, seed: int = 0, workers: int = 0) -> None:
-    """Pretrain the small backbone of the pocket profile on Pocket Zoo."""
+    """Pretrain a small backbone of the pocket profile on Pocket Zoo."""
     from detcore.engine.common import output_folder
     from detcore.engine.pretrain import pretrain as run
-    from detcore.zoo.pocket import POCKET_BACKBONE
+    from detcore.errors import UsageError
+    from detcore.zoo.pocket import SLIMS
 
-    output = output or POCKET_BACKBONE
+    if slim not in SLIMS:
+        raise UsageError(f"There is no small backbone {slim!r}: it is one of {', '.join(SLIMS)}.")
+    output = output or SLIMS[slim].file
     output_folder(output.parent)
-    result = run(data_root, steps=steps, seed=seed, output=output, folder=folder, workers=workers)
+    result = run(data_root, slim=SLIMS[slim], steps=steps, seed=seed, output=output, folder=folder, workers=workers)
     accuracy = ", ".join(f"{100 * a:.1f} %" for a in result.accuracy)
     print(f"{steps} steps in {result.seconds:.0f} s; cells told right, by stage: {accuracy}; backbone: {output}")
 

@@ -6,10 +6,13 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
 from detcore.errors import UsageError
+
+NO_MASKS = "This model learns masks, but its targets have none: load the data with masks."
 
 
 @dataclass
@@ -42,6 +45,9 @@ def rasterise(rings: list[np.ndarray], h: int, w: int) -> np.ndarray:
     """uint8 [h, w] of the union of rings ([k, 2] each), by pycocotools."""
     from pycocotools import mask as coco_mask
 
+    rings = [r for r in rings if len(r) >= 3]  # what is cut off by a border may leave less
+    if not rings:
+        return np.zeros((h, w), np.uint8)
     rles = coco_mask.frPyObjects([r.reshape(-1).tolist() for r in rings], h, w)
     return coco_mask.decode(coco_mask.merge(rles))
 
@@ -55,6 +61,19 @@ def encode_rle(masks: Tensor | np.ndarray) -> list[dict]:
         return []
     rles = coco_mask.encode(np.asfortranarray(array.transpose(1, 2, 0).astype(np.uint8)))
     return [dict(size=r["size"], counts=r["counts"].decode()) for r in rles]
+
+
+def bitmaps(masks: list[Tensor | Polygons | None], device: torch.device) -> list[Tensor]:
+    """Each image's masks, uint8 [n, H, W] over the whole padded batch.
+
+    Raises:
+        UsageError: an image comes without masks.
+    """
+    if any(m is None for m in masks):
+        raise UsageError(NO_MASKS)
+    drawn = [torch.from_numpy(m.to_bitmap()).to(device) if isinstance(m, Polygons) else cast(Tensor, m) for m in masks]
+    h, w = (max(m.shape[i] for m in drawn) for i in (1, 2))
+    return [F.pad(m, (0, w - m.shape[2], 0, h - m.shape[1])) for m in drawn]
 
 
 def crop_masks(masks: list[Tensor | Polygons | None], boxes: Tensor, image: Tensor, match: Tensor,
@@ -72,7 +91,7 @@ def crop_masks(masks: list[Tensor | Polygons | None], boxes: Tensor, image: Tens
         UsageError: an image comes without masks.
     """
     if any(m is None for m in masks):
-        raise UsageError("This model learns masks, but its targets have none: load the data with masks.")
+        raise UsageError(NO_MASKS)
     boxes = boxes.detach().float()
     if isinstance(masks[0], Polygons):
         crops = np.zeros((len(boxes), size, size), np.float32)
@@ -81,9 +100,9 @@ def crop_masks(masks: list[Tensor | Polygons | None], boxes: Tensor, image: Tens
                 origin, scale = corner[:2], size / np.maximum(corner[2:] - corner[:2], 0.1)
                 crops[i] = rasterise([(ring - origin) * scale for ring in masks[b].rings[o]], size, size)
         return torch.from_numpy(crops).to(boxes.device)
-    bitmaps = cast(list[Tensor], masks)
-    counts = torch.tensor([0] + [len(m) for m in bitmaps[:-1]]).cumsum(0).to(boxes.device, non_blocking=True)
-    stacked = torch.cat(bitmaps)
+    counts = torch.tensor([0] + [len(m) for m in cast(list[Tensor], masks)[:-1]]).cumsum(0)
+    counts = counts.to(boxes.device, non_blocking=True)
+    stacked = torch.cat(cast(list[Tensor], masks))
     if len(stacked) == 0:
         return boxes.new_zeros(len(boxes), size, size)
     # Each object's mask is an image of its own to RoIAlign, so that a box looks at no other.

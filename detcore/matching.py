@@ -38,8 +38,8 @@ class IoUMatcher:
         low_quality: objects that no box overlaps enough keep their best boxes, if IoU >= this; None: they don't.
     """
 
-    positive: float
-    negative: float
+    positive: float | Tensor
+    negative: float | Tensor
     low_quality: float | None = None
 
     def __call__(self, boxes: Tensor, truth: Tensor, truth_valid: Tensor, candidates: Tensor | None = None) -> Tensor:
@@ -53,7 +53,10 @@ class IoUMatcher:
         Returns:
             [N, A] int64.
         """
-        overlap = iou_matrix(truth, boxes)
+        return self.by_overlap(iou_matrix(truth, boxes), truth_valid, candidates)
+
+    def by_overlap(self, overlap: Tensor, truth_valid: Tensor, candidates: Tensor | None = None) -> Tensor:
+        """The same from how much each object overlaps each box, [N, G, A]."""
         overlap = overlap.masked_fill(~truth_valid[:, :, None], -1.0)
         if candidates is not None:
             overlap = overlap.masked_fill(~candidates[:, None, :], -1.0)
@@ -63,7 +66,7 @@ class IoUMatcher:
             top = overlap.amax(2, keepdim=True)
             is_top = (overlap == top) & (top >= self.low_quality) & truth_valid[:, :, None]
             # Where several objects claim a box, the last one has it.
-            order = torch.arange(1, truth.shape[1] + 1, device=truth.device)[:, None]
+            order = torch.arange(1, overlap.shape[1] + 1, device=overlap.device)[:, None]
             claimed = (is_top * order).amax(1)
             match = torch.where(claimed > 0, claimed - 1, match)
         return match if candidates is None else match.masked_fill(~candidates, NEITHER)
@@ -76,10 +79,12 @@ class Sampler:
     Attributes:
         number: boxes kept an image; None keeps all.
         positive_share: share of positives at most; negatives fill the rest.
+        negatives_per_positive: so many negatives at most for each positive (or for one, if there is none).
     """
 
     number: int | None
     positive_share: float = 0.5
+    negatives_per_positive: int | None = None
 
     @property
     def max_positives(self) -> int | None:
@@ -99,7 +104,10 @@ class Sampler:
             priority = torch.rand(match.shape, device=match.device)
         assert self.max_positives is not None
         positive = _top(positive, priority, match.new_full((len(match),), self.max_positives), self.max_positives)
-        negative = _top(negative, priority, self.number - positive.sum(1), self.number)
+        room = self.number - positive.sum(1)
+        if self.negatives_per_positive is not None:
+            room = room.minimum(self.negatives_per_positive * positive.sum(1).clamp(min=1))
+        negative = _top(negative, priority, room, self.number)
         return positive, negative
 
 

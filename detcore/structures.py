@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from detcore.masks import Polygons
 
+INSTANCE = 1000  # what an instance's number is multiplied by in a panoptic map
+IGNORED = 255  # a pixel without a class in a class map
+
 T = TypeVar("T", bound="_Movable")
 
 
@@ -53,7 +56,7 @@ class Target(_Movable):
         masks: [n, H, W] uint8 over the padded input, or polygons, or None.
         ignored: [m, 4] crowd regions, neither object nor background.
         proposals: [p, 4] precomputed proposals (Fast R-CNN).
-        semantic: [H, W] int64 class map for panoptic methods.
+        semantic: [H, W] int64 class of every pixel for panoptic methods: things, then stuff; 255 where there is none.
         image_id: the data set's own number of the image, for messages.
     """
 

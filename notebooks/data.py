@@ -35,6 +35,7 @@ from IPython.display import HTML
 from detcore import draw
 from detcore.data import pocket_zoo
 from detcore.data.coco import CocoDataset
+from detcore.data.instaboost import InstaBoost
 from detcore.data.loader import build_loader
 from detcore.data.transforms import Flip, RandomCrop, Resize, ResizeRange, ScaleJitter, apply
 from detcore.engine.common import describe
@@ -181,6 +182,17 @@ for steps in variants:
     canvas.paste(draw.boxes(sample.image[..., ::-1], sample.boxes, colors=colors, scale=1))
     shown.append(canvas)
 draw.grid(shown, 5)
+
+# %% [markdown]
+# InstaBoost (Fang et al., "InstaBoost: Boosting instance segmentation via probability map guided copy-pasting", 2019)
+# moves the objects themselves. Each is cut out along its outline, turned, resized and put back close by, and the
+# place that it leaves is painted over. Above the pictures as they are, below after one such step.
+
+# %%
+chosen = [data.sample(i) for i in range(40) if len(data.sample(i).boxes) > 1][:5]
+boost = InstaBoost(probability=1.0)
+draw.grid([draw.boxes(s.image[..., ::-1], s.boxes, colors=[draw.colour(c) for c in s.labels], scale=1)
+           for s in chosen + [boost(s, rng) for s in chosen]], 5)
 
 # %% [markdown]
 # ## How fast

@@ -123,7 +123,7 @@ def gray(values, side=112):
 
 head, box, label = detector.roi_head, target.boxes[largest:largest + 1], int(target.labels[largest])
 with torch.no_grad():
-    masks = head.mask_logits(features, box, torch.tensor([one], device=box.device))[0].sigmoid()
+    masks = head.mask_head(head.mask_features(features, box, torch.tensor([one], device=box.device)))[0].sigmoid()
 region = draw.to_pil(pictures[one]).crop(box[0].tolist()).resize((112, 112))
 draw.grid([region] + [gray(masks[c]) for c in [label] + [c for c in range(len(masks)) if c != label][:8]], columns=5)
 

@@ -67,7 +67,8 @@ class Bottleneck(Block):
                  groups: int = 1, base_width: int = 64, norm: str = "bn", conv: Conv = nn.Conv2d,
                  deform: Conv | None = None):
         super().__init__(norm)
-        inner = width if groups == 1 else int(width * base_width / 64) * groups
+        # The blocks of RegNet, of expansion 1, have groups but are as wide inside as outside.
+        inner = width if groups == 1 or self.expansion == 1 else int(width * base_width / 64) * groups
         out_channels = width * self.expansion
         s1, s2 = (stride, 1) if caffe else (1, stride)
         self.conv1 = conv(in_channels, inner, 1, s1, bias=False)
@@ -104,7 +105,53 @@ def stage(depth: int, index: int, *, base_channels: int = 64, stride: int | None
     return nn.Sequential(*blocks), width * block.expansion
 
 
-class ResNet(nn.Module):
+class Residual(nn.Module):
+    """What residual networks share: a stem, stages `layer1` to `layer4`, and what of them is fixed.
+
+    Attributes:
+        channels: of the maps that are given.
+    """
+
+    def assemble(self, stem: nn.Conv2d, norm: str, stages: Sequence[tuple[nn.Module, int]], out_stages: Sequence[int],
+                 frozen_stages: int, norm_eval: bool, norm_fixed: bool) -> None:
+        """Set the parts: the stem's convolution, and the stages, each with its number of channels."""
+        self.out_stages, self.frozen_stages, self.norm_eval = tuple(out_stages), frozen_stages, norm_eval
+        self.conv1, self.norm, self.stages = stem, f"{norm}1", [f"layer{i + 1}" for i in range(len(stages))]
+        self.add_module(self.norm, make_norm(norm, stem.out_channels))
+        for name, (stage, _) in zip(self.stages, stages):
+            self.add_module(name, stage)
+        self.channels = tuple(stages[i][1] for i in self.out_stages)
+        init_backbone(self, norm_fixed)
+        for module in self._frozen():
+            module.requires_grad_(False)
+
+    def _frozen(self) -> list[nn.Module]:
+        stem = [self.conv1, getattr(self, self.norm)] if self.frozen_stages >= 0 else []
+        return stem + [getattr(self, name) for name in self.stages[:max(self.frozen_stages, 0)]]
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What comes before the stages."""
+        return getattr(self, self.norm)(self.conv1(x)).relu()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps [N, channels[i], H / s, W / s] of the stages in `out_stages`, s = 4, 8, 16, 32 unless dilated."""
+        x, out = self.stem(x), []
+        for i, name in enumerate(self.stages):
+            x = getattr(self, name)(x)
+            if i in self.out_stages:
+                out.append(x)
+        return tuple(out)
+
+    def train(self, mode: bool = True) -> Residual:
+        super().train(mode)
+        if mode and self.norm_eval:
+            freeze_norm_statistics(self)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+
+class ResNet(Residual):
     """Stem and up to four stages; gives the stages asked for.
 
     Args:
@@ -127,51 +174,19 @@ class ResNet(nn.Module):
                  frozen_stages: int = 1, norm_eval: bool = True, norm_fixed: bool | None = None, norm: str = "bn",
                  conv: Conv = nn.Conv2d, deform: Conv | None = None, deform_stages: Sequence[int] = (1, 2, 3)):
         super().__init__()
-        norm_fixed = style == "caffe" if norm_fixed is None else norm_fixed
         self.depth, self.style, self.groups, self.base_width = depth, style, groups, base_width
         self.base_channels = base_channels
-        self.out_stages, self.strides = tuple(out_stages), tuple(strides)
-        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        self.conv1 = conv(3, base_channels, 7, 2, 3, bias=False)
-        self.norm = f"{norm}1"
-        self.add_module(self.norm, make_norm(norm, base_channels))
-        channels = []
-        for i, (stride, dilation) in enumerate(zip(strides, dilations)):
-            layer, out = stage(depth, i, base_channels=base_channels, stride=stride, dilation=dilation,
-                               caffe=style == "caffe", groups=groups, base_width=base_width, norm=norm, conv=conv,
-                               deform=deform if i in deform_stages else None)
-            self.add_module(f"layer{i + 1}", layer)
-            channels.append(out)
-        self.channels = tuple(channels[i] for i in self.out_stages)
-        init_backbone(self, norm_fixed)
-        for module in self._frozen():
-            module.requires_grad_(False)
-
-    def _frozen(self) -> list[nn.Module]:
-        stem = [self.conv1, getattr(self, self.norm)] if self.frozen_stages >= 0 else []
-        return stem + [getattr(self, f"layer{i}") for i in range(1, self.frozen_stages + 1)]
+        caffe = style == "caffe"
+        stages = [
+            stage(depth, i, base_channels=base_channels, stride=stride, dilation=dilation, caffe=caffe, groups=groups,
+                  base_width=base_width, norm=norm, conv=conv, deform=deform if i in deform_stages else None)
+            for i, (stride, dilation) in enumerate(zip(strides, dilations))]
+        self.assemble(conv(3, base_channels, 7, 2, 3, bias=False), norm, stages, out_stages, frozen_stages, norm_eval,
+                      caffe if norm_fixed is None else norm_fixed)
 
     def stem(self, x: Tensor) -> Tensor:
-        """What comes before the stages: [N, base_channels, H / 4, W / 4]."""
-        return torch.max_pool2d(getattr(self, self.norm)(self.conv1(x)).relu(), 3, 2, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Maps [N, channels[i], H / s, W / s] of the stages in `out_stages`, s = 4, 8, 16, 32 unless dilated."""
-        x = self.stem(x)
-        out = []
-        for i in range(len(self.strides)):
-            x = getattr(self, f"layer{i + 1}")(x)
-            if i in self.out_stages:
-                out.append(x)
-        return tuple(out)
-
-    def train(self, mode: bool = True) -> ResNet:
-        super().train(mode)
-        if mode and self.norm_eval:
-            freeze_norm_statistics(self)
-        for module in self._frozen():
-            module.eval()
-        return self
+        """[N, base_channels, H / 4, W / 4]."""
+        return torch.max_pool2d(super().stem(x), 3, 2, 1)
 
 
 def init_backbone(network: nn.Module, norm_fixed: bool = False) -> None:

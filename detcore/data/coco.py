@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from detcore.data.images import read_image
+from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import Proposals
 from detcore.data.transforms import Meta, Sample, Transform, apply
 from detcore.errors import DataError, UsageError
@@ -121,6 +122,7 @@ class CocoDataset:
         category_ids: the file's category id for each label.
         image_ids: int64 [n].
         sizes: int32 [n, 2], (h, w) as the file has them.
+        panoptic: the panoptic annotations, None where they are not asked for.
 
     Raises:
         DataError: what is missing, broken or contradictory, with the file and the record.
@@ -137,7 +139,7 @@ class CocoDataset:
                  images: str = "train2017", *, transforms: Sequence[Transform] = (),
                  masks: Literal["bitmap", "polygon"] | None = None, classes: Sequence[str] | None = None,
                  filter_empty: bool = False, min_size: int = 0, proposals: str | Path | None = None,
-                 max_proposals: int | None = None) -> None:
+                 max_proposals: int | None = None, panoptic: str | None = None) -> None:
         """
         Args:
             root: folder of the data set.
@@ -148,6 +150,7 @@ class CocoDataset:
             filter_empty: leave out images without any annotation of the classes.
             min_size: leave out images whose shorter side is smaller.
             proposals: file of precomputed proposals, of which the best `max_proposals` are kept.
+            panoptic: the split whose panoptic annotations to read too; with `masks`, samples get class maps.
         """
         self.root, self.annotation_file, self.image_folder = Path(root), Path(root) / annotations, Path(root) / images
         self.transforms, self.masks, self.max_proposals = tuple(transforms), masks, max_proposals
@@ -165,6 +168,7 @@ class CocoDataset:
         self.image_ids, self.sizes, self._runs = self.image_ids[keep], self.sizes[keep], self._runs[keep]
         self.files = [f for f, k in zip(self.files, keep) if k]
         self.proposals = None if proposals is None else self._read_proposals(proposals)
+        self.panoptic = None if panoptic is None else PanopticMaps(root, panoptic, self.category_ids)
 
     def _choose_classes(self, categories: list[_Category], classes: Sequence[str] | None) -> None:
         by_name = {c.name: c.id for c in categories}
@@ -242,7 +246,7 @@ class CocoDataset:
         if self.proposals is not None:
             proposals = self.proposals[image_id][:self.max_proposals, :4]
         return Sample(image, boxes[~crowd], self._labels[start:stop][~crowd], masks, boxes[crowd], proposals,
-                      Meta(str(self.path(index)), image_id, size))
+                      self._class_map(image_id, size), Meta(str(self.path(index)), image_id, size))
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """Image `index` after the transforms; where they refuse it, another image that `rng` draws."""
@@ -263,6 +267,12 @@ class CocoDataset:
             raise DataError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels, but {self.annotation_file} says "
                             f"{wanted[1]} x {wanted[0]} (image {self.image_ids[index]}).")
         return image
+
+    def _class_map(self, image_id: int, size: tuple[int, int]) -> np.ndarray | None:
+        """uint8 [h, w] class of each pixel, where training needs it."""
+        if self.panoptic is None or self.masks is None:
+            return None
+        return self.panoptic.read(image_id, size).classes()
 
     def _mask(self, row: int, size: tuple[int, int]) -> np.ndarray | list[np.ndarray] | None:
         """One object's bitmap [h, w] or rings, as `masks` says; None for a crowd or a mask without area."""

@@ -19,7 +19,7 @@ from detcore.data.coco import CocoDataset
 from detcore.data.transforms import Meta, Preprocess, Sample
 from detcore.errors import DataError, DetcoreError
 from detcore.masks import Polygons
-from detcore.structures import Target
+from detcore.structures import IGNORED, Target
 
 
 @dataclass
@@ -67,8 +67,12 @@ def _target(sample: Sample, size: tuple[int, int]) -> Target:
         masks = torch.zeros(len(sample.masks), *size, dtype=torch.uint8)
         masks[:, :h, :w] = torch.from_numpy(sample.masks.copy())
     proposals = None if sample.proposals is None else torch.from_numpy(sample.proposals)
+    semantic = None
+    if sample.semantic is not None:
+        semantic = torch.full(size, IGNORED)
+        semantic[:sample.size[0], :sample.size[1]] = torch.from_numpy(sample.semantic.copy())
     return Target(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels), masks,
-                  torch.from_numpy(sample.ignored), proposals, image_id=sample.meta.image_id)
+                  torch.from_numpy(sample.ignored), proposals, semantic, image_id=sample.meta.image_id)
 
 
 def plan_epoch(sizes: np.ndarray, batch_size: int, *, shuffle: bool, seed: int, epoch: int, repeat: int = 1,

@@ -53,6 +53,7 @@ class Sample:
         masks: uint8 [n, h, w], or polygons, or None.
         ignored: float32 [m, 4], crowd regions.
         proposals: float32 [p, 4], or None.
+        semantic: uint8 [h, w], the class of each pixel for panoptic methods, or None.
     """
 
     image: np.ndarray
@@ -61,6 +62,7 @@ class Sample:
     masks: Masks | None = None
     ignored: np.ndarray = field(default_factory=_no_boxes)
     proposals: np.ndarray | None = None
+    semantic: np.ndarray | None = None
     meta: Meta = field(default_factory=Meta)
 
     @property
@@ -77,13 +79,18 @@ class Sample:
              meta: Meta | None = None) -> Sample:
         """The sample with a new image, all its boxes mapped by `boxes` and clipped to it, its masks by `masks`."""
         h, w = image.shape[:2]
+        semantic = self.semantic
+        if semantic is not None:
+            moved = masks(semantic[None])  # nearest pixels, as a mask's
+            assert isinstance(moved, np.ndarray)
+            semantic = moved[0]
 
         def mapped(b: np.ndarray) -> np.ndarray:
             return np.clip(boxes(b), 0, [w, h, w, h]).astype(np.float32)
 
         return replace(self, image=image, boxes=mapped(self.boxes), ignored=mapped(self.ignored),
                        proposals=None if self.proposals is None else mapped(self.proposals),
-                       masks=None if self.masks is None else masks(self.masks), meta=meta or self.meta)
+                       masks=None if self.masks is None else masks(self.masks), semantic=semantic, meta=meta or self.meta)
 
 
 class Transform(Protocol):

@@ -71,7 +71,8 @@ def load_data(root: str | Path, recipe: Recipe, split: str = VAL, *, training: b
         transforms=recipe.train_transforms if training else recipe.test_transforms,
         masks=recipe.masks if training else None, filter_empty=training and recipe.filter_empty,
         min_size=recipe.min_size if training else 0, proposals=proposals if recipe.max_proposals else None,
-        max_proposals=recipe.max_proposals if training else None)
+        max_proposals=recipe.max_proposals if training else None,
+        panoptic=split if "panoptic" in recipe.metric else None)
 
 
 def describe(dataset: CocoDataset) -> DataInfo:

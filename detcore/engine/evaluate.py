@@ -20,6 +20,7 @@ from detcore.data.transforms import Preprocess
 from detcore.engine.common import TRAIN, VAL, describe, load_data, loading_processes, output_folder, pick_device
 from detcore.errors import DataError, UsageError
 from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, evaluate_coco, load_backend
+from detcore.metrics.panoptic import PanopticQuality
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
 from detcore.structures import Detections
 from detcore.zoo.create import create_model
@@ -31,7 +32,7 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-        results: by kind: "bbox", "segm", "proposal".
+        results: by kind: "bbox", "segm", "proposal", "panoptic".
         detections: as in COCO's results files.
         record: the record of the run.
     """
@@ -74,9 +75,9 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
                          f"{len(dataset.class_names)}.")
     clock, batch_size = Clock(where), batch_size or (1 if profile == "coco" else recipe.batch_per_gpu)
     detections = detect(model.to(where), dataset, recipe.preprocess, batch_size=batch_size, workers=workers,
-                        progress=progress, title=name)
+                        progress=progress, title=name, quality=(quality := panoptic_quality(dataset)))
     seconds = clock()
-    results = score(detections, dataset, recipe.metric, backend)
+    results = score(detections, dataset, recipe.metric, backend, quality)
     record = Record(
         kind="evaluate", model=name, profile=profile, data=describe(dataset), duration_s=clock(),
         parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type,
@@ -90,17 +91,28 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
 
 def detect(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, *, batch_size: int = 1,
            workers: int | None = None, rank: int = 0, world_size: int = 1, progress: bool = True,
-           title: str = "evaluating") -> list[dict[str, Any]]:
+           title: str = "evaluating", quality: PanopticQuality | None = None) -> list[dict[str, Any]]:
     """The detections in every image of a data set, as in COCO's results files.
 
     The model runs where it is, in evaluation mode, and goes back to its mode. Of several processes each takes its
-    share; all get the whole.
+    share; all get the whole. Panoptic maps are too large to be kept: `quality` compares each as it comes.
     """
     found = []
     for image_id, detections in _predict(model, dataset, preprocess, batch_size, workers, rank, world_size,
                                          progress and rank == 0, title):
         found += detections.to_coco(image_id, dataset.category_ids)
+        if quality is not None:
+            assert detections.panoptic is not None
+            quality.add(image_id, detections.panoptic.cpu().numpy())
+    if world_size > 1 and quality is not None:
+        shares = gather_object([(quality.counts, quality.images)])
+        quality.counts, quality.images = sum(c for c, _ in shares), sum(n for _, n in shares)
     return found if world_size == 1 else gather_object(found)
+
+
+def panoptic_quality(dataset: CocoDataset) -> PanopticQuality | None:
+    """What compares panoptic maps with the data set's; None where it has none."""
+    return None if dataset.panoptic is None else PanopticQuality(dataset.panoptic)
 
 
 def _predict(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, batch_size: int, workers: int | None,
@@ -128,18 +140,19 @@ def predict_batch(model: nn.Module, batch: Batch, preprocess: Preprocess) -> lis
 
 
 def score(detections: list[dict[str, Any]], dataset: CocoDataset, kinds: Iterable[str],
-          backend: str = DEFAULT_BACKEND) -> dict[str, CocoResult]:
-    """Detections against the truth of the data set's images, by kind of evaluation."""
-    return {kind: evaluate_coco(dataset.annotation_file, detections, kind, backend=backend,  # type: ignore[arg-type]
-                                category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist())
-            for kind in kinds}
+          backend: str = DEFAULT_BACKEND, quality: PanopticQuality | None = None) -> dict[str, CocoResult]:
+    """Detections against the truth of the data set's images, by kind of evaluation; `quality` has the panoptic one."""
+    results = {kind: evaluate_coco(dataset.annotation_file, detections, kind, backend=backend,  # type: ignore[arg-type]
+                                   category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist())
+               for kind in kinds if kind != "panoptic"}
+    return results if quality is None else results | {"panoptic": quality.result()}
 
 
 def summary(results: dict[str, CocoResult]) -> dict[str, Any]:
     """Results as a record takes them: metrics, AP of each class, precision over recall."""
     curves: dict[str, list[float | None]] = {}
     for kind, result in results.items():
-        if kind != "proposal":
+        if kind in ("bbox", "segm"):
             curves["recall"] = RECALLS.round(2).tolist()
             for iou in (IOUS[0], IOUS[5]):
                 curves[f"{kind}_precision_{100 * iou:.0f}"] = [

@@ -1,6 +1,6 @@
-"""Pretrains the small backbone of the pocket profile on Pocket Zoo itself.
+"""Pretrains the small backbones of the pocket profile on Pocket Zoo itself.
 
-The published models start from backbones trained on ImageNet's labels. Here every stage of the slim ResNet learns to
+The published models start from backbones trained on ImageNet's labels. Here every stage of a slim backbone learns to
 say, for each of its cells, which animal is there, or none. That takes a minute or two, and a detector that starts
 from it needs a fraction of the steps that it would need from random weights.
 """
@@ -22,7 +22,7 @@ from detcore.data.transforms import Flip
 from detcore.engine.checkpoint import Checkpoints, code_digest
 from detcore.engine.common import Interruption, output_folder
 from detcore.structures import Target
-from detcore.zoo.pocket import POCKET_BACKBONE, slim_resnet
+from detcore.zoo.pocket import SLIM, Slim
 from detcore.zoo.recipes import TORCHVISION
 from detcore.zoo.weights import save_weights
 
@@ -55,12 +55,13 @@ def class_map(target: Target, size: tuple[int, int]) -> Tensor:
     return out
 
 
-def pretrain(data_root: str | Path, *, steps: int = STEPS, seed: int = 0, output: str | Path | None = POCKET_BACKBONE,
-             folder: str | Path | None = None, workers: int = 0) -> Pretraining:
-    """Trains the slim backbone and writes its weights.
+def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, seed: int = 0,
+             output: str | Path | None = None, folder: str | Path | None = None, workers: int = 0) -> Pretraining:
+    """Trains a slim backbone and writes its weights.
 
     Args:
         data_root: a Pocket Zoo in COCO's layout.
+        slim: which backbone, a value of `detcore.zoo.pocket.SLIMS`.
         output: the safetensors file to write; None writes nothing.
         folder: for checkpoints, from which an interrupted run of the same settings goes on; None keeps none.
 
@@ -70,9 +71,9 @@ def pretrain(data_root: str | Path, *, steps: int = STEPS, seed: int = 0, output
     """
     torch.manual_seed(seed)
     data = CocoDataset(data_root, transforms=(Flip(),), masks="bitmap", min_size=8)
-    told = dict(steps=steps, seed=seed, data=fingerprint(data.annotation_file), code=code_digest())
+    told = dict(slim=slim.file.stem, steps=steps, seed=seed, data=fingerprint(data.annotation_file), code=code_digest())
     checkpoints = None if folder is None else Checkpoints(output_folder(folder), keep=1)
-    backbone = slim_resnet()
+    backbone = slim.build()
     backbone.norm_eval = False  # here the statistics of batch norm are learned
     heads = nn.ModuleList([nn.Conv2d(c, len(data.class_names) + 1, 1) for c in backbone.channels])
     backbone.train()

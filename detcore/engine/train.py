@@ -34,7 +34,7 @@ from detcore.engine.common import (
     output_folder,
     pick_device,
 )
-from detcore.engine.evaluate import detect, flat, score
+from detcore.engine.evaluate import detect, flat, panoptic_quality, score
 from detcore.engine.journal import Journal, Meter, read_log
 from detcore.engine.launch import launch
 from detcore.errors import DetcoreError, UsageError
@@ -171,8 +171,8 @@ def starting_model(entry: ModelEntry, profile: str, weights: str | Path | None, 
     if weights not in (None, "random"):
         return create_model(entry.name, weights=weights, num_classes=num_classes, profile=profile)
     model = create_model(entry.name, num_classes=num_classes, profile=profile)
-    if weights is None:
-        load_backbone(model, entry.backbone_weights(profile))
+    if weights is None and (source := entry.backbone_weights(profile)):
+        load_backbone(model, source)
     return model
 
 
@@ -182,6 +182,12 @@ def build_optimizer(model: nn.Module, settings: SGD | AdamW, lr: float) -> torch
     if isinstance(settings, SGD):
         return torch.optim.SGD(groups, lr, settings.momentum)
     return torch.optim.AdamW(groups, lr)
+
+
+def buffers_aside(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are no part of the state dict, by name: what a method has seen in training so far."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in model.named_buffers() if name not in state}
 
 
 class Losses(nn.Module):
@@ -267,6 +273,8 @@ class Run:
         if other:
             return False
         self.model.load_state_dict(state["state_dict"])
+        for name, value in state["aside"].items():
+            self.model.get_buffer(name).copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -381,17 +389,18 @@ class Run:
         if save and self.main:
             scaler = {} if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
             self.checkpoints.save(self.step, dict(
-                meta=self.meta, state_dict=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
-                scaler=scaler, run=self.told, step=self.step, elapsed=self.elapsed, best=self.best,
-                window=self.meter.window))
+                meta=self.meta, state_dict=self.model.state_dict(), aside=buffers_aside(self.model),
+                optimizer=self.optimizer.state_dict(), scaler=scaler, run=self.told, step=self.step,
+                elapsed=self.elapsed, best=self.best, window=self.meter.window))
 
     def validate(self) -> None:
         """Evaluate, log, and keep the weights where they are the best so far."""
         assert self.val_data is not None
         found = detect(self.model, self.val_data, self.recipe.preprocess, batch_size=self.batch_size,
-                       workers=self.workers, rank=self.rank, world_size=self.world, progress=self.progress)
+                       workers=self.workers, rank=self.rank, world_size=self.world, progress=self.progress,
+                       quality=(quality := panoptic_quality(self.val_data)))
         if self.main:
-            results = score(found, self.val_data, self.recipe.metric)
+            results = score(found, self.val_data, self.recipe.metric, quality=quality)
             self.journal.write(self.step, flat(results))
             value = next(iter(results.values())).headline
             if value > self.best:

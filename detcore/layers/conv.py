@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import gcd
 
 from torch import Tensor, nn
 
 Conv = Callable[..., nn.Conv2d]  # `nn.Conv2d` or one that takes its arguments
-GROUPS = 32  # of group normalisation
+GROUPS = 32  # of group normalisation; layers too narrow for as many have groups of NARROW channels
+NARROW = 8
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """Batch norm ("bn") or group norm ("gn": 32 groups, or as many of them as divide the channels)."""
-    return nn.BatchNorm2d(channels) if norm == "bn" else nn.GroupNorm(gcd(GROUPS, channels), channels)
+    """Batch norm ("bn") or group norm ("gn"), whose groups have two channels at least, or they would forget what is
+    common to a whole map."""
+    if norm == "bn":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(GROUPS if channels >= 2 * GROUPS else max(channels // NARROW, 1), channels)
 
 
 class ConvBlock(nn.Module):
@@ -42,7 +45,7 @@ class ConvBlock(nn.Module):
 Block = Callable[..., nn.Module]  # `ConvBlock`, or a partial of it that sets norm or convolution
 
 
-def init_normal(module: nn.Conv2d | nn.Linear, std: float = 0.01, bias: float = 0.0) -> None:
+def init_normal(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, std: float = 0.01, bias: float = 0.0) -> None:
     """Gaussian weights and a constant bias for a prediction layer."""
     nn.init.normal_(module.weight, 0, std)
     if module.bias is not None:

@@ -31,12 +31,12 @@ class RoIPyramid(nn.Module):
         """[r, C, size, size] for boxes [r, 4] in pixels of images [r] (indices into the batch)."""
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes], 1).float()
         if len(self.strides) == 1:
-            return self._pool(features[0], rois, self.strides[0])
+            return self.pool(0, features[0], rois)
         level = self.level(boxes)
         out = features[0].new_zeros(len(rois), features[0].shape[1], self.size, self.size)
-        for i, stride in enumerate(self.strides):
+        for i, feature in enumerate(features[:len(self.strides)]):
             here = (level == i).nonzero()[:, 0]
-            out = out.index_copy(0, here, self._pool(features[i], rois[here], stride))
+            out = out.index_copy(0, here, self.pool(i, feature, rois[here]))
         return out
 
     def level(self, boxes: Tensor) -> Tensor:
@@ -44,7 +44,9 @@ class RoIPyramid(nn.Module):
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
         return torch.log2(side / self.FINEST + 1e-6).floor().clamp(0, len(self.strides) - 1).long()
 
-    def _pool(self, feature: Tensor, rois: Tensor, stride: int) -> Tensor:
+    def pool(self, level: int, feature: Tensor, rois: Tensor) -> Tensor:
+        """[r, C, size, size] for rois [r, 5] (image, box in pixels) on one level's map [N, C, H, W]."""
         # Sampling positions need float32; the pooled values go back to the features' own type.
-        pooled = roi_align(feature.float(), rois, (self.size, self.size), 1 / stride, self.sampling, self.aligned)
+        pooled = roi_align(feature.float(), rois, (self.size, self.size), 1 / self.strides[level], self.sampling,
+                           self.aligned)
         return pooled.to(feature.dtype)

@@ -96,7 +96,7 @@ class CascadeRoIHead(nn.Module):
             logits, deltas = head(self.bbox_roi_extractor(features, boxes, image))
             total = total + logits.float()
             boxes = box.clip(head.decode(boxes, deltas), sizes)
-        scores = (total / len(self.bbox_head)).softmax(1)[:, :-1]
+        scores = self.bbox_head[-1].scores(total / len(self.bbox_head))
         return pick_detections(boxes[:, None], scores, image, len(images), self.keep)
 
     def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:

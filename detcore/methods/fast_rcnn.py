@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from detcore import boxes as box
 from detcore.backbones.resnet import ResNet, freeze_norm_statistics, init_backbone, stage
 from detcore.errors import UsageError
-from detcore.layers.conv import Block, ConvBlock, init_normal
+from detcore.layers.conv import Block, ConvBlock, init_convolutions, init_normal
 from detcore.layers.roi import RoIPyramid
 from detcore.losses import l1, over_processes
 from detcore.matching import IoUMatcher, Sampler, pad_targets, used
@@ -102,6 +102,7 @@ class BoxHead(nn.Module):
         self.fc_reg = nn.Linear(last, 4 if agnostic else 4 * num_classes)
         if convs:
             self.shared_convs = nn.ModuleList([block(in_channels, in_channels, 3) for _ in range(convs)])
+            init_convolutions(self.shared_convs)
         if hidden:
             widths = [in_channels * size**2, *[hidden] * (1 if convs else 2)]
             self.shared_fcs = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:])])
@@ -113,6 +114,11 @@ class BoxHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits [r, C + 1] (background last) and offsets [r, 4 C] or [r, 4] of region maps [r, c, s, s]."""
+        x = self.vector(x)
+        return self.fc_cls(x), self.fc_reg(x)
+
+    def vector(self, x: Tensor) -> Tensor:
+        """What the head knows of each region, [r, hidden]."""
         for conv in getattr(self, "shared_convs", ()):
             x = conv(x)
         if self.hidden:
@@ -121,7 +127,11 @@ class BoxHead(nn.Module):
                 x = fc(x).relu()
         else:
             x = x.mean((2, 3))
-        return self.fc_cls(x), self.fc_reg(x)
+        return x
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores [r, C] of class logits [r, C + 1]."""
+        return logits.float().softmax(1)[:, :-1]
 
     def pick(self, deltas: Tensor, labels: Tensor) -> Tensor:
         """The offsets [r, 4] of each region's class; labels [r] below the number of classes."""
@@ -141,9 +151,8 @@ class BoxHead(nn.Module):
         """
         index, boxes, _ = samples.rois()
         labels, truth = samples.labels.flatten()[index], samples.truth.flatten(0, 1)[index]
-        valid, positive = samples.valid.flatten()[index], samples.positive.flatten()[index]
-        count = over_processes(valid.sum().clamp(min=1))
-        error = F.cross_entropy(logits.float(), labels, reduction="none") * valid
+        positive = samples.positive.flatten()[index]
+        count = over_processes(samples.valid.sum().clamp(min=1))
         deltas = self.pick(deltas, labels.clamp(max=self.num_classes - 1))
         # Regions that hold nothing get their own box as target, so that every value stays finite.
         truth = torch.where(positive[:, None], truth, boxes)
@@ -153,9 +162,16 @@ class BoxHead(nn.Module):
         else:
             wanted = torch.where(positive[:, None], box.encode(boxes, truth, self.stds), 0.0)
             off = self.box_loss(deltas, wanted).sum(-1) * positive
+        return self.class_loss(logits, samples) | {"loss_bbox": self.box_weight * off.sum() / count}
+
+    def class_loss(self, logits: Tensor, samples: Samples) -> dict[str, Tensor]:
+        """Cross-entropy of the classes, background among them, and the accuracy in percent."""
+        index, _, _ = samples.rois()
+        labels, valid = samples.labels.flatten()[index], samples.valid.flatten()[index]
+        count = over_processes(valid.sum().clamp(min=1))
+        error = F.cross_entropy(logits.float(), labels, reduction="none") * valid
         hit = ((logits.argmax(1) == labels) & valid).sum() / valid.sum().clamp(min=1)
-        return {"loss_cls": error.sum() / count, "acc": 100 * hit.detach(),
-                "loss_bbox": self.box_weight * off.sum() / count}
+        return {"loss_cls": error.sum() / count, "acc": 100 * hit.detach()}
 
 
 class ResStage(nn.Module):
@@ -217,7 +233,7 @@ class RoIHead(nn.Module):
         samples: regions that train, an image; a quarter positive at most.
         hard_examples: choose the regions with the largest loss (OHEM, Shrivastava et al. 2016) instead of random ones.
         positive_iou: overlap with an object from which a region is positive.
-        low_quality: objects that no region overlaps that much keep their best region .
+        low_quality: objects that no region overlaps that much keep their best region.
         keep: which detections are kept at test time.
     """
 
@@ -268,10 +284,9 @@ class RoIHead(nn.Module):
     def finish(self, head: BoxHead, boxes: Tensor, image: Tensor, logits: Tensor, deltas: Tensor,
                images: Images) -> list[Detections]:
         """Class scores and refined boxes of regions [r], as detections."""
-        scores = logits.float().softmax(1)[:, :-1]
         refined = head.decode(boxes[:, None], deltas.view(len(deltas), -1, 4))
         sizes = box.size_tensor(images.sizes, boxes)[image]
-        return pick_detections(box.clip(refined, sizes), scores, image, len(images), self.keep)
+        return pick_detections(box.clip(refined, sizes), head.scores(logits), image, len(images), self.keep)
 
 
 def pick_detections(boxes: Tensor, scores: Tensor, image: Tensor, num_images: int,
@@ -304,7 +319,7 @@ class FastRCNN(nn.Module):
 
     takes_proposals = True
 
-    def __init__(self, backbone: ResNet, neck: FPN | None, roi_head: RoIHead):
+    def __init__(self, backbone: ResNet, neck: nn.Module | None, roi_head: RoIHead):
         super().__init__()
         self.backbone, self.neck, self.roi_head = backbone, neck, roi_head
         self.num_classes = roi_head.bbox_head.num_classes

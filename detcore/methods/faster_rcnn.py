@@ -7,7 +7,7 @@ regions are sampled (OHEM), the suppression at test time (soft-NMS), or the prop
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,13 @@ class FasterRCNN(nn.Module):
 
     takes_proposals = False
 
-    def __init__(self, backbone: ResNet, neck: FPN | None, rpn_head: RPNHead | FCOSHead, roi_head: nn.Module,
+    def __init__(self, backbone: ResNet, neck: nn.Module | None, rpn_head: nn.Module, roi_head: nn.Module,
                  num_classes: int):
         super().__init__()
-        self.backbone, self.neck, self.rpn_head = backbone, neck, rpn_head
-        self.roi_head: Any = roi_head  # a `RoIHead`, or another method's with the same verbs
+        self.backbone, self.neck = backbone, neck
+        # An `RPNHead` and a `RoIHead`, or other methods' with the same verbs.
+        self.rpn_head: Any = rpn_head
+        self.roi_head: Any = roi_head
         self.num_classes = num_classes
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -53,7 +55,10 @@ class FasterRCNN(nn.Module):
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Training losses by name: the proposal head's, then the region head's."""
-        features = self.features(images.tensor)
+        return self.loss_from(self.features(images.tensor), images, targets)
+
+    def loss_from(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """The losses, from feature maps."""
         losses, proposals = self.rpn_head.loss_and_proposals(features, images, targets)
         return losses | self.roi_head.loss(features, proposals, images, targets)
 
@@ -61,7 +66,11 @@ class FasterRCNN(nn.Module):
     def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,
                 proposals: list[Tensor] | None = None) -> list[Detections]:
         """Detections of each image, in its `output_sizes` (h, w) or in the network's input."""
-        features = self.features(images.tensor)
+        return self.predict_from(self.features(images.tensor), images, output_sizes)
+
+    def predict_from(self, features: Sequence[Tensor], images: Images,
+                     output_sizes: list[tuple[int, int]] | None) -> list[Detections]:
+        """The detections, from feature maps."""
         found = self.roi_head.predict(features, self.rpn_head.proposals(features, images), images)
         return to_output(found, images, output_sizes)
 

@@ -66,7 +66,7 @@ class MaskHead(nn.Module):
         Args:
             logits: [r, C, s, s]; labels: [r]; wanted: [r, s, s]; valid: [r] bool.
         """
-        mine = logits[torch.arange(len(logits), device=logits.device), labels.clamp(max=logits.shape[1] - 1)]
+        mine = of_class(logits, labels)
         count = over_processes(valid.sum().float()).clamp(min=1)
         return (binary_cross_entropy(mine, wanted).mean((1, 2)) * valid).sum() / count
 
@@ -76,6 +76,11 @@ def positive_slots(samples: Samples, limit: int | None) -> Tensor:
     slots = samples.positive.shape[1] if limit is None else min(limit, samples.positive.shape[1])
     index = used(samples.positive[:, :slots])
     return index // slots * samples.positive.shape[1] + index % slots
+
+
+def of_class(values: Tensor, labels: Tensor) -> Tensor:
+    """[r, ...] each region's own class of values [r, C, ...]; labels [r], background takes the last class."""
+    return values[torch.arange(len(values), device=values.device), labels.clamp(max=values.shape[1] - 1)]
 
 
 def mask_targets(targets: list[Target], samples: Samples, index: Tensor, size: int) -> Tensor:
@@ -141,25 +146,28 @@ class MaskRoIHead(RoIHead):
         losses = self.bbox_head.loss(logits, deltas, samples)
         index = positive_slots(samples, self.sampler.max_positives)
         if self.mask_pool is None:
-            masks = self.mask_head(x[torch.searchsorted(rois, index)])
+            maps = x[torch.searchsorted(rois, index)]
         else:
-            masks = self.mask_logits(features, samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1])
-        losses["loss_mask"] = self.mask_head.loss(
-            masks, samples.labels.flatten()[index], mask_targets(targets, samples, index, self.mask_size),
-            samples.positive.flatten()[index])
-        return losses
+            maps = self.mask_features(features, samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1])
+        return losses | self.mask_loss(maps, samples, index, targets)
 
-    def mask_logits(self, features: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
-        """[r, C, s, s] mask logits of boxes [r, 4] on images [r]."""
+    def mask_loss(self, maps: Tensor, samples: Samples, index: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        """Loss of the masks drawn from maps [r, c, s, s] of the positive regions in slots `index` [r]."""
+        wanted = mask_targets(targets, samples, index, self.mask_size)
+        return {"loss_mask": self.mask_head.loss(self.mask_head(maps), samples.labels.flatten()[index], wanted,
+                                                 samples.positive.flatten()[index])}
+
+    def mask_features(self, features: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Maps [r, c, s, s] that masks are drawn from, of boxes [r, 4] on images [r]."""
         if self.mask_pool is None:
-            return self.mask_head(self.region_features(features, boxes, image))
-        return self.mask_head(self.mask_pool(features, boxes, image))
+            return self.region_features(features, boxes, image)
+        return self.mask_pool(features, boxes, image)
 
     def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:
         """For each image, mask probabilities [n, s, s] of its detections."""
         boxes, labels, image = concatenate(found)
-        logits = self.mask_logits(features, boxes, image)
-        mine = logits[torch.arange(len(logits), device=logits.device), labels].float().sigmoid()
+        logits = self.mask_head(self.mask_features(features, boxes, image))
+        mine = of_class(logits, labels).float().sigmoid()
         return list(mine.split([len(d) for d in found]))
 
 
@@ -173,11 +181,9 @@ def concatenate(found: list[Detections]) -> tuple[Tensor, Tensor, Tensor]:
 class MaskRCNN(FasterRCNN):
     """Faster R-CNN whose region head also draws masks."""
 
-    @torch.no_grad()
-    def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,
-                proposals: list[Tensor] | None = None) -> list[Detections]:
+    def predict_from(self, features: Sequence[Tensor], images: Images,
+                     output_sizes: list[tuple[int, int]] | None) -> list[Detections]:
         """Detections with masks over each whole image, in its `output_sizes` (h, w) or in the network's input."""
-        features = self.features(images.tensor)
         found = self.roi_head.predict(features, self.rpn_head.proposals(features, images), images)
         masks = self.roi_head.masks(features, found)
         found = to_output(found, images, output_sizes)

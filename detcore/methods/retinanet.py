@@ -8,7 +8,8 @@ is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +40,13 @@ class RetinaHead(nn.Module):
         width: channels of the pyramid and the towers.
         depth: convolutions in each tower.
         anchor_scale: side of the smallest anchor in strides.
+        box_loss: elementwise loss of the offsets.
     """
 
-    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4):
+    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4,
+                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.box_loss = num_classes, box_loss
         octave = [anchor_scale * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
         self.anchors = AnchorGrid(STRIDES, octave)
         self.matcher = IoUMatcher(0.5, 0.4, low_quality=0.0)
@@ -68,23 +71,12 @@ class RetinaHead(nn.Module):
         return classes, deltas
 
     def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """Focal loss of the classes and L1 of the boxes, both over the number of positive anchors (section 4.1)."""
+        """Focal loss of the classes and box loss (L1), both over the number of positive anchors (section 4.1)."""
         output = self(features)
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1)
                           for maps, c in zip(output, (self.num_classes, 4)))
         anchors, match, truth, labels = self.assign(output[0], targets)
-        positive, at = match >= 0, match.clamp(min=0)
-        # An image without positives still counts one.
-        count = over_processes(positive.sum(1).clamp(min=1).sum())
-        label = labels.gather(1, at).masked_fill(~positive, self.num_classes)
-        one_hot = label[..., None] == torch.arange(self.num_classes, device=label.device)
-        trained = positive | (match == BACKGROUND)
-        wanted = box.encode(anchors, truth.gather(1, at[..., None].expand(-1, -1, 4)))
-        error = l1(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
-        return {
-            "loss_cls": (focal(logits, one_hot, ALPHA, GAMMA) * trained[..., None]).sum() / count,
-            "loss_bbox": (error * positive[..., None]).sum() / count,
-        }
+        return anchor_losses(logits, deltas, anchors, match, truth, labels, self.box_loss)
 
     def assign(self, maps: Sequence[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Anchors [A, 4], matched object [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4] and labels [N, G]."""
@@ -110,6 +102,28 @@ class RetinaHead(nn.Module):
         return dense_detections(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1))
 
 
+def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor, truth: Tensor, labels: Tensor,
+                  box_loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Focal loss of the classes and box loss, both over the number of positive anchors (section 4.1).
+
+    Args:
+        logits: [N, A, C]; deltas: [N, A, 4]; anchors: [A, 4] or [N, A, 4].
+        match: [N, A] index of each anchor's object (see `IoUMatcher`) in truth [N, G, 4] and labels [N, G].
+        box_loss: elementwise loss of the offsets.
+    """
+    positive, at = match >= 0, match.clamp(min=0)
+    # An image without positives still counts one.
+    count = over_processes(positive.sum(1).clamp(min=1).sum())
+    one_hot = labels.gather(1, at)[..., None] == torch.arange(logits.shape[2], device=labels.device)
+    trained = positive | (match == BACKGROUND)
+    wanted = box.encode(anchors, truth.gather(1, at[..., None].expand(-1, -1, 4)))
+    error = box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
+    return {
+        "loss_cls": (focal(logits, one_hot & positive[..., None], ALPHA, GAMMA) * trained[..., None]).sum() / count,
+        "loss_bbox": (error * positive[..., None]).sum() / count,
+    }
+
+
 def dense_detections(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Keep = KEEP) -> list[Detections]:
     """Detections of a batch from candidates [N, P, 4], [N, P], [N, P]: thresholded, thinned by NMS, best first."""
     solid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
@@ -123,10 +137,11 @@ class RetinaNet(nn.Module):
 
     takes_proposals = False
 
-    def __init__(self, backbone: ResNet, neck: FPN, bbox_head: RetinaHead):
+    def __init__(self, backbone: ResNet, neck: nn.Module, bbox_head: nn.Module):
         super().__init__()
-        self.backbone, self.neck, self.bbox_head = backbone, neck, bbox_head
-        self.num_classes = bbox_head.num_classes
+        self.backbone, self.neck = backbone, neck
+        self.bbox_head: Any = bbox_head  # a `RetinaHead`, or another method's with the same verbs
+        self.num_classes = self.bbox_head.num_classes
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images [N, 3, H, W], finest first."""

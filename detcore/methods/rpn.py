@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,17 +68,19 @@ class RPNHead(nn.Module):
         border: anchors that cross the image border by more than this do not train; -1: all train.
         box_loss: elementwise loss of the offsets.
         samples: anchors that train, an image; half of them positive at most.
+        negatives_per_positive: see `Sampler`.
         train_limits, test_limits: proposals kept.
     """
 
     def __init__(self, in_channels: int, anchors: AnchorGrid, *, border: int = -1,
                  box_loss: Callable[[Tensor, Tensor], Tensor] = l1, samples: int = 256,
+                 negatives_per_positive: int | None = None,
                  train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST):
         super().__init__()
         self.anchors, self.border, self.box_loss = anchors, border, box_loss
         self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
         self.matcher = IoUMatcher(0.7, 0.3, low_quality=0.3)
-        self.sampler = Sampler(samples, 0.5)
+        self.sampler = Sampler(samples, 0.5, negatives_per_positive)
         self.rpn_conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(in_channels, anchors.per_cell, 1)
         self.rpn_reg = nn.Conv2d(in_channels, anchors.per_cell * 4, 1)
@@ -97,18 +100,8 @@ class RPNHead(nn.Module):
                 targets: list[Target]) -> dict[str, Tensor]:
         """The losses of an output of `forward`."""
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1) for maps, c in zip(output, (1, 4)))
-        logits = logits[..., 0]
         anchors, match, truth = self.assign(output[0], images, targets)
-        positive, negative = self.sampler(match)
-        # An image without positives (or negatives) still counts one.
-        count = over_processes((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
-        wanted = box.encode(anchors, truth.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4)))
-        # Where an anchor is not positive its target is meaningless, and may be infinite.
-        error = self.box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
-        return {
-            "loss_rpn_cls": (binary_cross_entropy(logits, positive) * (positive | negative)).sum() / count,
-            "loss_rpn_bbox": (error * positive[..., None]).sum() / count,
-        }
+        return anchor_losses(logits[..., 0], deltas, anchors, match, truth, self.sampler, self.box_loss)
 
     def grids(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The anchors [h * w * A, 4] of each level's map."""
@@ -136,19 +129,55 @@ class RPNHead(nn.Module):
     @torch.no_grad()
     def select(self, output: tuple[list[Tensor], list[Tensor]], images: Images, limits: Limits) -> Proposals:
         """The best anchors of each level, moved by their offsets, clipped, thinned by NMS within their level."""
-        sizes = box.size_tensor(images.sizes, output[0][0])
-        found, scores, levels = [], [], []
-        for level, (logits, deltas, anchors) in enumerate(zip(*output, self.grids(output[0]))):
-            best = per_anchor(logits, 1)[..., 0].float().sigmoid().sort(dim=1, descending=True, stable=True)
-            score, index = (x[:, :limits.before_nms] for x in best)
-            boxes = box.decode(anchors[index], per_anchor(deltas, 4).gather(1, index[..., None].expand(-1, -1, 4)))
-            found.append(box.clip(boxes, sizes))
-            scores.append(score)
-            levels.append(torch.full_like(index, level))
-        boxes, score = torch.cat(found, 1), torch.cat(scores, 1)
-        solid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        index, filled = box.nms_per_image(boxes, score, torch.cat(levels, 1), solid, limits.iou, limits.after_nms)
-        return Proposals(boxes.gather(1, index[..., None].expand(-1, -1, 4)), score.gather(1, index), filled)
+        scores = [per_anchor(m, 1)[..., 0].float().sigmoid() for m in output[0]]
+        deltas = [per_anchor(m, 4) for m in output[1]]
+        return best_anchors(scores, deltas, self.grids(output[0]), images, limits)
+
+
+def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor, truth: Tensor, sampler: Sampler,
+                  box_loss: Callable[[Tensor, Tensor], Tensor],
+                  stds: Sequence[float] = (1, 1, 1, 1)) -> dict[str, Tensor]:
+    """`loss_rpn_cls` and `loss_rpn_bbox` (equation 1), over the anchors that are sampled.
+
+    Args:
+        logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4] or [N, A, 4].
+        match: [N, A] index of each anchor's object in truth [N, G, 4] (see `IoUMatcher`).
+        box_loss: elementwise loss of the offsets; stds: their scale.
+    """
+    positive, negative = sampler(match)
+    # An image without positives (or negatives) still counts one.
+    count = over_processes((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
+    wanted = box.encode(anchors, truth.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4)), stds)
+    # Where an anchor is not positive its target is meaningless, and may be infinite.
+    error = box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
+    return {
+        "loss_rpn_cls": (binary_cross_entropy(logits, positive) * (positive | negative)).sum() / count,
+        "loss_rpn_bbox": (error * positive[..., None]).sum() / count,
+    }
+
+
+def best_anchors(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], images: Images,
+                 limits: Limits, stds: Sequence[float] = (1, 1, 1, 1)) -> Proposals:
+    """The best anchors of each level, moved by their offsets, clipped, thinned by NMS within their level.
+
+    Args:
+        scores: [N, A] of each level, negative where an anchor is out of the question; deltas: [N, A, 4].
+        anchors: [A, 4] or [N, A, 4].
+        stds: scale of the offsets.
+    """
+    sizes = box.size_tensor(images.sizes, scores[0])
+    found, kept, levels = [], [], []
+    for level, (score, delta, anchor) in enumerate(zip(scores, deltas, anchors)):
+        score, index = (x[:, :limits.before_nms] for x in score.sort(dim=1, descending=True, stable=True))
+        at = index[..., None].expand(-1, -1, 4)
+        boxes = box.decode(anchor.expand(len(index), -1, -1).gather(1, at), delta.gather(1, at), stds)
+        found.append(box.clip(boxes, sizes))
+        kept.append(score)
+        levels.append(torch.full_like(index, level))
+    boxes, score = torch.cat(found, 1), torch.cat(kept, 1)
+    valid = (boxes[..., 2:] > boxes[..., :2]).all(-1) & (score >= 0)
+    index, filled = box.nms_per_image(boxes, score, torch.cat(levels, 1), valid, limits.iou, limits.after_nms)
+    return Proposals(boxes.gather(1, index[..., None].expand(-1, -1, 4)), score.gather(1, index), filled)
 
 
 def per_anchor(maps: Tensor, values: int) -> Tensor:
@@ -162,9 +191,10 @@ class RPN(nn.Module):
     takes_proposals = False
     num_classes = 1
 
-    def __init__(self, backbone: ResNet, neck: FPN | None, bbox_head: RPNHead):
+    def __init__(self, backbone: ResNet, neck: FPN | None, bbox_head: nn.Module):
         super().__init__()
-        self.backbone, self.neck, self.bbox_head = backbone, neck, bbox_head
+        self.backbone, self.neck = backbone, neck
+        self.bbox_head: Any = bbox_head  # an `RPNHead`, or another method's with the same verbs
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of images [N, 3, H, W], finest first."""

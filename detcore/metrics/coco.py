@@ -36,7 +36,7 @@ class CocoResult:
     """What an evaluation gives.
 
     Attributes:
-        kind: "bbox", "segm" or "proposal".
+        kind: "bbox", "segm" or "proposal"; or "panoptic" (`detcore.metrics.panoptic`), whose quality stands for AP.
         metrics: AP (mean over IoU 0.5 to 0.95), AP50, AP75, APs, APm, APl (by area) and the average recalls AR1, AR10,
             AR100, ARs, ARm, ARl; of proposals the recalls AR100, AR300, AR1000, ARs, ARm, ARl without classes.
         per_class: AP of each class; empty for proposals.
@@ -44,7 +44,7 @@ class CocoResult:
         images, objects: how many were evaluated; crowds are not counted.
     """
 
-    kind: Kind
+    kind: Kind | Literal["panoptic"]
     metrics: dict[str, float | None]
     per_class: dict[str, float | None]
     precision: np.ndarray = field(repr=False)

@@ -12,7 +12,7 @@ from torch import nn
 
 from detcore.data.transforms import Preprocess
 from detcore.errors import UsageError
-from detcore.zoo.pocket import POCKET_BACKBONE, Pocket, slim_resnet
+from detcore.zoo.pocket import SLIM, Pocket, Slim
 from detcore.zoo.recipes import TORCHVISION, Recipe
 
 Profile = Literal["coco", "pocket"]
@@ -63,15 +63,15 @@ class Backbone:
     """A backbone, and what its pretrained weights are.
 
     Attributes:
-        build: makes the network; slim: the same form at the pocket profile's size.
+        build: makes the network; slim: one of the same form at the pocket profile's size.
         preprocess: how the pretrained weights want their images.
-        weights: where they are, as `load_backbone` takes it.
+        weights: where they are, as `load_backbone` takes it; None: training starts from random weights.
     """
 
-    build: Callable[[], nn.Module]
-    weights: str
+    build: Callable[..., nn.Module]
+    weights: str | None
     preprocess: Preprocess = TORCHVISION
-    slim: Callable[[], nn.Module] = slim_resnet
+    slim: Slim = SLIM
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,17 @@ class ModelEntry:
     def build_pocket(self, num_classes: int | None = None) -> nn.Module:
         """The same method at the size of the pocket profile, with random weights."""
         options = {**self.options, **self.pocket.options}
-        return self.builder(self.backbone.slim(), num_classes or self.pocket.num_classes, **options)
+        return self.builder(self.backbone.slim.build(), num_classes or self.pocket.num_classes, **options)
 
     def recipe_for(self, profile: str) -> Recipe:
         """The published recipe, or the pocket profile's."""
         return self.pocket.recipe if check_profile(profile) == "pocket" else self.recipe
 
-    def backbone_weights(self, profile: str) -> str:
-        """Where the pretrained backbone is, as `load_backbone` takes it."""
-        return str(POCKET_BACKBONE) if check_profile(profile) == "pocket" else self.backbone.weights
+    def backbone_weights(self, profile: str) -> str | None:
+        """Where the pretrained backbone is, as `load_backbone` takes it; None where training starts from scratch."""
+        if check_profile(profile) == "coco" or self.backbone.weights is None:
+            return self.backbone.weights
+        return str(self.backbone.slim.file)
 
     @property
     def published(self) -> Published | None:

@@ -14,17 +14,32 @@ from typing import Any
 
 from torch import nn
 
+from detcore.backbones.regnet import RegNet
 from detcore.backbones.resnet import ResNet, resnet_c4, resnet_dc5, resnext
+from detcore.data.instaboost import InstaBoost
+from detcore.data.transforms import Flip, Resize, ResizeChoice, ResizeRange
 from detcore.errors import UsageError
+from detcore.layers.deform import DeformConv2d
 from detcore.losses import SmoothL1, bounded_iou_loss, ciou_loss, giou_loss, iou_loss
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
+from detcore.methods.dcn import faster_rcnn_dpool
+from detcore.methods.dynamic_rcnn import dynamic_rcnn
 from detcore.methods.fast_rcnn import Keep, fast_rcnn
 from detcore.methods.faster_rcnn import faster_rcnn
+from detcore.methods.grid_rcnn import grid_rcnn
+from detcore.methods.group_norm import gn_faster_rcnn, gn_mask_rcnn
+from detcore.methods.guided_anchoring import ga_fast_rcnn, ga_faster_rcnn, ga_retinanet, ga_rpn
+from detcore.methods.libra_rcnn import libra_fast_rcnn, libra_faster_rcnn, libra_retinanet
 from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.methods.ms_rcnn import ms_rcnn
+from detcore.methods.panoptic_fpn import panoptic_fpn
 from detcore.methods.retinanet import retinanet
 from detcore.methods.rpn import Limits, rpn
+from detcore.methods.seesaw_loss import seesaw_cascade_mask_rcnn, seesaw_mask_rcnn
+from detcore.methods.weight_standardization import WSConv2d, ws_faster_rcnn, ws_mask_rcnn
 from detcore.zoo import pocket
 from detcore.zoo.entries import Backbone, ModelEntry
+from detcore.zoo.pocket import SLIM, SLIM_GN, SLIM_REGNET, SLIM_WS, slim_resnet
 from detcore.zoo.recipes import (
     CAFFE,
     CAFFE2,
@@ -32,6 +47,7 @@ from detcore.zoo.recipes import (
     MULTI_SCALE,
     MULTI_SCALE_3X,
     POLYGONS,
+    PYCLS,
     SCHEDULE_2X,
     SCHEDULE_3X,
     SCHEDULE_20E,
@@ -56,11 +72,41 @@ R50_TNR = Backbone(partial(ResNet, 50), "ResNet50_Weights.IMAGENET1K_V2")
 R101 = Backbone(partial(ResNet, 101), "ResNet101_Weights.IMAGENET1K_V1")
 R50_CAFFE = Backbone(partial(ResNet, 50, style="caffe"), MSRA_50, CAFFE)
 R101_CAFFE = Backbone(partial(ResNet, 101, style="caffe"), MSRA_101, CAFFE)
-R50_C4 = Backbone(partial(resnet_c4, 50), MSRA_50, CAFFE, partial(pocket.slim_resnet, resnet_c4))
-R50_DC5 = Backbone(partial(resnet_dc5, 50), MSRA_50, CAFFE, partial(pocket.slim_resnet, resnet_dc5))
+SLIM_C4, SLIM_DC5 = (replace(SLIM, build=partial(slim_resnet, layout)) for layout in (resnet_c4, resnet_dc5))
+R50_C4 = Backbone(partial(resnet_c4, 50), MSRA_50, CAFFE, SLIM_C4)
+R50_DC5 = Backbone(partial(resnet_dc5, 50), MSRA_50, CAFFE, SLIM_DC5)
 X101_32X4D = Backbone(partial(resnext, 101, 32, 4), FILES + "resnext101_32x4d-a5af3160.pth")
 X101_64X4D = Backbone(partial(resnext, 101, 64, 4), FILES + "resnext101_64x4d-ee2c6f71.pth")
 X101_32X8D = Backbone(partial(resnext, 101, 32, 8, norm_fixed=True), FILES + "resnext101_32x8d-1516f1aa.pth", CAFFE2)
+
+GN: dict[str, Any] = dict(norm="gn")
+WS: dict[str, Any] = dict(norm="gn", conv=WSConv2d)
+R50_GN = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn-9186a21c.pth", CAFFE, SLIM_GN)
+R101_GN = Backbone(partial(ResNet, 101, **GN), FILES + "resnet101_gn-cac0ab98.pth", CAFFE, SLIM_GN)
+R50_GN_CONTRIB = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn_thangvubk-ad1730dd.pth", slim=SLIM_GN)
+R50_SCRATCH = Backbone(partial(ResNet, 50, frozen_stages=-1, **GN), None, slim=SLIM_GN)
+R50_WS = Backbone(partial(ResNet, 50, **WS), FILES + "resnet50_gn_ws-15beedd8.pth", slim=SLIM_WS)
+R101_WS = Backbone(partial(ResNet, 101, **WS), FILES + "resnet101_gn_ws-3e3c308c.pth", slim=SLIM_WS)
+X50_WS = Backbone(partial(resnext, 50, 32, 4, **WS), FILES + "resnext50_32x4d_gn_ws-0d87ac85.pth", slim=SLIM_WS)
+X101_WS = Backbone(partial(resnext, 101, 32, 4, **WS), FILES + "resnext101_32x4d_gn_ws-34ac1a9e.pth", slim=SLIM_WS)
+
+
+def deformed(backbone: Backbone, **options: Any) -> Backbone:
+    """A backbone whose stages c3 to c5 are deformable; options as in `DeformConv2d`."""
+    deform: dict[str, Any] = dict(deform=partial(DeformConv2d, **options))
+    slim = replace(backbone.slim, build=partial(backbone.slim.build, **deform))
+    return replace(backbone, build=partial(backbone.build, **deform), slim=slim)
+
+
+R50_DCN, R101_DCN, X101_DCN = deformed(R50), deformed(R101), deformed(X101_32X4D)
+R50_DCN2 = deformed(R50, modulated=True)
+R50_DCN2_4 = deformed(R50, modulated=True, offset_groups=4)
+
+
+def regnet(design: str, digest: str) -> Backbone:
+    """A RegNetX, with the weights of its authors, converted."""
+    file = "regnetx_" + {"4GF": "4.0gf", "8GF": "8.0gf"}.get(design, design.lower())
+    return Backbone(partial(RegNet, design), f"{FILES}{file}-{digest}.pth", PYCLS, SLIM_REGNET)
 
 
 @dataclass(frozen=True)
@@ -92,9 +138,9 @@ def family(name: str, builder: Callable[..., nn.Module], recipe: Recipe, small: 
     return entries
 
 
-def classless_rpn(backbone: ResNet, num_classes: int, **options: Any) -> nn.Module:
-    """RPN tells objects from background, however many classes the data set has."""
-    return rpn(backbone, **options)
+def classless(builder: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The builder of a proposal network, which tells objects from background however many classes the data has."""
+    return lambda backbone, num_classes, **options: builder(backbone, **options)
 
 
 def classes(*names: str) -> Change:
@@ -108,7 +154,7 @@ BOXES = Recipe()
 MASKS = Recipe(masks="bitmap", metric=("bbox", "segm"))
 
 RPN = family(
-    "rpn", classless_rpn, replace(BOXES, metric=("proposal",)), pocket.RPN,
+    "rpn", classless(rpn), replace(BOXES, metric=("proposal",)), pocket.RPN,
     row("rpn_r50_fpn_1x_coco", R50),
     row("rpn_r50_fpn_2x_coco", R50, SCHEDULE_2X),
     row("rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
@@ -285,7 +331,319 @@ RETINANET = family(
     row("retinanet_x101-64x4d_fpn_ms-640-800-3x_coco", X101_64X4D, MULTI_SCALE_3X),
 )
 
-FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET)
+GROUP_NORM = family(
+    "gn", gn_mask_rcnn, MASKS, pocket.GN_MASK_RCNN,
+    row("mask-rcnn_r50_fpn_gn-all_2x_coco", R50_GN, SCHEDULE_2X),
+    row("mask-rcnn_r50_fpn_gn-all_3x_coco", R50_GN, SCHEDULE_3X),
+    row("mask-rcnn_r50-contrib_fpn_gn-all_2x_coco", R50_GN_CONTRIB, SCHEDULE_2X),
+    row("mask-rcnn_r50-contrib_fpn_gn-all_3x_coco", R50_GN_CONTRIB, SCHEDULE_3X),
+    row("mask-rcnn_r101_fpn_gn-all_2x_coco", R101_GN, SCHEDULE_2X),
+    row("mask-rcnn_r101_fpn_gn-all_3x_coco", R101_GN, SCHEDULE_3X),
+)
+
+FROM_SCRATCH = change(epochs=73, schedule=Schedule((65, 71), 73), optimizer=SGD(norm_decay_mult=0))
+
+SCRATCH_FASTER = family(
+    "scratch", gn_faster_rcnn, BOXES, pocket.SCRATCH_FASTER_RCNN,
+    row("faster-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH),
+)
+
+SCRATCH_MASK = family(
+    "scratch", gn_mask_rcnn, MASKS, pocket.SCRATCH_MASK_RCNN,
+    row("mask-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH),
+)
+
+WS_FASTER = family(
+    "gn+ws", ws_faster_rcnn, BOXES, pocket.WS_FASTER_RCNN,
+    row("faster-rcnn_r50_fpn_gn-ws-all_1x_coco", R50_WS),
+    row("faster-rcnn_r101_fpn_gn-ws-all_1x_coco", R101_WS),
+    row("faster-rcnn_x50-32x4d_fpn_gn-ws-all_1x_coco", X50_WS),
+    row("faster-rcnn_x101-32x4d_fpn_gn-ws-all_1x_coco", X101_WS),
+)
+
+SCHEDULE_20_23_24E = change(epochs=24, schedule=Schedule((20, 23), 24))
+
+WS_MASK = family(
+    "gn+ws", ws_mask_rcnn, MASKS, pocket.WS_MASK_RCNN,
+    row("mask-rcnn_r50_fpn_gn-ws-all_2x_coco", R50_WS, SCHEDULE_2X),
+    row("mask-rcnn_r50_fpn_gn-ws-all_20-23-24e_coco", R50_WS, SCHEDULE_20_23_24E),
+    row("mask-rcnn_r101_fpn_gn-ws-all_2x_coco", R101_WS, SCHEDULE_2X),
+    row("mask-rcnn_r101_fpn_gn-ws-all_20-23-24e_coco", R101_WS, SCHEDULE_20_23_24E),
+    row("mask-rcnn_x50-32x4d_fpn_gn-ws-all_2x_coco", X50_WS, SCHEDULE_2X),
+    row("mask-rcnn_x50-32x4d_fpn_gn-ws-all_20-23-24e_coco", X50_WS, SCHEDULE_20_23_24E),
+    row("mask-rcnn_x101-32x4d_fpn_gn-ws-all_2x_coco", X101_WS, SCHEDULE_2X),
+    row("mask-rcnn_x101-32x4d_fpn_gn-ws-all_20-23-24e_coco", X101_WS, SCHEDULE_20_23_24E),
+)
+
+DCN = [
+    *family(
+        "dcn", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+        row("faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
+        row("faster-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
+        row("faster-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", X101_DCN),
+    ),
+    *family("dcn", faster_rcnn_dpool, BOXES, pocket.FASTER_RCNN_DPOOL,
+            row("faster-rcnn_r50_fpn_dpool_1x_coco", R50)),
+    *family(
+        "dcn", mask_rcnn, MASKS, pocket.MASK_RCNN,
+        row("mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
+        row("mask-rcnn_r50-dconv-c3-c5_fpn_amp-1x_coco", R50_DCN, MIXED_PRECISION),
+        row("mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
+    ),
+    *family(
+        "dcn", cascade_rcnn, BOXES, pocket.CASCADE_RCNN,
+        row("cascade-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
+        row("cascade-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
+    ),
+    *family(
+        "dcn", cascade_mask_rcnn, MASKS, pocket.CASCADE_MASK_RCNN,
+        row("cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
+        row("cascade-mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
+        row("cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", X101_DCN),
+    ),
+]
+
+DCN2 = [
+    *family(
+        "dcnv2", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+        row("faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", R50_DCN2),
+        row("faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco", R50_DCN2_4),
+    ),
+    *family("dcnv2", faster_rcnn_dpool, BOXES, pocket.FASTER_RCNN_DPOOL,
+            row("faster-rcnn_r50_fpn_mdpool_1x_coco", R50, modulated=True)),
+    *family(
+        "dcnv2", mask_rcnn, MASKS, pocket.MASK_RCNN,
+        row("mask-rcnn_r50-mdconv-c3-c5_fpn_1x_coco", R50_DCN2),
+        row("mask-rcnn_r50-mdconv-c3-c5_fpn_amp-1x_coco", R50_DCN2, MIXED_PRECISION),
+    ),
+]
+
+INSTABOOST_4X = change(train_transforms=(InstaBoost(), Resize(), Flip()), epochs=48,
+                       schedule=Schedule((32, 44), 48))
+
+INSTABOOST = [
+    *family(
+        "instaboost", mask_rcnn, MASKS, pocket.INSTABOOST_MASK_RCNN,
+        row("mask-rcnn_r50_fpn_instaboost-4x_coco", R50, INSTABOOST_4X),
+        row("mask-rcnn_r101_fpn_instaboost-4x_coco", R101, INSTABOOST_4X),
+        row("mask-rcnn_x101-64x4d_fpn_instaboost-4x_coco", X101_64X4D, INSTABOOST_4X),
+    ),
+    *family(
+        "instaboost", cascade_mask_rcnn, MASKS, pocket.INSTABOOST_CASCADE_MASK_RCNN,
+        row("cascade-mask-rcnn_r50_fpn_instaboost-4x_coco", R50, INSTABOOST_4X),
+        row("cascade-mask-rcnn_r101_fpn_instaboost-4x_coco", R101, INSTABOOST_4X),
+        row("cascade-mask-rcnn_x101-64x4d_fpn_instaboost-4x_coco", X101_64X4D, INSTABOOST_4X),
+    ),
+]
+
+LIBRA_RCNN = [
+    *family("libra_rcnn", libra_fast_rcnn, replace(BOXES, max_proposals=2000), pocket.FAST_RCNN,
+            row("libra-fast-rcnn_r50_fpn_1x_coco", R50)),
+    *family(
+        "libra_rcnn", libra_faster_rcnn, BOXES, pocket.FASTER_RCNN,
+        row("libra-faster-rcnn_r50_fpn_1x_coco", R50),
+        row("libra-faster-rcnn_r101_fpn_1x_coco", R101),
+        row("libra-faster-rcnn_x101-64x4d_fpn_1x_coco", X101_64X4D),
+    ),
+    *family("libra_rcnn", libra_retinanet, replace(BOXES, optimizer=SGD(lr=0.01)), pocket.RETINANET,
+            row("libra-retinanet_r50_fpn_1x_coco", R50)),
+]
+
+DYNAMIC_RCNN = family("dynamic_rcnn", dynamic_rcnn, BOXES, pocket.FASTER_RCNN,
+                      row("dynamic-rcnn_r50_fpn_1x_coco", R50))
+
+X400M, X800M = regnet("400MF", "a5b10d96"), regnet("800MF", "1f4be4c7")
+X1_6G, X3_2G = regnet("1.6GF", "5791c176"), regnet("3.2GF", "c2599b0f")
+X4G, X6_4G = regnet("4GF", "a88f671e"), regnet("6.4GF", "006af45d")
+X8G, X12G = regnet("8GF", "3c68abe7"), regnet("12GF", "4c2a3350")
+REGNET_SGD, CLIPPED = SGD(weight_decay=5e-5), change(clip_norm=35.0)
+# As published: trained with torchvision's normalisation, unlike the backbone.
+MULTI_SCALE_POLY_3X = (MULTI_SCALE_3X, POLYGONS, CLIPPED, change(preprocess=TORCHVISION))
+
+REGNET = [
+    *family(
+        "regnet", faster_rcnn, replace(BOXES, optimizer=REGNET_SGD), pocket.FASTER_RCNN,
+        row("faster-rcnn_regnetx-400MF_fpn_ms-3x_coco", X400M, MULTI_SCALE_3X),
+        row("faster-rcnn_regnetx-800MF_fpn_ms-3x_coco", X800M, MULTI_SCALE_3X),
+        row("faster-rcnn_regnetx-1.6GF_fpn_ms-3x_coco", X1_6G, MULTI_SCALE_3X),
+        row("faster-rcnn_regnetx-3.2GF_fpn_1x_coco", X3_2G),
+        row("faster-rcnn_regnetx-3.2GF_fpn_2x_coco", X3_2G, SCHEDULE_2X),
+        row("faster-rcnn_regnetx-3.2GF_fpn_ms-3x_coco", X3_2G, MULTI_SCALE_3X),
+        row("faster-rcnn_regnetx-4GF_fpn_ms-3x_coco", X4G, MULTI_SCALE_3X),
+    ),
+    *family(
+        "regnet", mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.MASK_RCNN,
+        row("mask-rcnn_regnetx-400MF_fpn_ms-poly-3x_coco", X400M, *MULTI_SCALE_POLY_3X),
+        row("mask-rcnn_regnetx-800MF_fpn_ms-poly-3x_coco", X800M, *MULTI_SCALE_POLY_3X),
+        row("mask-rcnn_regnetx-1.6GF_fpn_ms-poly-3x_coco", X1_6G, *MULTI_SCALE_POLY_3X),
+        row("mask-rcnn_regnetx-3.2GF_fpn_1x_coco", X3_2G),
+        row("mask-rcnn_regnetx-3.2GF_fpn_ms-3x_coco", X3_2G, MULTI_SCALE, SCHEDULE_3X, CLIPPED),
+        row("mask-rcnn_regnetx-3.2GF-mdconv-c3-c5_fpn_1x_coco", deformed(X3_2G, modulated=True)),
+        row("mask-rcnn_regnetx-4GF_fpn_1x_coco", X4G),
+        row("mask-rcnn_regnetx-4GF_fpn_ms-poly-3x_coco", X4G, *MULTI_SCALE_POLY_3X),
+        row("mask-rcnn_regnetx-6.4GF_fpn_1x_coco", X6_4G),
+        row("mask-rcnn_regnetx-8GF_fpn_1x_coco", X8G),
+        row("mask-rcnn_regnetx-12GF_fpn_1x_coco", X12G),
+    ),
+    *family(
+        "regnet", cascade_mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.CASCADE_MASK_RCNN,
+        row("cascade-mask-rcnn_regnetx-400MF_fpn_ms-3x_coco", X400M, MULTI_SCALE_3X),
+        row("cascade-mask-rcnn_regnetx-800MF_fpn_ms-3x_coco", X800M, MULTI_SCALE_3X),
+        row("cascade-mask-rcnn_regnetx-1.6GF_fpn_ms-3x_coco", X1_6G, MULTI_SCALE_3X),
+        row("cascade-mask-rcnn_regnetx-3.2GF_fpn_ms-3x_coco", X3_2G, MULTI_SCALE_3X),
+        row("cascade-mask-rcnn_regnetx-4GF_fpn_ms-3x_coco", X4G, MULTI_SCALE_3X),
+    ),
+    *family(
+        "regnet", retinanet, replace(BOXES, optimizer=REGNET_SGD), pocket.RETINANET,
+        row("retinanet_regnetx-800MF_fpn_1x_coco", X800M, CLIPPED),
+        row("retinanet_regnetx-1.6GF_fpn_1x_coco", X1_6G, CLIPPED),
+        row("retinanet_regnetx-3.2GF_fpn_1x_coco", X3_2G, CLIPPED),
+    ),
+]
+
+CITYSCAPES_8E = change(train_transforms=(ResizeRange((2048, 800), (2048, 1024)), Flip()),
+                       test_transforms=(Resize((2048, 1024)),), optimizer=SGD(lr=0.01), epochs=8, repeat=8,
+                       schedule=Schedule((7,), 8), batch_per_gpu=1)
+
+CITYSCAPES = [
+    *family("cityscapes", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+            row("faster-rcnn_r50_fpn_1x_cityscapes", R50, CITYSCAPES_8E, num_classes=8, box_loss=SmoothL1())),
+    *family("cityscapes", mask_rcnn, MASKS, pocket.MASK_RCNN,
+            row("mask-rcnn_r50_fpn_1x_cityscapes", R50, CITYSCAPES_8E, num_classes=8, box_loss=SmoothL1())),
+]
+
+VOC_4E = change(train_transforms=(Resize((1000, 600)), Flip()), test_transforms=(Resize((1000, 600)),),
+                optimizer=SGD(lr=0.01), epochs=4, repeat=3, schedule=Schedule((3,), 4, warmup_iters=0))
+VOC_18K = change(train_transforms=(ResizeChoice(tuple((1333, s) for s in range(480, 801, 32))), Flip()), epochs=None,
+                 iterations=18_000, val_interval=3000,
+                 schedule=Schedule((12_000, 16_000), 18_000, by_epoch=False, warmup_iters=100))
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+
+PASCAL_VOC = family(
+    "pascal_voc", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+    row("faster-rcnn_r50_fpn_1x_voc0712", R50, VOC_4E),
+    row("faster-rcnn_r50_fpn_1x_voc0712-cocofmt", R50, VOC_4E, classes(*VOC_CLASSES)),
+    row("faster-rcnn_r50-caffe-c4_ms-18k_voc0712", R50_C4, VOC_18K, neck="c4"),
+    num_classes=20,
+)
+
+OPEN_IMAGES_1X = change(
+    train_transforms=(Resize((1024, 800)), Flip()), test_transforms=(Resize((1024, 800)),), optimizer=SGD(lr=0.08),
+    schedule=Schedule(warmup_iters=26_000, warmup_factor=1 / 64), batch_size=64, clip_norm=35.0,
+    filter_empty=False, min_size=0)
+
+OPEN_IMAGES = family(
+    "openimages", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+    row("faster-rcnn_r50_fpn_32xb2-1x_openimages", R50, OPEN_IMAGES_1X),
+    row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages", R50, OPEN_IMAGES_1X),
+    row("faster-rcnn_r50_fpn_32xb2-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
+    row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
+    num_classes=601,
+)
+
+GRID_25E = change(epochs=25, schedule=Schedule((17, 23), 25, warmup_iters=3665, warmup_factor=1 / 80))
+
+GRID_RCNN = family(
+    "grid_rcnn", grid_rcnn, BOXES, pocket.GRID_RCNN,
+    row("grid-rcnn_r50_fpn_gn-head_1x_coco", R50, change(schedule=Schedule(warmup_factor=1e-4))),
+    row("grid-rcnn_r50_fpn_gn-head_2x_coco", R50, GRID_25E),
+    row("grid-rcnn_r101_fpn_gn-head_2x_coco", R101, GRID_25E),
+    row("grid-rcnn_x101-32x4d_fpn_gn-head_2x_coco", X101_32X4D, GRID_25E),
+    row("grid-rcnn_x101-64x4d_fpn_gn-head_2x_coco", X101_64X4D, GRID_25E),
+)
+
+MS_RCNN = family(
+    "ms_rcnn", ms_rcnn, MASKS, pocket.MS_RCNN,
+    row("ms-rcnn_r50_fpn_1x_coco", R50),
+    row("ms-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE),
+    row("ms-rcnn_r50-caffe_fpn_2x_coco", R50_CAFFE, SCHEDULE_2X),
+    row("ms-rcnn_r101-caffe_fpn_1x_coco", R101_CAFFE),
+    row("ms-rcnn_r101-caffe_fpn_2x_coco", R101_CAFFE, SCHEDULE_2X),
+    row("ms-rcnn_x101-32x4d_fpn_1x_coco", X101_32X4D),
+    row("ms-rcnn_x101-64x4d_fpn_1x_coco", X101_64X4D),
+    row("ms-rcnn_x101-64x4d_fpn_2x_coco", X101_64X4D, SCHEDULE_2X),
+)
+
+LVIS_2X = (MULTI_SCALE, SCHEDULE_2X, change(val_interval=24))
+
+SEESAW_LOSS = [
+    *family(
+        "seesaw_loss", seesaw_mask_rcnn, MASKS, pocket.SEESAW_MASK_RCNN,
+        row("mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1", R50, *LVIS_2X),
+        row("mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X),
+        row("mask-rcnn_r50_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R50, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r50_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r101_fpn_seesaw-loss_random-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("mask-rcnn_r101_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R101, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X, normed_masks=True),
+        num_classes=1203,
+    ),
+    *family(
+        "seesaw_loss", seesaw_cascade_mask_rcnn, MASKS, pocket.SEESAW_CASCADE_MASK_RCNN,
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss_random-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R101, *LVIS_2X,
+            normed_masks=True),
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X,
+            normed_masks=True),
+        num_classes=1203,
+    ),
+]
+
+CLIPPED_BOXES = replace(BOXES, clip_norm=35.0)
+
+GUIDED_ANCHORING = [
+    *family(
+        "guided_anchoring", classless(ga_rpn), replace(CLIPPED_BOXES, metric=("proposal",)), pocket.GA_RPN,
+        row("ga-rpn_r50_fpn_1x_coco", R50),
+        row("ga-rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
+        row("ga-rpn_r101-caffe_fpn_1x_coco", R101_CAFFE),
+        row("ga-rpn_x101-32x4d_fpn_1x_coco", X101_32X4D),
+        row("ga-rpn_x101-64x4d_fpn_1x_coco", X101_64X4D),
+        num_classes=1,
+    ),
+    # As published: caffe-style weights, yet torchvision's normalisation.
+    *family("guided_anchoring", ga_fast_rcnn, replace(BOXES, max_proposals=2000), pocket.FAST_RCNN,
+            row("ga-fast-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE, change(preprocess=TORCHVISION))),
+    *family(
+        "guided_anchoring", ga_faster_rcnn, CLIPPED_BOXES, pocket.GA_FASTER_RCNN,
+        row("ga-faster-rcnn_r50_fpn_1x_coco", R50),
+        row("ga-faster-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE),
+        row("ga-faster-rcnn_r101-caffe_fpn_1x_coco", R101_CAFFE),
+        row("ga-faster-rcnn_x101-32x4d_fpn_1x_coco", X101_32X4D),
+        row("ga-faster-rcnn_x101-64x4d_fpn_1x_coco", X101_64X4D),
+    ),
+    *family(
+        "guided_anchoring", ga_retinanet, replace(CLIPPED_BOXES, optimizer=SGD(lr=0.01)), pocket.GA_RETINANET,
+        row("ga-retinanet_r50_fpn_1x_coco", R50),
+        row("ga-retinanet_r50-caffe_fpn_1x_coco", R50_CAFFE),
+        row("ga-retinanet_r101-caffe_fpn_1x_coco", R101_CAFFE),
+        row("ga-retinanet_r101-caffe_fpn_ms-2x", R101_CAFFE,
+            change(train_transforms=(ResizeRange((1333, 480), (1333, 960)), Flip()), epochs=24,
+                   schedule=Schedule((16, 22), 24, warmup_factor=1 / 3))),
+        row("ga-retinanet_x101-32x4d_fpn_1x_coco", X101_32X4D),
+        row("ga-retinanet_x101-64x4d_fpn_1x_coco", X101_64X4D),
+    ),
+]
+
+PANOPTIC_FPN_3X = change(train_transforms=(ResizeRange((1333, 640), (1333, 800)), Flip()), epochs=36,
+                         schedule=Schedule((24, 33), 36), val_interval=3)
+
+PANOPTIC_FPN = family(
+    "panoptic_fpn", panoptic_fpn, replace(MASKS, metric=("bbox", "segm", "panoptic")), pocket.PANOPTIC_FPN,
+    row("panoptic-fpn_r50_fpn_1x_coco", R50),
+    row("panoptic-fpn_r50_fpn_ms-3x_coco", R50, PANOPTIC_FPN_3X),
+    row("panoptic-fpn_r101_fpn_1x_coco", R101),
+    row("panoptic-fpn_r101_fpn_ms-3x_coco", R101, PANOPTIC_FPN_3X),
+)
+
+FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET, GROUP_NORM,
+            SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
+            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING, PANOPTIC_FPN)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

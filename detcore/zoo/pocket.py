@@ -6,23 +6,59 @@ pyramid, few proposals and samples. Training starts from a backbone pretrained o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detcore.backbones.resnet import ResNet
-from detcore.data.pocket_zoo import CLASSES
+from detcore.backbones.regnet import Design, RegNet
+from detcore.backbones.resnet import Residual, ResNet
+from detcore.data.instaboost import InstaBoost
+from detcore.data.pocket_zoo import CLASSES, STUFF
 from detcore.data.transforms import Flip, Resize
+from detcore.methods.fast_rcnn import Keep
 from detcore.methods.rpn import Limits
+from detcore.methods.weight_standardization import WSConv2d
 from detcore.zoo.recipes import AdamW, Recipe, Schedule
 
-POCKET_BACKBONE = Path(__file__).with_name("pocket_backbone.safetensors")
 SIZE = (128, 128)
+SLIM_DESIGN = Design(first=24, slope=16, ratio=2, blocks=9, group=8)
 
 
-def slim_resnet(layout: Callable[..., ResNet] = ResNet) -> ResNet:
+def slim_resnet(layout: Callable[..., ResNet] = ResNet, **options: Any) -> ResNet:
     """ResNet-18 with 16 channels in its stem, nothing frozen; `layout` is `ResNet` or one of its variants."""
-    return layout(18, style="pytorch", base_channels=16, frozen_stages=-1, norm_eval=True)
+    return layout(18, style="pytorch", base_channels=16, frozen_stages=-1, norm_eval=True, **options)
+
+
+def slim_regnet(**options: Any) -> RegNet:
+    """A RegNetX of nine narrow blocks, nothing frozen."""
+    return RegNet(SLIM_DESIGN, stem=16, frozen_stages=-1, norm_eval=True, **options)
+
+
+@dataclass(frozen=True)
+class Slim:
+    """A backbone of the pocket profile.
+
+    Attributes:
+        build: makes the network.
+        file: its weights, made by `detcore pretrain`.
+    """
+
+    build: Callable[..., Residual]
+    file: Path
+
+
+def _slim(name: str, build: Callable[..., Residual]) -> Slim:
+    return Slim(build, Path(__file__).with_name(f"pocket_{name}.safetensors"))
+
+
+SLIM = _slim("backbone", slim_resnet)
+POCKET_BACKBONE = SLIM.file
+SLIM_GN = _slim("backbone_gn", partial(slim_resnet, norm="gn"))
+SLIM_WS = _slim("backbone_ws", partial(slim_resnet, norm="gn", conv=WSConv2d))
+SLIM_REGNET = _slim("backbone_regnet", slim_regnet)
+# What `detcore pretrain` can make.
+SLIMS = {"resnet": SLIM, "gn": SLIM_GN, "ws": SLIM_WS, "regnet": SLIM_REGNET}
 
 
 @dataclass(frozen=True)
@@ -40,7 +76,7 @@ class Pocket:
     num_classes: int = len(CLASSES)
 
 
-def training(iterations: int, **fields: Any) -> Recipe:
+def training(iterations: int, rate: float = 2e-3, **fields: Any) -> Recipe:
     """`iterations` steps of 16 images, the rate dropping at 70 and 90 percent.
 
     Without clipping, some seeds throw RetinaNet's classes off in the first steps.
@@ -48,7 +84,7 @@ def training(iterations: int, **fields: Any) -> Recipe:
     drops = (iterations * 7 // 10, iterations * 9 // 10)
     return Recipe(
         train_transforms=(Resize(SIZE), Flip()), test_transforms=(Resize(SIZE),),
-        optimizer=AdamW(lr=2e-3, weight_decay=0.05), batch_size=16, batch_per_gpu=16,
+        optimizer=AdamW(lr=rate, weight_decay=0.05), batch_size=16, batch_per_gpu=16,
         epochs=None, iterations=iterations, val_interval=iterations, min_size=8, clip_norm=10.0,
         schedule=Schedule(drops, iterations, by_epoch=False, warmup_iters=30, warmup_factor=0.05), **fields)
 
@@ -67,3 +103,35 @@ MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
 CASCADE_RCNN = Pocket(TWO_STAGE, training(120))
 CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
 RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+
+# Box heads of convolutions learn more slowly, and from random weights everything does.
+CONVS: dict[str, Any] = TWO_STAGE | dict(hidden=256, box_convs=2)
+GN_MASK_RCNN = WS_MASK_RCNN = Pocket(CONVS, training(110, rate=1.5e-3, **MASKS))
+WS_FASTER_RCNN = Pocket(CONVS, training(150, rate=1.5e-3))
+SCRATCH_FASTER_RCNN = Pocket(CONVS, training(200, rate=1.5e-3))
+SCRATCH_MASK_RCNN = Pocket(CONVS, training(120, rate=1.5e-3, **MASKS))
+FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(120))
+
+GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=96), training(120))
+MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
+
+# Trained as without seesaw loss, so that the two can be compared.
+ALL_SCORES: dict[str, Any] = dict(keep=Keep(score=1e-4))
+SEESAW_MASK_RCNN = Pocket(TWO_STAGE | ALL_SCORES, MASK_RCNN.recipe)
+SEESAW_CASCADE_MASK_RCNN = Pocket(TWO_STAGE | ALL_SCORES, CASCADE_MASK_RCNN.recipe)
+
+
+def boosted(small: Pocket) -> Pocket:
+    """The same with the objects of half the images moved about (InstaBoost)."""
+    return replace(small, recipe=replace(small.recipe, train_transforms=(InstaBoost(), Resize(SIZE), Flip())))
+
+
+INSTABOOST_MASK_RCNN, INSTABOOST_CASCADE_MASK_RCNN = boosted(MASK_RCNN), boosted(CASCADE_MASK_RCNN)
+
+GA_RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), training(200, metric=("proposal",)))
+GA_FASTER_RCNN = Pocket(TWO_STAGE, training(150))
+GA_RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+# So short a training makes no detector sure of itself: 0.6 would leave out half of what it finds.
+PANOPTIC_FPN = Pocket(TWO_STAGE | dict(stuff=len(STUFF), stuff_area=64, semantic_channels=32,
+                                       keep=Keep(score=0.3, across_classes=True)),
+                      training(100, masks="bitmap", metric=("bbox", "segm", "panoptic")))

@@ -32,16 +32,20 @@ PYCLS = CAFFE2  # the RegNets; the same numbers
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent with momentum; `lr` is for the recipe's batch size."""
+    """Stochastic gradient descent with momentum; `lr` is for the recipe's batch size.
+
+    Norm layers decay by `norm_decay_mult` times `weight_decay`.
+    """
 
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    norm_decay_mult: float = 1.0
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay; norm layers decay by `norm_decay_mult` times `weight_decay`."""
+    """Adam with decoupled weight decay; fields as in `SGD`."""
 
     lr: float = 1e-4
     weight_decay: float = 0.1
@@ -102,7 +106,7 @@ class Recipe:
         filter_empty, min_size: leave out training images without objects, or with a side below `min_size` pixels.
         aspect_grouping: batches of wide images or of high ones.
         classes: the data set's classes used, None for all.
-        metric: "bbox", "segm" or "proposal".
+        metric: "bbox", "segm", "panoptic" or "proposal".
     """
 
     preprocess: Preprocess = TORCHVISION
@@ -140,7 +144,7 @@ def parameter_groups(model: nn.Module, optimizer: SGD | AdamW, lr: float | None 
         Groups with "params", their "names", "lr" and "weight_decay"; parameters keep the model's order.
     """
     lr = optimizer.lr if lr is None else lr
-    norm_decay = optimizer.weight_decay * getattr(optimizer, "norm_decay_mult", 1.0)
+    norm_decay = optimizer.weight_decay * optimizer.norm_decay_mult
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for prefix, module in model.named_modules():
         decay = norm_decay if isinstance(module, NORMS) else optimizer.weight_decay

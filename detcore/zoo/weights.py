@@ -266,10 +266,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, leave: Collection[
     model.load_state_dict(state, strict=False)
 
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 def load_backbone(model: nn.Module, source: str) -> None:
     """Fill a detector's backbone with pretrained weights; the classifier that comes with them is left out.
 
-    In C4 detectors the last stage of the file goes to the region head, where that stage is.
+    In C4 detectors the last stage of the file goes to the region head, where that stage is. Offsets of deformable
+    convolutions, which no classifier has, stay as they are. A backbone with group norm also takes a file with batch
+    norm: its scales and shifts.
 
     Args:
         source: torchvision's weights by name ("ResNet50_Weights.IMAGENET1K_V1"), an address, or a file.
@@ -282,7 +287,9 @@ def load_backbone(model: nn.Module, source: str) -> None:
     state = {n: v for n, v in checkpoint.state.items() if not n.startswith(("fc.", "head.")) and n != "conv1.bias"}
     parts = list(_backbone_parts(model))
     expected = {name: value for part in parts for name, value in part.state_dict().items()}
-    difference = compare(state, expected)
+    if not any("running_mean" in name for name in expected):
+        state = {re.sub(r"\bbn(\d)", r"gn\1", n): v for n, v in state.items() if not n.endswith(STATISTICS)}
+    difference = compare(state, {n: v for n, v in expected.items() if ".conv_offset." not in n})
     stages = {name.split(".")[0] for name in expected}
     # Some backbones leave their last stage out.
     difference.unexpected = [n for n in difference.unexpected if n.split(".")[0] in stages]

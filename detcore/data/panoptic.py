@@ -1,0 +1,122 @@
+"""COCO's panoptic annotations: a picture for each image whose colours number its segments, and a JSON file that names
+the class of each."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+
+from detcore.errors import DataError
+from detcore.structures import IGNORED
+
+
+class _Segment(msgspec.Struct, gc=False):
+    id: int
+    category_id: int
+    iscrowd: int | bool = 0
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    image_id: int
+    file_name: str
+    segments_info: list[_Segment]
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+    isthing: int | bool = 1
+
+
+class _File(msgspec.Struct):
+    categories: list[_Category]
+    annotations: list[_Annotation]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What is known of one image.
+
+    Attributes:
+        place: int64 [h, w], 0 where there is no segment, otherwise 1 + its index.
+        labels: int64 [s], things from 0 on, then stuff.
+        crowd: bool [s].
+    """
+
+    place: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+
+    def classes(self) -> np.ndarray:
+        """uint8 [h, w] class of each pixel, `IGNORED` where there is none."""
+        return np.append(IGNORED, self.labels).astype(np.uint8)[self.place]
+
+
+class PanopticMaps:
+    """The panoptic annotations of a data set.
+
+    Attributes:
+        things, stuff: names of the classes, in the order of their labels.
+
+    Raises:
+        DataError: the file is missing, broken, or lacks a class.
+    """
+
+    def __init__(self, root: str | Path, split: str, thing_ids: Sequence[int]) -> None:
+        """
+        Args:
+            root: of the data set; the maps are `annotations/panoptic_SPLIT.json` and the folder of that name.
+            thing_ids: category ids of the things, in the order of their labels.
+        """
+        self.file = Path(root) / f"annotations/panoptic_{split}.json"
+        self.folder = self.file.with_suffix("")
+        try:
+            content = msgspec.json.decode(self.file.read_bytes(), type=_File)
+        except FileNotFoundError:
+            raise DataError(f"There is no file of panoptic annotations {self.file}.") from None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise DataError(f"The panoptic annotations {self.file} cannot be read: {str(error).rstrip('.')}.") from error
+        names = {c.id: c.name for c in content.categories}
+        stuff_ids = [c.id for c in content.categories if not c.isthing]
+        missing = [i for i in thing_ids if i not in names]
+        if missing:
+            raise DataError(f"{self.file} has no category {missing[0]}, which the instances have.")
+        self.things = tuple(names[i] for i in thing_ids)
+        self.stuff = tuple(names[i] for i in stuff_ids)
+        self._labels = {category: label for label, category in enumerate([*thing_ids, *stuff_ids])}
+        self._of_image = {a.image_id: a for a in content.annotations}
+
+    def read(self, image_id: int, size: tuple[int, int]) -> Segments:
+        """What is known of an image of `size` (h, w).
+
+        Raises:
+            DataError: the image has no annotation or map, or they contradict each other or the size.
+        """
+        if image_id not in self._of_image:
+            raise DataError(f"{self.file} has no annotation of image {image_id}.")
+        annotation = self._of_image[image_id]
+        path = self.folder / annotation.file_name
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise DataError(f"The panoptic map {path} of image {image_id} cannot be read.")
+        if picture.shape[:2] != tuple(size):
+            raise DataError(f"The panoptic map {path} has {picture.shape[1]} x {picture.shape[0]} pixels, but image "
+                            f"{image_id} has {size[1]} x {size[0]}.")
+        numbers = picture.astype(np.int64) @ [65536, 256, 1]  # OpenCV gives blue first, which counts most
+        segments = annotation.segments_info
+        unknown = next((s.category_id for s in segments if s.category_id not in self._labels), None)
+        if unknown is not None:
+            raise DataError(f"A segment of image {image_id} in {self.file} has category {unknown}, which the file does "
+                            f"not have.")
+        order = sorted(range(len(segments)), key=lambda i: segments[i].id)
+        known = np.array([0, *(segments[i].id for i in order)])
+        index = np.searchsorted(known, numbers).clip(max=len(known) - 1)
+        if (known[index] != numbers).any():
+            bad = numbers[known[index] != numbers][0]
+            raise DataError(f"The panoptic map {path} has a segment {bad}, of which {self.file} knows nothing.")
+        return Segments(index, np.array([self._labels[segments[i].category_id] for i in order], np.int64),
+                        np.array([segments[i].iscrowd for i in order], bool))

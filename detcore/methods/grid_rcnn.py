@@ -1,0 +1,246 @@
+"""Grid R-CNN: Lu et al., "Grid R-CNN", 2019, with the faster form of "Grid R-CNN Plus", 2019.
+
+A region head usually regresses a box: four numbers from one vector, in which where things are has been lost. Grid
+R-CNN finds the box by points instead. A fully convolutional head draws a heat map for each point of a 3 x 3 grid on
+the object, and the best place of each is read off. Points that share a border of the box vote on where it is. Each
+point's features also take up those of its neighbours (first order) and of theirs (second order), so that a point on
+plain background can be inferred from the others. The box head only classifies.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from detcore import boxes as box
+from detcore.backbones.resnet import ResNet
+from detcore.layers.conv import init_normal
+from detcore.layers.roi import RoIPyramid
+from detcore.losses import SmoothL1, binary_cross_entropy, over_processes
+from detcore.methods.fast_rcnn import BoxHead, Keep, RoIHead, Samples, pick_detections
+from detcore.methods.faster_rcnn import FasterRCNN
+from detcore.methods.mask_rcnn import concatenate, positive_slots
+from detcore.methods.rpn import FPN_TEST, Limits, Proposals, RPNHead, fpn_anchors
+from detcore.necks.fpn import FPN
+from detcore.structures import Detections, Images, Target
+
+SIDE = 3  # points in each direction of the grid
+POINTS = SIDE**2
+CONVS = 8
+CHANNELS = 64  # of each point
+NORM_GROUPS = 36
+POOLED = 14  # side of the region's map
+WHOLE = 4 * POOLED  # side of the heat map that covers a region twice as large as the box (section 3.4)
+# A point is looked for in a part of that, half as wide and high (Plus, section 2.1).
+PART = WHOLE // 2
+RADIUS = 1  # a true point is a cross of this arm
+LOSS_WEIGHT = 15.0
+JITTER = 0.15  # training regions are moved and resized at random by this share
+MOST_REGIONS = 192  # that train the grid, in a batch
+KEEP = Keep(score=0.03, iou=0.3)
+TRAIN = Limits(2000, 2000)
+
+# Points are numbered by column, then row; neighbours are left, above, below, right.
+NEIGHBOURS = tuple(
+    tuple((i + di) * SIDE + j + dj for di, dj in ((-1, 0), (0, -1), (0, 1), (1, 0))
+          if 0 <= i + di < SIDE and 0 <= j + dj < SIDE)
+    for i in range(SIDE) for j in range(SIDE))
+
+
+class ClassHead(BoxHead):
+    """A box head without boxes."""
+
+    def __init__(self, in_channels: int, num_classes: int, *, hidden: int = 1024):
+        super().__init__(in_channels, num_classes, hidden=hidden)
+        del self.fc_reg
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Class logits [r, C + 1] of region maps [r, c, s, s]."""
+        return self.fc_cls(self.vector(x))
+
+
+class GridHead(nn.Module):
+    """Heat maps of the grid's points (section 3.1), with feature fusion (section 3.3).
+
+    Args:
+        in_channels: of the region's map; convs: number of 3x3 convolutions; channels: of each point.
+    """
+
+    def __init__(self, in_channels: int, *, convs: int = CONVS, channels: int = CHANNELS):
+        super().__init__()
+        self.channels, width = channels, channels * POINTS
+        self.convs = nn.Sequential(*(_Block(width if i else in_channels, width, 1 if i else 2) for i in range(convs)))
+        self.deconv1 = nn.ConvTranspose2d(width, width, 4, 2, 1, groups=POINTS)
+        self.norm1 = nn.GroupNorm(POINTS, width)
+        self.deconv2 = nn.ConvTranspose2d(width, POINTS, 4, 2, 1, groups=POINTS)
+        self.forder_trans, self.sorder_trans = (
+            nn.ModuleList([nn.ModuleList([_transition(channels) for _ in near]) for near in NEIGHBOURS])
+            for _ in range(2))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_normal(self.deconv1, 0.001)
+        init_normal(self.deconv2, 0.001, -math.log(0.99 / 0.01))  # nearly no place is a point
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Heat maps [r, points, PART, PART] of region maps [r, c, POOLED, POOLED]: with fusion and without."""
+        x = self.convs(x)
+        own = x.split(self.channels, 1)
+        first = [self.fuse(i, own, own, self.forder_trans) for i in range(POINTS)]
+        second = [self.fuse(i, own, first, self.sorder_trans) for i in range(POINTS)]
+        return self.draw(torch.cat(second, 1)), self.draw(x)
+
+    def fuse(self, point: int, own: Sequence[Tensor], given: Sequence[Tensor], transitions: nn.ModuleList) -> Tensor:
+        """A point's own features and what its neighbours give (equation 3)."""
+        out = own[point]
+        for near, transition in zip(NEIGHBOURS[point], cast(nn.ModuleList, transitions[point])):
+            out = out + transition(given[near])
+        return out
+
+    def draw(self, x: Tensor) -> Tensor:
+        """Four times the resolution, one map a point."""
+        return self.deconv2(self.norm1(self.deconv1(x)).relu())
+
+
+class _Block(nn.Module):
+    """Convolution (with bias, as published), group norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+        self.gn = nn.GroupNorm(math.gcd(NORM_GROUPS, out_channels), out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gn(self.conv(x)).relu()
+
+
+def _transition(channels: int) -> nn.Sequential:
+    """A depthwise 5x5 and a pointwise convolution, which carry features from one point to the next."""
+    return nn.Sequential(nn.Conv2d(channels, channels, 5, padding=2, groups=channels),
+                         nn.Conv2d(channels, channels, 1))
+
+
+# Between heat maps and boxes
+
+def part_origins(device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and y [points] where each point's part begins in the whole heat map."""
+    start = torch.arange(SIDE, device=device) * (WHOLE - PART) // (SIDE - 1)
+    return start.repeat_interleave(SIDE), start.repeat(SIDE)
+
+
+def grid_targets(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Heat maps [r, points, PART, PART] of objects [r, 4] seen from regions [r, 4]: a small cross at each point.
+
+    Regions of hardly any size have no points.
+    """
+    size = 2 * (boxes[:, 2:] - boxes[:, :2])  # the map covers the region and as much around it
+    start = boxes[:, :2] - size / 4
+    ratio = torch.arange(SIDE, device=boxes.device) / (SIDE - 1)
+    grid = truth[:, None, :2] * (1 - ratio[:, None]) + truth[:, None, 2:] * ratio[:, None]
+    cell = ((grid - start[:, None]) / size[:, None].clamp(min=1e-6) * WHOLE).trunc()  # [r, side, 2]
+    x0, y0 = part_origins(boxes.device)
+    at = torch.arange(PART, device=boxes.device)
+    across = (at + x0[:, None] - cell[..., 0].repeat_interleave(SIDE, 1)[..., None]).square()
+    down = (at + y0[:, None] - cell[..., 1].repeat(1, SIDE)[..., None]).square()
+    near = across[..., None, :] + down[..., :, None] <= RADIUS**2
+    return (near & (size > SIDE).all(1)[:, None, None, None]).float()
+
+
+def grid_boxes(heat: Tensor, boxes: Tensor) -> Tensor:
+    """The boxes [r, 4] that heat maps [r, points, PART, PART] draw, seen from regions [r, 4] (section 3.2).
+
+    Each border is the mean of its three points, weighted by their scores.
+    """
+    score, place = heat.float().sigmoid().flatten(2).max(2)
+    x0, y0 = part_origins(boxes.device)
+    cell = torch.stack([place % PART + x0, place // PART + y0], -1) + 0.5
+    size = boxes[:, 2:] - boxes[:, :2]
+    at = (cell / PART * size[:, None] + (boxes[:, :2] - size / 2)[:, None]).view(-1, SIDE, SIDE, 2)
+    score = score.view(-1, SIDE, SIDE)
+
+    def vote(x: Tensor, weight: Tensor) -> Tensor:
+        return (x * weight).sum(1) / weight.sum(1)
+
+    return torch.stack([vote(at[:, 0, :, 0], score[:, 0]), vote(at[:, :, 0, 1], score[:, :, 0]),
+                        vote(at[:, -1, :, 0], score[:, -1]), vote(at[:, :, -1, 1], score[:, :, -1])], 1)
+
+
+def jitter(boxes: Tensor, amount: float, sizes: Tensor) -> Tensor:
+    """Boxes [r, 4] moved and resized at random by a share of their size, inside images of sizes (h, w) [r, 2]."""
+    shift, stretch = torch.empty_like(boxes).uniform_(-amount, amount).split(2, 1)
+    size = boxes[:, 2:] - boxes[:, :2]
+    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2 + size * shift, size * (1 + stretch) / 2
+    return box.clip(torch.cat([centre - half, centre + half], 1), sizes - 1)
+
+
+class GridRoIHead(RoIHead):
+    """A region head that classifies, and finds boxes by grid points.
+
+    Attributes:
+        jitter: share by which training regions are moved; most_regions: that train the grid in a batch, None for all.
+    """
+
+    bbox_head: ClassHead
+
+    def __init__(self, pool: RoIPyramid, bbox_head: ClassHead, grid_pool: RoIPyramid, grid_head: GridHead, *,
+                 samples: int = 512, most_regions: int | None = MOST_REGIONS):
+        super().__init__(pool, bbox_head, samples=samples, low_quality=True, keep=KEEP)
+        self.grid_pool, self.grid_head = grid_pool, grid_head
+        self.jitter, self.most_regions = JITTER, most_regions
+
+    def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
+             targets: list[Target]) -> dict[str, Tensor]:
+        """Losses of the classes and of the grid."""
+        samples = self.sample(features, proposals, targets)
+        _, boxes, image = samples.rois()
+        losses = self.bbox_head.class_loss(self.bbox_head(self.region_features(features, boxes, image)), samples)
+        return losses | {"loss_grid": self.grid_loss(features, samples, images)}
+
+    def grid_loss(self, features: Sequence[Tensor], samples: Samples, images: Images) -> Tensor:
+        """Cross-entropy of the heat maps of positive regions, with fusion and without."""
+        index = positive_slots(samples, self.sampler.max_positives)
+        positive = samples.positive.flatten()[index]
+        if self.most_regions is not None and len(index) > self.most_regions:
+            chosen = (torch.rand(len(index), device=index.device) + positive).topk(self.most_regions).indices
+            index, positive = index[chosen], positive[chosen]
+        boxes, image = samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1]
+        if self.jitter:
+            boxes = jitter(boxes, self.jitter, box.size_tensor(images.sizes, boxes)[image])
+        wanted = grid_targets(boxes, samples.truth.flatten(0, 1)[index])
+        maps = self.grid_head(self.grid_pool(features, boxes, image))
+        error = sum(binary_cross_entropy(heat, wanted).mean((1, 2, 3)) for heat in maps)
+        count = over_processes(positive.sum().float()).clamp(min=1)
+        return LOSS_WEIGHT * (error * positive).sum() / count
+
+    def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images) -> list[Detections]:
+        """Detections in the network's input: proposals that have a class, their boxes found by the grid."""
+        index = proposals.valid.flatten().nonzero()[:, 0]
+        boxes, image = proposals.boxes.flatten(0, 1)[index], index // proposals.valid.shape[1]
+        scores = self.bbox_head.scores(self.bbox_head(self.region_features(features, boxes, image)))
+        boxes = box.clip(boxes, box.size_tensor(images.sizes, boxes)[image])
+        found = pick_detections(boxes[:, None], scores, image, len(images), self.keep)
+        boxes, _, image = concatenate(found)
+        if len(boxes):
+            heat, _ = self.grid_head(self.grid_pool(features, boxes, image))
+            boxes = grid_boxes(heat, boxes)
+        for one, better in zip(found, boxes.split([len(d) for d in found])):
+            one.boxes = better
+        return found
+
+
+def grid_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
+              anchor_scale: float = 8, grid_convs: int = CONVS, grid_channels: int = CHANNELS, samples: int = 512,
+              most_regions: int = MOST_REGIONS, rpn_samples: int = 256, sampling: int = 0,
+              train_limits: Limits = TRAIN, test_limits: Limits = FPN_TEST) -> FasterRCNN:
+    """Grid R-CNN; options as in `faster_rcnn`, `GridHead` and `GridRoIHead`."""
+    options: dict[str, Any] = dict(train_limits=train_limits, test_limits=test_limits)
+    rpn_head = RPNHead(width, fpn_anchors(anchor_scale), border=0, box_loss=SmoothL1(1 / 9), samples=rpn_samples,
+                       **options)
+    head = GridRoIHead(RoIPyramid(sampling=sampling), ClassHead(width, num_classes, hidden=hidden),
+                       RoIPyramid(size=POOLED, sampling=sampling),
+                       GridHead(width, convs=grid_convs, channels=grid_channels), samples=samples,
+                       most_regions=most_regions)
+    return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)

@@ -1,0 +1,150 @@
+"""Mask Scoring R-CNN: Huang et al., "Mask Scoring R-CNN", 2019.
+
+Mask R-CNN ranks its masks by the score of the class, which says nothing about how well the mask is drawn. Here a small
+head looks at the region's features together with the predicted mask, and regresses the mask's IoU with the object.
+At test time the class score times that IoU is the mask's score. Boxes stay ranked as before; masks that are
+drawn well rise, and mask AP with them.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detcore.backbones.resnet import ResNet
+from detcore.layers.conv import init_convolutions, init_normal
+from detcore.layers.roi import RoIPyramid
+from detcore.losses import over_processes
+from detcore.masks import bitmaps
+from detcore.methods.fast_rcnn import BoxHead, Samples
+from detcore.methods.mask_rcnn import (
+    THRESHOLD,
+    MaskHead,
+    MaskRCNN,
+    MaskRoIHead,
+    concatenate,
+    mask_targets,
+    of_class,
+)
+from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, RPNHead, fpn_anchors
+from detcore.necks.fpn import FPN
+from detcore.structures import Detections, Target
+
+CONVS = 4
+LOSS_WEIGHT = 0.5
+
+
+class MaskIoUHead(nn.Module):
+    """Regresses the IoU of a drawn mask with its object, for every class (section 3.2).
+
+    Args:
+        in_channels: of the region's map, [14, 14]; width: of the convolutions; hidden: of the layers.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, hidden: int = 1024, size: int = 14):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(width if i else in_channels + 1, width, 3, 2 if i == CONVS - 1 else 1, 1)
+                                    for i in range(CONVS)])
+        self.fcs = nn.ModuleList([nn.Linear(width * (size // 2) ** 2, hidden), nn.Linear(hidden, hidden)])
+        self.fc_mask_iou = nn.Linear(hidden, num_classes)
+        init_convolutions(self)
+        init_normal(self.fc_mask_iou, 0.01)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[r, C] IoU of region maps [r, c, s, s] and mask logits [r, 2 s, 2 s]."""
+        drawn = torch.max_pool2d(mask.sigmoid()[:, None], 2)
+        x = torch.cat([x, drawn.to(x.dtype)], 1)
+        for conv in self.convs:
+            x = conv(x).relu()
+        x = x.flatten(1)
+        for fc in self.fcs:
+            x = fc(x).relu()
+        return self.fc_mask_iou(x)
+
+
+def iou_targets(logits: Tensor, wanted: Tensor, inside: Tensor) -> Tensor:
+    """[r] IoU of drawn masks with whole objects, of which regions may see only a part (section 3.3).
+
+    Args:
+        logits: [r, s, s] mask logits; wanted: [r, s, s] the object's mask within the region.
+        inside: [r] the share of the object that is within the region.
+    """
+    drawn = (logits > THRESHOLD).float()  # as published: the logit, not the probability
+    overlap = (drawn * wanted).sum((1, 2))
+    whole = wanted.sum((1, 2)) / (inside + 1e-7)
+    return overlap / (drawn.sum((1, 2)) + whole - overlap).clamp(min=1e-6)
+
+
+def share_inside(targets: list[Target], samples: Samples, index: Tensor) -> Tensor:
+    """[r] the share of each positive region's object that lies within the region; index as `positive_slots` gives it.
+
+    Sums over boxes come from a table of sums over all upper left corners.
+    """
+    size = samples.positive.shape[1]
+    boxes, image = samples.boxes.flatten(0, 1)[index], index // size
+    masks = bitmaps([t.masks for t in targets], boxes.device)
+    counts = torch.tensor([0] + [len(m) for m in masks[:-1]]).cumsum(0).to(boxes.device, non_blocking=True)
+    stacked = torch.cat([*masks, masks[0].new_zeros(1, *masks[0].shape[1:])])  # never empty
+    table = F.pad(stacked.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
+    h, w = stacked.shape[1:]
+    corner = boxes.trunc().long()
+    limit = torch.tensor([w, h, w, h]).to(boxes.device, non_blocking=True)
+    x1, y1, x2, y2 = torch.minimum(corner.clamp(min=0), limit).unbind(1)
+    x2, y2 = x2.maximum(x1 + 1).clamp(max=w), y2.maximum(y1 + 1).clamp(max=h)
+    one = (counts[image] + samples.match.flatten()[index].clamp(min=0)).clamp(max=len(stacked) - 1)
+    within = table[one, y2, x2] - table[one, y1, x2] - table[one, y2, x1] + table[one, y1, x1]
+    return within / (table[one, h, w] + 1e-7)
+
+
+class MaskScoringRoIHead(MaskRoIHead):
+    """The region head with masks, and a head that scores them.
+
+    Args:
+        mask_iou_head: scores masks.
+    """
+
+    def __init__(self, *args: Any, mask_iou_head: MaskIoUHead, **options: Any):
+        super().__init__(*args, **options)
+        self.mask_iou_head = mask_iou_head
+
+    def mask_loss(self, maps: Tensor, samples: Samples, index: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        """Loss of the masks, and squared error of their IoU where they meet the object at all."""
+        labels, positive = samples.labels.flatten()[index], samples.positive.flatten()[index]
+        wanted, logits = mask_targets(targets, samples, index, self.mask_size), self.mask_head(maps)
+        mine = of_class(logits, labels)
+        iou = of_class(self.mask_iou_head(maps, mine), labels).float()
+        true_iou = iou_targets(mine.detach(), wanted, share_inside(targets, samples, index))
+        meets = (true_iou > 0) & positive
+        error = ((iou - true_iou).square() * meets).sum() / over_processes(meets.sum().float()).clamp(min=1)
+        return {"loss_mask": self.mask_head.loss(logits, labels, wanted, positive),
+                "loss_mask_iou": LOSS_WEIGHT * error}
+
+    def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:
+        """For each image, mask probabilities [n, s, s] of its detections, which are scored and sorted anew (in place).
+        """
+        boxes, labels, image = concatenate(found)
+        maps = self.mask_features(features, boxes, image)
+        mine = of_class(self.mask_head(maps), labels)
+        iou = of_class(self.mask_iou_head(maps, mine), labels).float()
+        drawn, counts = [], [len(d) for d in found]
+        for one, mask, factor in zip(found, mine.float().sigmoid().split(counts), iou.split(counts)):
+            one.scores, order = (one.scores * factor).sort(descending=True)
+            one.boxes, one.labels = one.boxes[order], one.labels[order]
+            drawn.append(mask[order])
+        return drawn
+
+
+def ms_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, anchor_scale: float = 8,
+            samples: int = 512, rpn_samples: int = 256, sampling: int = 0, train_limits: Limits = FPN_TRAIN,
+            test_limits: Limits = FPN_TEST) -> MaskRCNN:
+    """Mask Scoring R-CNN; options as in `mask_rcnn`."""
+    rpn_head = RPNHead(width, fpn_anchors(anchor_scale), samples=rpn_samples, train_limits=train_limits,
+                       test_limits=test_limits)
+    head = MaskScoringRoIHead(
+        RoIPyramid(sampling=sampling), BoxHead(width, num_classes, hidden=hidden),
+        MaskHead(width, num_classes, width=width), RoIPyramid(size=14, sampling=sampling), samples=samples,
+        low_quality=True, mask_iou_head=MaskIoUHead(width, num_classes, width=width, hidden=hidden))
+    return MaskRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)

@@ -1,0 +1,148 @@
+"""Seesaw loss: Wang et al., "Seesaw loss for long-tailed instance segmentation", 2021.
+
+Where a few classes have most of the objects, every one of those objects tells all rare classes "not you", and these
+are never predicted. Seesaw loss scales how strongly a sample pushes another class down. The mitigation factor makes
+the push of a frequent class on a rarer one weaker, by the ratio of the samples counted so far in training. The
+compensation factor makes it stronger again where the rarer class scores higher than the true one, which is a mistake.
+Because background would outnumber every class, the head first tells objects from background with two logits of its
+own, and the classes compete among objects alone. Classifier and, for some models, mask predictor are normalised, so
+that the length of a class's weights, which grows with its frequency, does not count.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detcore.backbones.resnet import ResNet
+from detcore.layers.conv import init_convolutions, init_normal
+from detcore.losses import SmoothL1, over_processes
+from detcore.methods.cascade_rcnn import STAGE_STDS, cascade_mask_rcnn
+from detcore.methods.fast_rcnn import BoxHead, Keep, Samples
+from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, mask_rcnn
+
+MITIGATION, COMPENSATION = 0.8, 2.0  # the exponents p and q of the two factors
+LEAST_SCORE = 0.01  # of the true class, where another is compared with it
+TEMPERATURE = 20.0  # of normalised predictors
+KEEP = Keep(score=1e-4, number=300)  # as LVIS evaluates
+
+
+class SeesawLoss(nn.Module):
+    """Cross-entropy among classes, each pair of them weighed by how often both were seen.
+
+    Attributes:
+        cum_samples: [C + 1] samples of each class so far, background last.
+    """
+
+    cum_samples: Tensor
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.register_buffer("cum_samples", torch.zeros(num_classes + 1))
+
+    @torch.no_grad()
+    def count(self, labels: Tensor, valid: Tensor) -> None:
+        """Take the valid ones among labels [r] into account."""
+        self.cum_samples.index_add_(0, labels, valid.to(self.cum_samples.dtype))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss [r] of class logits [r, C]; labels [r], no background."""
+        # A factor of a class's share in the softmax is a term of its logit; the true class's terms are zero.
+        seen = self.cum_samples[:-1].clamp(min=1).log()
+        score = logits.detach().log_softmax(1)
+        own = score.gather(1, labels[:, None]).clamp(min=math.log(LEAST_SCORE))
+        mitigation = MITIGATION * (seen - seen[labels][:, None]).clamp(max=0)
+        compensation = COMPENSATION * (score - own).clamp(min=0)
+        return F.cross_entropy(logits + mitigation + compensation, labels, reduction="none")
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors along dimension 1, scaled to length 1."""
+    return x / (x.norm(dim=1, keepdim=True) + 1e-6)
+
+
+class NormedLinear(nn.Linear):
+    """A linear layer that sees only directions: cosines, times the temperature."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(TEMPERATURE * unit(x), unit(self.weight), self.bias)
+
+
+class NormedConv2d(nn.Conv2d):
+    """The same for every pixel: a 1x1 convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(TEMPERATURE * unit(x), unit(self.weight), self.bias)
+
+
+class SeesawHead(BoxHead):
+    """A box head with the normalised classifier: C class logits and two of objectness, object first."""
+
+    loss_cls: SeesawLoss
+
+    def __init__(self, in_channels: int, num_classes: int, **options: Any):
+        super().__init__(in_channels, num_classes, **options)
+        self.fc_cls = NormedLinear(self.fc_cls.in_features, num_classes + 2)
+        init_normal(self.fc_cls, 0.01)
+        self._modules = {"loss_cls": SeesawLoss(num_classes), **self._modules}  # published files begin with the counts
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores [r, C] of logits [r, C + 2]: the class's share, times how surely it is an object."""
+        logits = logits.float()
+        return logits[:, :-2].softmax(1) * logits[:, -2:].softmax(1)[:, :1]
+
+    def class_loss(self, logits: Tensor, samples: Samples) -> dict[str, Tensor]:
+        """Losses of objectness and, for objects, of the classes, with their accuracies in percent."""
+        index, _, _ = samples.rois()
+        labels, valid = samples.labels.flatten()[index], samples.valid.flatten()[index]
+        positive = samples.positive.flatten()[index]
+        self.loss_cls.count(labels, valid)
+        classes, objectness = logits.float().split([self.num_classes, 2], 1)
+        label, background = labels.clamp(max=self.num_classes - 1), (~positive).long()
+        number = over_processes(valid.sum().clamp(min=1))
+
+        def accuracy(logits: Tensor, labels: Tensor, among: Tensor) -> Tensor:
+            return 100 * ((logits.detach().argmax(1) == labels) & among).sum() / among.sum().clamp(min=1)
+
+        return {
+            "loss_cls_objectness": (F.cross_entropy(objectness, background, reduction="none") * valid).sum() / number,
+            "loss_cls_classes": (self.loss_cls(classes, label) * positive).sum() / number,
+            "acc_objectness": accuracy(objectness, background, valid),
+            "acc_classes": accuracy(classes, label, positive),
+        }
+
+
+def seesaw_mask_rcnn(backbone: ResNet, num_classes: int = 1203, *, normed_masks: bool = False, width: int = 256,
+                     hidden: int = 1024, keep: Keep = KEEP, **options: Any) -> MaskRCNN:
+    """Mask R-CNN with seesaw loss.
+
+    Args:
+        normed_masks: normalise the mask predictor too. keep: which detections are kept at test time.
+        options: as in `mask_rcnn`.
+    """
+    model = mask_rcnn(backbone, num_classes, width=width, hidden=hidden, **options)
+    model.roi_head.bbox_head, model.roi_head.keep = SeesawHead(width, num_classes, hidden=hidden), keep
+    return norm_masks(model) if normed_masks else model
+
+
+def seesaw_cascade_mask_rcnn(backbone: ResNet, num_classes: int = 1203, *, normed_masks: bool = False,
+                             width: int = 256, hidden: int = 1024, keep: Keep = KEEP, **options: Any) -> MaskRCNN:
+    """Cascade Mask R-CNN with seesaw loss, each stage with counts of its own; options as in `seesaw_mask_rcnn`."""
+    model = cascade_mask_rcnn(backbone, num_classes, width=width, hidden=hidden, **options)
+    model.roi_head.bbox_head = nn.ModuleList(
+        [SeesawHead(width, num_classes, hidden=hidden, agnostic=True, stds=stds, box_loss=SmoothL1())
+         for stds in STAGE_STDS])
+    model.roi_head.keep = keep
+    return norm_masks(model) if normed_masks else model
+
+
+def norm_masks(model: MaskRCNN) -> MaskRCNN:
+    """The model, its mask predictors replaced by normalised ones."""
+    for head in model.modules():
+        if isinstance(head, MaskHead):
+            head.conv_logits = NormedConv2d(head.conv_logits.in_channels, head.conv_logits.out_channels, 1)
+            init_convolutions(head.conv_logits)
+    return model
