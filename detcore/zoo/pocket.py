@@ -128,7 +128,6 @@ def boosted(small: Pocket) -> Pocket:
 
 INSTABOOST_MASK_RCNN, INSTABOOST_CASCADE_MASK_RCNN = boosted(MASK_RCNN), boosted(CASCADE_MASK_RCNN)
 
-GA_RPN = Pocket(RPN.options, training(220, metric=("proposal",)))
 GA_FASTER_RCNN = Pocket(TWO_STAGE, training(140))
 # Feature adaption is one layer more; with two before it, learning starts late.
 GA_RETINANET = Pocket(dict(width=48, depth=1, anchor_scale=4), training(350))
