@@ -95,11 +95,6 @@ def inputs(case: dict) -> tuple[Images, list[Target], list[torch.Tensor] | None]
 def configure(model: nn.Module, case: dict) -> None:
     """Applies the case's overrides, and lets every random sampler keep all."""
     overrides = case["overrides"]
-    if "object_mask_thr" in overrides:
-        takers = [m for m in model.modules() if hasattr(m, "object_score")]
-        assert takers, "the case changes the score from which objects enter the panoptic map; no part has `object_score`"
-        for module in takers:
-            module.object_score = overrides["object_mask_thr"]
     for module in model.modules():
         for phase in ("train", "test"):
             if f"{phase}_proposals" in overrides and hasattr(module, f"{phase}_limits"):

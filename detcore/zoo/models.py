@@ -598,7 +598,7 @@ CLIPPED_BOXES = replace(BOXES, clip_norm=35.0)
 
 GUIDED_ANCHORING = [
     *family(
-        "guided_anchoring", classless(ga_rpn), replace(CLIPPED_BOXES, metric=("proposal",)), pocket.GA_RPN,
+        "guided_anchoring", classless(ga_rpn), replace(CLIPPED_BOXES, metric=("proposal",)), pocket.RPN,
         row("ga-rpn_r50_fpn_1x_coco", R50),
         row("ga-rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
         row("ga-rpn_r101-caffe_fpn_1x_coco", R101_CAFFE),
