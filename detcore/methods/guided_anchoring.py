@@ -44,12 +44,12 @@ SHAPE_LIMIT = -math.log(1e-6)  # of the log of size / square, so that exp() cann
 OFFSET_GROUPS = 4
 RPN_SHAPE_STD, RPN_BOX_STDS = 0.14, (0.07, 0.07, 0.11, 0.11)
 RETINA_SHAPE_STD, RETINA_BETA = 1.0, 0.04
-# The second stage takes few proposals, all of them good (section 3.6).
+# The second stage takes few proposals, all of them good (section 3.5).
 TRAIN, TEST = Limits(2000, 300), Limits(1000, 300)
 POSITIVE_IOU, SAMPLES, BOX_STDS, KEEP = 0.6, 256, (0.05, 0.05, 0.1, 0.1), Keep(score=0.001)
 
 
-# Anchor location (section 3.2)
+# Anchor location (section 3.1)
 
 def centre_cells(boxes: Tensor, share: float, stride: int, size: tuple[int, int]) -> Tensor:
     """Which cells of a map (h, w) lie in the middle of boxes [N, G, 4], up to a share of their sides: [N, G, h, w]."""
@@ -89,7 +89,7 @@ def location_targets(boxes: Tensor, valid: Tensor, sizes: Sequence[tuple[int, in
     return targets, weights
 
 
-# Anchor shape (section 3.3)
+# Anchor shape (section 3.2)
 
 def shape_anchors(squares: Tensor, shapes: Tensor, std: float) -> Tensor:
     """Squares [..., 4] with their width and height multiplied by exp(std * shape), shapes [..., 2] (equation 2)."""
@@ -99,7 +99,7 @@ def shape_anchors(squares: Tensor, shapes: Tensor, std: float) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
-# Feature adaption (section 3.4)
+# Feature adaption (section 3.3)
 
 class FeatureAdaption(nn.Module):
     """A 3x3 deformable convolution whose offsets are a linear function of the predicted shape (equation 3)."""
@@ -116,7 +116,7 @@ class FeatureAdaption(nn.Module):
         return deform_conv(x, self.conv_offset(shape.detach()), self.conv_adaption.weight).relu()
 
 
-# Heads, and how they train (section 3.5)
+# Heads, and how they train (section 3.4)
 
 class GuidedHead(nn.Module):
     """What every head with guided anchors does: place and shape them, and learn to.
@@ -151,7 +151,7 @@ class GuidedHead(nn.Module):
 
     def guide_losses(self, shapes: Sequence[Tensor], locations: Sequence[Tensor],
                      targets: list[Target]) -> tuple[Tensor, Tensor]:
-        """The losses of shape and location (equation 5), 0-dim."""
+        """The losses of shape and location, 0-dim."""
         truth, _, valid = pad_targets(targets)
         return self.shape_loss(shapes, truth, valid), self.location_loss(locations, truth, valid)
 
@@ -169,7 +169,7 @@ class GuidedHead(nn.Module):
         return (focal(logits, ~centres) * weights).sum() / count
 
     def shape_loss(self, maps: Sequence[Tensor], truth: Tensor, valid: Tensor) -> Tensor:
-        """Bounded IoU loss between the anchors and the objects that their cells are matched to (equation 5)."""
+        """Bounded IoU loss between the anchors and the objects that their cells are matched to."""
         positive, negative, wanted = self.shape_targets(maps, truth, valid)
         count = over_processes((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
         shapes = torch.cat([per_anchor(m, 2) for m in maps], 1)
@@ -346,7 +346,7 @@ def ga_retinanet(backbone: ResNet, num_classes: int = 80, *, width: int = 256, d
 
 
 def _region_head(width: int, num_classes: int, hidden: int, samples: int, sampling: int) -> RoIHead:
-    """A region head that asks more of its proposals (section 3.6)."""
+    """A region head that asks more of its proposals (section 3.5)."""
     bbox_head = BoxHead(width, num_classes, hidden=hidden, stds=BOX_STDS)
     return RoIHead(RoIPyramid(sampling=sampling), bbox_head, samples=samples, positive_iou=POSITIVE_IOU, keep=KEEP)
 
