@@ -14,7 +14,7 @@ from detcore import boxes as box
 
 
 def over_processes(count: Tensor) -> Tensor:
-    """The mean of a 0-dim tensor over all processes; the tensor itself in a run of one process."""
+    """The mean of a tensor over all processes; the tensor itself in a run of one process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return count
     count = count.detach().float() / dist.get_world_size()

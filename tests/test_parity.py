@@ -22,7 +22,8 @@ def test_case(path: Path) -> None:
     report = parity.run_case(case, detcore.create_model(case["model"]), path.name)
     assert report.passes, report.checks
     assert report.checks["state"] == report.checks["features"] == report.checks["detections"] == "pass"
-    assert report.checks["losses"] == report.checks["gradients"] == "pass"
+    assert report.checks["losses"] == "pass"
+    assert report.checks["gradients"] == ("pass" if case.get("grad_norms") else "n/a")
 
 
 def test_a_wrong_weight_fails() -> None:

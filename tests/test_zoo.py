@@ -166,8 +166,9 @@ def test_recipe(name):
     names = dataset.get("metainfo", {}).get("classes")
     assert ours.classes == (tuple(names) if names else None)
     # Some of the original's mask models evaluate their boxes alone, though their mask AP is published too.
-    metric = ["bbox", "segm"] if ours.masks else row["evaluator"].get("metric", "bbox")
-    metric = [*metric, "panoptic"] if row["evaluator"]["type"] == "CocoPanopticMetric" else metric
+    evaluator = row["evaluator"] if isinstance(row["evaluator"], dict) else row["evaluator"][0]
+    metric = ["bbox", "segm"] if ours.masks else evaluator.get("metric", "bbox")
+    metric = [*metric, "panoptic"] if evaluator["type"] == "CocoPanopticMetric" else metric
     boxes = dict.fromkeys(("bbox", "mAP"), ["bbox"])
     assert list(ours.metric) == (boxes | {"proposal_fast": ["proposal"]}).get(str(metric), metric)
 

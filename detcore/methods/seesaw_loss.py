@@ -45,8 +45,9 @@ class SeesawLoss(nn.Module):
 
     @torch.no_grad()
     def count(self, labels: Tensor, valid: Tensor) -> None:
-        """Take the valid ones among labels [r] into account."""
-        self.cum_samples.index_add_(0, labels, valid.to(self.cum_samples.dtype))
+        """Take the valid ones among labels [r] into account, averaged over the processes, so that all count alike."""
+        seen = torch.zeros_like(self.cum_samples).index_add_(0, labels, valid.to(self.cum_samples.dtype))
+        self.cum_samples += over_processes(seen)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss [r] of class logits [r, C]; labels [r], no background."""
