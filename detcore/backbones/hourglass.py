@@ -1,0 +1,86 @@
+"""Hourglass network: Newell et al., "Stacked hourglass networks for human pose estimation", 2016, as CornerNet uses it.
+
+An hourglass halves a map several times, then doubles it back, adding at every size what it had there on the way down.
+So each place of a fine map knows the whole image. A second hourglass refines what the first one found.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detcore.backbones.resnet import BasicBlock, init_backbone
+from detcore.layers.conv import ConvBlock
+
+CHANNELS = (256, 256, 384, 384, 384, 512)
+BLOCKS = (2, 2, 2, 2, 2, 4)
+
+
+def blocks(in_channels: int, channels: int, number: int, stride: int = 1) -> nn.Sequential:
+    """`number` residual blocks; the first one changes size and channels."""
+    return nn.Sequential(BasicBlock(in_channels, channels, stride),
+                         *[BasicBlock(channels, channels) for _ in range(number - 1)])
+
+
+def widening(in_channels: int, channels: int, number: int) -> nn.Sequential:
+    """`number` residual blocks; the last one changes the channels."""
+    return nn.Sequential(*[BasicBlock(in_channels, in_channels) for _ in range(number - 1)],
+                         BasicBlock(in_channels, channels))
+
+
+class HourglassModule(nn.Module):
+    """One size of an hourglass, with all smaller ones inside it.
+
+    Args:
+        channels, numbers: channels and residual blocks of this size and of each smaller one.
+    """
+
+    def __init__(self, channels: Sequence[int], numbers: Sequence[int]):
+        super().__init__()
+        (here, below, *_), (number, number_below, *_) = channels, numbers
+        self.up1 = blocks(here, here, number)
+        self.low1 = blocks(here, below, number, stride=2)
+        self.low2 = (HourglassModule(channels[1:], numbers[1:]) if len(channels) > 2
+                     else blocks(below, below, number_below))
+        self.low3 = widening(below, here, number)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same shape."""
+        up = self.up1(x)
+        return up + F.interpolate(self.low3(self.low2(self.low1(x))), size=up.shape[2:])
+
+
+class Hourglass(nn.Module):
+    """Hourglass-104: two hourglasses over a map of a quarter of the image's size.
+
+    Args:
+        channels, numbers: channels and residual blocks of each size, the largest first.
+        stacks: hourglasses, one after the other.
+        stem: channels of the first convolution.
+
+    Attributes:
+        channels: of the maps that are given.
+    """
+
+    def __init__(self, channels: Sequence[int] = CHANNELS, numbers: Sequence[int] = BLOCKS, *, stacks: int = 2,
+                 stem: int = 128):
+        super().__init__()
+        width = channels[0]
+        self.channels = (width,) * stacks
+        self.stem = nn.Sequential(ConvBlock(3, stem, 7, stride=2, norm="bn"), blocks(stem, width, 1, stride=2))
+        self.hourglass_modules = nn.ModuleList([HourglassModule(channels, numbers) for _ in range(stacks)])
+        self.inters = nn.ModuleList([BasicBlock(width, width) for _ in range(stacks - 1)])
+        self.conv1x1s = nn.ModuleList([ConvBlock(width, width, 1, norm="bn", act=None) for _ in range(stacks - 1)])
+        self.out_convs = nn.ModuleList([ConvBlock(width, width, 3, norm="bn") for _ in range(stacks)])
+        self.remap_convs = nn.ModuleList([ConvBlock(width, width, 1, norm="bn", act=None) for _ in range(stacks - 1)])
+        init_backbone(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """A map [N, C, H / 4, W / 4] of each hourglass."""
+        inter, out = self.stem(x), []
+        for i, module in enumerate(self.hourglass_modules):
+            out.append(self.out_convs[i](module(inter)))
+            if i < len(self.inters):
+                inter = self.inters[i]((self.conv1x1s[i](inter) + self.remap_convs[i](out[-1])).relu())
+        return tuple(out)

@@ -1,0 +1,43 @@
+"""Corner pooling: Law & Deng, "CornerNet: Detecting objects as paired keypoints", 2018, section 3.3."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from detcore.layers.conv import ConvBlock
+
+
+def running_max(x: Tensor, towards: str) -> Tensor:
+    """[N, C, h, w] the largest value met on the way to each cell, walking to the "top", "left", "bottom" or "right"."""
+    dim, backwards = {"top": (2, True), "left": (3, True), "bottom": (2, False), "right": (3, False)}[towards]
+    if backwards:
+        return x.flip(dim).cummax(dim).values.flip(dim)
+    return x.cummax(dim).values
+
+
+class CornerPool(nn.Module):
+    """Brings to each cell what lies on the two sides that would meet there, were it a corner of a box.
+
+    A corner is seldom on its object, so evidence for it must be fetched: for a top-left corner, from all cells to the
+    right in its row, and from all cells below in its column.
+
+    Args:
+        towards: the two ways, ("top", "left") or ("bottom", "right").
+        inner: channels of the two ways.
+    """
+
+    def __init__(self, channels: int, towards: Sequence[str], inner: int = 128):
+        super().__init__()
+        self.towards = tuple(towards)
+        self.direction1_conv = ConvBlock(channels, inner, 3, norm="bn")
+        self.direction2_conv = ConvBlock(channels, inner, 3, norm="bn")
+        self.aftpool_conv = ConvBlock(inner, channels, 3, norm="bn", act=None)
+        self.conv1 = ConvBlock(channels, channels, 1, norm="bn", act=None)
+        self.conv2 = ConvBlock(channels, channels, 3, norm="bn")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] to the same shape."""
+        first, second = self.towards
+        pooled = running_max(self.direction1_conv(x), first) + running_max(self.direction2_conv(x), second)
+        return self.conv2((self.aftpool_conv(pooled) + self.conv1(x)).relu())
