@@ -42,6 +42,19 @@ def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return (top_left + bottom_right) * 0.5, bottom_right - top_left
 
 
+def from_distances(points: Tensor, distances: Tensor) -> Tensor:
+    """The boxes [..., 4] whose sides have distances (left, top, right, bottom) [..., 4] from points (x, y) [..., 2]."""
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)
+
+
+def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """Distances [..., 4] of points [..., 2] from the sides of boxes [..., 4], broadcastable; negative outside.
+
+    The inverse of `from_distances`.
+    """
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
+
+
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes [N, ..., 4] moved inside their images; sizes [N, 2] holds each image's (h, w)."""
     limit = sizes.flip(-1).repeat(1, 2).to(boxes).reshape(len(boxes), *[1] * (boxes.dim() - 2), 4)
@@ -142,9 +155,11 @@ def nms_per_image(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, 
     return index, filled
 
 
-def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float,
+def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float = 0.5, sigma: float | None = None,
              min_score: float = 1e-3) -> tuple[Tensor, Tensor]:
-    """Soft-NMS with linear decay (Bodla et al. 2017, equation 2): overlapping boxes lose score instead of their place.
+    """Soft-NMS (Bodla et al. 2017): overlapping boxes lose score instead of their place.
+
+    The decay is linear from the threshold on (equation 2), or with `sigma` Gaussian from zero on (equation 3).
 
     All groups advance together: step k fixes the k-th best box of every group.
 
@@ -171,8 +186,11 @@ def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float
         best = current.masked_fill(done, -1.0).argmax(1)
         done[row, best] = True
         overlap = iou_matrix(padded[row, best][:, None], padded)[:, 0]
-        decay = torch.where((overlap >= iou_threshold) & ~done, 1 - overlap, 1.0)
-        current = current * decay
+        if sigma is None:
+            decay = torch.where(overlap >= iou_threshold, 1 - overlap, 1.0)
+        else:
+            decay = torch.exp(-(overlap**2) / sigma)
+        current = torch.where(done, current, current * decay)
     keep = (table >= 0) & (current > min_score)
     kept_scores, order = current[keep].sort(descending=True)
     return table[keep][order], kept_scores

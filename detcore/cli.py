@@ -156,6 +156,7 @@ def evaluate(name: Name, checkpoint: Annotated[str, typer.Argument(help="A file 
              split: str = "val2017", proposals: Proposals = None, device: Device = None, batch_size: BatchSize = None,
              workers: Workers = None,
              images: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
+             tta: Annotated[bool, typer.Option("--tta", help="Merge several views of an image, mirrored too.")] = False,
              output: Annotated[Path | None, typer.Option(help="Folder for detections and record.")] = None) -> None:
     """Evaluate a model on a data set."""
     options = dict(locals())
@@ -238,7 +239,8 @@ def proposals(name: Annotated[str, typer.Argument(help="A model of the family rp
 
 @app.command()
 def pretrain(data_root: Root = ROOT, slim: Annotated[str, typer.Option(
-                 help="Which: resnet, gn (with group norm), ws (and weight standardisation) or regnet.")] = "resnet",
+                 help="Which: resnet, gn (with group norm), ws (and weight standardisation), regnet, vgg, "
+                      "mobilenet, darknet, efficientnet or hourglass.")] = "resnet",
              output: Annotated[Path | None, typer.Option(
                  help="The file to write; by default the one that comes with the library.")] = None,
              folder: Annotated[Path, typer.Option(help="For checkpoints, from which an interrupted run goes "

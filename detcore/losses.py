@@ -42,6 +42,11 @@ def focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2
     return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
+def log_loss(probability: Tensor) -> Tensor:
+    """Elementwise -log p; what is impossible costs 100, as PyTorch's cross-entropy of probabilities has it."""
+    return -probability.float().clamp(min=1e-12).log().masked_fill(probability <= 0, -100.0)
+
+
 def l1(pred: Tensor, target: Tensor) -> Tensor:
     """Elementwise |pred - target|."""
     return (pred.float() - target).abs()

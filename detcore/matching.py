@@ -5,16 +5,18 @@ and nothing waits for the device.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from detcore.boxes import iou_matrix
+from detcore.boxes import iou_matrix, to_distances
 from detcore.structures import Target
 
 BACKGROUND, NEITHER = -1, -2
+INSIDE = 0.01  # pixels between a box's sides and a centre that counts as inside
 
 
 def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,11 +38,13 @@ class IoUMatcher:
         positive: IoU from which a box is positive.
         negative: IoU below which it is background; in between it is neither.
         low_quality: objects that no box overlaps enough keep their best boxes, if IoU >= this; None: they don't.
+        ties: of equally good best boxes the object keeps all; otherwise the first.
     """
 
     positive: float | Tensor
     negative: float | Tensor
     low_quality: float | None = None
+    ties: bool = True
 
     def __call__(self, boxes: Tensor, truth: Tensor, truth_valid: Tensor, candidates: Tensor | None = None) -> Tensor:
         """Index of the matched object, or BACKGROUND, or NEITHER.
@@ -63,13 +67,53 @@ class IoUMatcher:
         best, index = overlap.max(1)
         match = torch.where(best >= self.positive, index, torch.where(best < self.negative, BACKGROUND, NEITHER))
         if self.low_quality is not None:
-            top = overlap.amax(2, keepdim=True)
-            is_top = (overlap == top) & (top >= self.low_quality) & truth_valid[:, :, None]
+            top, first = overlap.max(2, keepdim=True)
+            is_top = (overlap == top if self.ties else torch.arange(overlap.shape[2], device=top.device) == first)
+            is_top &= (top >= self.low_quality) & truth_valid[:, :, None]
             # Where several objects claim a box, the last one has it.
             order = torch.arange(1, overlap.shape[1] + 1, device=overlap.device)[:, None]
             claimed = (is_top * order).amax(1)
             match = torch.where(claimed > 0, claimed - 1, match)
         return match if candidates is None else match.masked_fill(~candidates, NEITHER)
+
+
+@dataclass
+class ATSSMatcher:
+    """Each object takes those of its nearest boxes that stand out (Zhang et al., "Bridging the gap between anchor-based
+    and anchor-free detection via adaptive training sample selection", 2020, algorithm 1).
+
+    The boxes nearest to the object's centre, some of every level, are its candidates. Their IoUs' mean plus standard
+    deviation is its own threshold. A box that several objects take belongs to the one that it overlaps most.
+
+    Attributes:
+        nearest: candidates of each level.
+    """
+
+    nearest: int = 9
+
+    def __call__(self, levels: Sequence[Tensor], truth: Tensor, truth_valid: Tensor) -> Tensor:
+        """Index of the matched object, or BACKGROUND, [N, A] int64.
+
+        Args:
+            levels: [a, 4] boxes of each level, A in all.
+            truth: [N, G, 4]; truth_valid: [N, G] bool.
+        """
+        boxes = torch.cat(list(levels))
+        overlap = iou_matrix(truth, boxes)
+        centres, truth_centres = ((b[..., :2] + b[..., 2:]) / 2 for b in (boxes, truth))
+        distance = (centres - truth_centres[:, :, None]).square().sum(-1).sqrt()
+        nearest, start = [], 0
+        for part in distance.split([len(level) for level in levels], 2):
+            nearest.append(start + part.topk(min(self.nearest, part.shape[2]), 2, largest=False).indices)
+            start += part.shape[2]
+        candidates = torch.cat(nearest, 2)
+        found = overlap.gather(2, candidates)
+        chosen = found >= found.mean(2, keepdim=True) + found.std(2, keepdim=True)
+        chosen &= to_distances(centres[candidates], truth[:, :, None]).amin(-1) > INSIDE
+        chosen &= truth_valid[:, :, None]
+        claim = torch.full_like(overlap, -1.0).scatter(2, candidates, found.masked_fill(~chosen, -1.0))
+        best, index = claim.max(1)
+        return index.masked_fill(best < 0, BACKGROUND)
 
 
 @dataclass
@@ -103,16 +147,16 @@ class Sampler:
         if priority is None:
             priority = torch.rand(match.shape, device=match.device)
         assert self.max_positives is not None
-        positive = _top(positive, priority, match.new_full((len(match),), self.max_positives), self.max_positives)
+        positive = highest(positive, priority, match.new_full((len(match),), self.max_positives), self.max_positives)
         room = self.number - positive.sum(1)
         if self.negatives_per_positive is not None:
             room = room.minimum(self.negatives_per_positive * positive.sum(1).clamp(min=1))
-        negative = _top(negative, priority, room, self.number)
+        negative = highest(negative, priority, room, self.number)
         return positive, negative
 
 
-def _top(mask: Tensor, priority: Tensor, count: Tensor, most: int) -> Tensor:
-    """`mask` [N, A] with only the `count` [N] entries of highest priority left; `most` bounds the counts."""
+def highest(mask: Tensor, priority: Tensor, count: Tensor, most: int) -> Tensor:
+    """`mask` [N, A] with only the `count` [N] entries of highest priority [N, A] left; `most` bounds the counts."""
     most = min(most, mask.shape[1])
     value, index = priority.float().masked_fill(~mask, -torch.inf).topk(most, 1)
     keep = (torch.arange(most, device=mask.device) < count[:, None]) & (value > -torch.inf)

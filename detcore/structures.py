@@ -37,10 +37,12 @@ class Images(_Movable):
     Attributes:
         tensor: [N, 3, H, W] float, normalised.
         sizes: each image's own (h, w) inside the padding.
+        origins: each image's (top, left) there; None: all start in the corner.
     """
 
     tensor: Tensor
     sizes: list[tuple[int, int]]
+    origins: list[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)

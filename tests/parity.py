@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 import detcore
 from detcore.errors import DetcoreError
@@ -93,7 +94,7 @@ def inputs(case: dict) -> tuple[Images, list[Target], list[torch.Tensor] | None]
 
 
 def configure(model: nn.Module, case: dict) -> None:
-    """Applies the case's overrides, and lets every random sampler keep all."""
+    """Applies the case's overrides, lets every random sampler keep all, and no block be left out."""
     overrides = case["overrides"]
     for module in model.modules():
         for phase in ("train", "test"):
@@ -104,6 +105,8 @@ def configure(model: nn.Module, case: dict) -> None:
                 value.number = None
         if hasattr(module, "most_regions"):  # Grid R-CNN's
             module.jitter, module.most_regions = 0.0, None
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0
 
 
 def run_case(case: dict, model: nn.Module, name: str) -> Report:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from detcore.data.transforms import (
     FilterBoxes,
     Flip,
-    Preprocess,
     RandomCrop,
     Resize,
     ResizeChoice,
@@ -22,30 +21,26 @@ from detcore.data.transforms import (
     tight_boxes,
 )
 from detcore.masks import Polygons, rasterise
+from detcore.zoo.models import MODELS
+from detcore.zoo.recipes import TORCHVISION
 from tests.reference import recipe
 
-TORCHVISION = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-CAFFE = Preprocess((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), rgb=False)
-CAFFE2 = Preprocess((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), rgb=False)
-MODELS = {
-    "faster-rcnn_r50_fpn_1x_coco": TORCHVISION,
-    "faster-rcnn_r50-caffe_fpn_1x_coco": CAFFE,
-    "faster-rcnn_r50_fpn_8xb8-amp-lsj-200e_coco": replace(TORCHVISION, fixed_size=(1024, 1024)),
-    "mask-rcnn_x101-32x8d_fpn_1x_coco": CAFFE2,
-}
 CASES = [c for c in json.loads((Path(__file__).parent / "reference/transforms.json").read_text())
          if c["model"] in MODELS]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['model']}-{c['image_seed']}")
 def test_test_time_transforms_give_the_references_tensor(case):
-    photo = recipe.photo(*case["image_shape"], case["image_seed"])
-    sample = Resize((1333, 800))(Sample(photo), np.random.default_rng(0))
-    preprocess = MODELS[case["model"]]
+    ours = MODELS[case["model"]].recipe
+    sample = apply(ours.test_transforms, Sample(recipe.photo(*case["image_shape"], case["image_seed"])), rng())
+    preprocess = ours.preprocess
     images = preprocess(*preprocess.collate([sample.image]))
     tensor = images.tensor[0].numpy()
-    assert list(sample.size) == case["resized_shape"] == list(images.sizes[0])
-    assert sample.meta.scale_factor == pytest.approx(case["scale_factor"], abs=1e-12)
+    if preprocess.canvas:  # the reference counts the canvas to the image, and resizes nothing
+        assert list(sample.size) == case["image_shape"] and case["scale_factor"] is None
+    else:
+        assert list(sample.size) == case["resized_shape"] == list(images.sizes[0])
+        assert sample.meta.scale_factor == pytest.approx(case["scale_factor"], abs=1e-12)
     assert list(tensor.shape[1:]) == case["batch_shape"]
     assert np.abs(tensor[:, case["rows"]][..., case["cols"]] - case["samples"]).max() < 1e-4
     assert tensor.mean((1, 2), np.float64) == pytest.approx(case["mean"], abs=2e-5)
@@ -114,6 +109,16 @@ def test_resizing_scales_every_box_and_mask_by_the_rounded_factor(sample, long_s
         np.testing.assert_allclose(tight_boxes(out.masks), out.boxes, atol=1e-3)
     elif sample.masks is not None:
         assert out.masks.shape == (len(sample.boxes), new_h, new_w) and out.masks.max(initial=0) <= 1
+
+
+@calm
+@given(samples(), st.integers(2, 120), st.integers(2, 120))
+def test_stretching_gives_that_size_and_takes_the_boxes_along(sample, wide, high):
+    out = Resize((wide, high), keep_ratio=False)(sample, rng())
+    assert out.size == (high, wide) and inside(out)
+    factor = np.array([wide / sample.size[1], high / sample.size[0]] * 2)
+    assert out.meta.scale_factor == (factor[0], factor[1])
+    np.testing.assert_allclose(out.boxes, sample.boxes * factor, rtol=1e-5, atol=1e-4)
 
 
 @calm

@@ -12,6 +12,7 @@ import torch
 
 import detcore
 from detcore.data import transforms as T
+from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
 from detcore.errors import UsageError
 from detcore.zoo.entries import published_results
@@ -26,13 +27,9 @@ SCHEDULES = json.loads((REFERENCE / "schedules.json").read_text())
 GROUPS = json.loads((REFERENCE / "parameter_groups.json").read_text())
 FAMILIES = {"rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet", "gn", "gn+ws", "scratch",
             "dcn", "dcnv2", "instaboost", "libra_rcnn", "guided_anchoring", "grid_rcnn", "ms_rcnn", "dynamic_rcnn",
-            "seesaw_loss", "regnet", "panoptic_fpn"}
-TWO_STAGE_AT = {"cityscapes", "pascal_voc", "openimages"}  # families of a data set, with detectors of other kinds too
-
-
-def built(row: dict) -> bool:
-    return row["family"] in FAMILIES or (
-        row["family"] in TWO_STAGE_AT and row["name"].startswith(("faster-rcnn", "mask-rcnn")))
+            "seesaw_loss", "regnet", "panoptic_fpn", "free_anchor", "gfl", "autoassign", "cityscapes", "pascal_voc",
+            "openimages", "wider_face", "ssd", "yolo", "efficientnet", "centripetalnet"}
+CANVAS = 128  # CentripetalNet's
 
 
 def on_meta(name: str, **options) -> torch.nn.Module:
@@ -42,8 +39,8 @@ def on_meta(name: str, **options) -> torch.nn.Module:
 
 def test_names_and_families():
     assert {n: e.family for n, e in MODELS.items()} == {
-        n: r["family"] for n, r in ROWS.items() if built(r)}
-    assert len(MODELS) == 270
+        n: r["family"] for n, r in ROWS.items() if r["family"] in FAMILIES}
+    assert len(MODELS) == 298
 
 
 def test_list_models():
@@ -92,21 +89,37 @@ def expected_transform(t: dict):
     """Our transform for one of the reference's; None for those that only load and pack."""
     match t["type"]:
         case "Resize":
-            return T.Resize(tuple(t["scale"]))
+            return T.Resize(tuple(t["scale"]), t["keep_ratio"])
         case "RandomChoiceResize":
             return T.ResizeChoice(tuple(map(tuple, t["scales"])))
         case "RandomResize" if "ratio_range" in t:
             return T.ScaleJitter(tuple(t["scale"]), tuple(t["ratio_range"]))
         case "RandomResize":
             return T.ResizeRange(*map(tuple, t["scale"]))
+        case "Expand":
+            assert t["to_rgb"]
+            return Expand(tuple(t["mean"]), tuple(t["ratio_range"]))
+        case "MinIoURandomCrop":
+            return MinIoUCrop(tuple(t["min_ious"]), t["min_crop_size"])
+        case "PhotoMetricDistortion":
+            t = dict(brightness_delta=32, contrast_range=(0.5, 1.5), saturation_range=(0.5, 1.5), hue_delta=18) | t
+            return PhotometricDistortion(t["brightness_delta"], tuple(t["contrast_range"]),
+                                         tuple(t["saturation_range"]), t["hue_delta"])
+        case "RandomCenterCropPad" if not t["test_mode"]:
+            assert t["to_rgb"]
+            return CornerCrop(tuple(t["crop_size"]), tuple(t["ratios"]), tuple(t["mean"]))
+        case "RandomCenterCropPad":  # a matter of preprocessing here
+            assert t["test_pad_mode"] == ["logical_or", CANVAS - 1]
+            return None
         case "InstaBoost":
             assert t["action_prob"] == [1, 0, 0] and t["dx"] == t["dy"]
             return InstaBoost(t["aug_ratio"], tuple(t["scale"]), 1 / t["dx"], t["theta"][1], t["color_prob"])
         case "RandomFlip":
             return T.Flip(t["prob"])
         case "RandomCrop":
-            assert t["crop_type"] == "absolute_range" and t["recompute_bbox"]
-            return T.RandomCrop(tuple(t["crop_size"]), t["allow_negative_crop"])
+            # What recomputing boxes means without masks, clipping them, happens anyhow.
+            assert t.get("crop_type", "absolute") == "absolute" or t["recompute_bbox"]
+            return T.RandomCrop(tuple(t["crop_size"]), t.get("allow_negative_crop", False))
         case "FilterAnnotations":
             return T.FilterBoxes(*set(t["min_gt_bbox_wh"]))
         case "LoadImageFromFile" | "LoadAnnotations" | "LoadPanopticAnnotations" | "LoadProposals" | "PackDetInputs":
@@ -126,8 +139,9 @@ def test_recipe(name):
     given = row["preprocess"]
     pads = [a["size"] for a in given.get("batch_augments", [])]
     assert ours.preprocess == T.Preprocess(
-        tuple(given["mean"]), tuple(given["std"]), given["bgr_to_rgb"], given["pad_size_divisor"],
-        tuple(pads[0]) if pads else None)
+        tuple(given["mean"]), tuple(given["std"]), given["bgr_to_rgb"], given.get("pad_size_divisor", 1),
+        tuple(pads[0]) if pads else None,
+        CANVAS if "RandomCenterCropPad" in {t["type"] for t in row["test_transforms"]} else None)
 
     assert ours.test_transforms == expected_transforms(row["test_transforms"])
     pipeline = row["train_transforms"] or []  # the reference leaves those out that stand inside VOC's two data sets
@@ -151,8 +165,10 @@ def test_recipe(name):
     schedule, warmup = ours.schedule, warmups[0] if warmups else dict(end=0)
     assert schedule.warmup_iters == warmup["end"]
     assert not warmups or schedule.warmup_factor == warmup["start_factor"]
+    assert schedule.cosine == (steps["type"] == "CosineAnnealingLR")
+    assert not schedule.cosine or (steps["T_max"], steps["eta_min"]) == (schedule.end, 0)
     assert (list(schedule.milestones), schedule.end, schedule.by_epoch, schedule.gamma) == (
-        steps["milestones"], steps["end"], steps["by_epoch"], steps["gamma"])
+        steps.get("milestones", []), steps.get("end", schedule.end), steps["by_epoch"], steps.get("gamma", 0.1))
     loop = row["train_loop"]
     assert (ours.epochs, ours.iterations, ours.val_interval) == (
         loop.get("max_epochs"), loop.get("max_iters"), loop["val_interval"])

@@ -109,7 +109,7 @@ def apply(transforms: Sequence[Transform], sample: Sample, rng: np.random.Genera
     return sample
 
 
-def _map_rings(polygons: Polygons, size: tuple[int, int], f: Callable[[np.ndarray], np.ndarray]) -> Polygons:
+def map_rings(polygons: Polygons, size: tuple[int, int], f: Callable[[np.ndarray], np.ndarray]) -> Polygons:
     return Polygons([[f(ring) for ring in rings] for rings in polygons.rings], size)
 
 
@@ -120,18 +120,18 @@ def fit(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
     return max(int(h * ratio + 0.5), 1), max(int(w * ratio + 0.5), 1)
 
 
-def resize(sample: Sample, scale: tuple[int, int]) -> Sample:
-    """Scale to fit `scale`, keeping the ratio: bilinear for the image, nearest for bitmaps, exact for the rest.
+def resize(sample: Sample, scale: tuple[int, int], keep_ratio: bool = True) -> Sample:
+    """Scale to fit `scale`, or to be just that (w, h): bilinear for the image, nearest for bitmaps, exact for the rest.
 
-    Boxes follow the rounded size, so x and y have slightly different factors.
+    Boxes follow the rounded size, so x and y have slightly different factors even where the ratio is kept.
     """
     h, w = sample.size
-    new_h, new_w = fit((h, w), scale)
+    new_h, new_w = fit((h, w), scale) if keep_ratio else (scale[1], scale[0])
     x, y = new_w / w, new_h / h
 
     def masks(m: Masks) -> Masks:
         if isinstance(m, Polygons):
-            return _map_rings(m, (new_h, new_w), lambda ring: ring * [x, y])
+            return map_rings(m, (new_h, new_w), lambda ring: ring * [x, y])
         out = [cv2.resize(one, (new_w, new_h), interpolation=cv2.INTER_NEAREST) for one in m]
         return np.stack(out) if out else np.zeros((0, new_h, new_w), np.uint8)
 
@@ -143,12 +143,24 @@ def resize(sample: Sample, scale: tuple[int, int]) -> Sample:
 
 @dataclass(frozen=True)
 class Resize:
-    """Fit the image into `scale` (long and short side in pixels, in any order), keeping its ratio."""
+    """Fit the image into `scale` (long and short side in pixels, in any order), or stretch it to that (w, h)."""
 
     scale: tuple[int, int] = (1333, 800)
+    keep_ratio: bool = True
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return resize(sample, self.scale)
+        return resize(sample, self.scale, self.keep_ratio)
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Scale the image by `factor`."""
+
+    factor: float
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        h, w = sample.size
+        return resize(sample, (max(round(w * self.factor), 1), max(round(h * self.factor), 1)), keep_ratio=False)
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,20 @@ class ScaleJitter:
         return resize(sample, (int(self.scale[0] * ratio), int(self.scale[1] * ratio)))
 
 
+def crop(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:
+    """What lies in a window of the image; all objects stay, their boxes and masks clipped to it."""
+    h, w = bottom - top, right - left
+
+    def masks(m: Masks) -> Masks:
+        if isinstance(m, Polygons):
+            cut = [[clip_ring(r - [left, top], h, w) for r in rings] for rings in m.rings]
+            return Polygons([[r for r in rings if len(r)] for rings in cut], (h, w))
+        return m[:, top:bottom, left:right]
+
+    return sample.move(np.ascontiguousarray(sample.image[top:bottom, left:right]),
+                       lambda b: b - np.array([left, top, left, top], np.float32), masks)
+
+
 @dataclass(frozen=True)
 class RandomCrop:
     """Cut a window of `size` (h, w), or the whole side where the image is smaller, at a random place.
@@ -205,15 +231,7 @@ class RandomCrop:
         crop_h, crop_w = min(h, self.size[0]), min(w, self.size[1])
         top = int(rng.integers(h - crop_h, endpoint=True))
         left = int(rng.integers(w - crop_w, endpoint=True))
-
-        def masks(m: Masks) -> Masks:
-            if isinstance(m, Polygons):
-                cut = [[clip_ring(r - [left, top], crop_h, crop_w) for r in rings] for rings in m.rings]
-                return Polygons([[r for r in rings if len(r)] for rings in cut], (crop_h, crop_w))
-            return m[:, top:top + crop_h, left:left + crop_w]
-
-        out = sample.move(np.ascontiguousarray(sample.image[top:top + crop_h, left:left + crop_w]),
-                          lambda b: b - np.array([left, top, left, top], np.float32), masks)
+        out = crop(sample, left, top, left + crop_w, top + crop_h)
         out.ignored = out.ignored[_has_area(out.ignored)]
         inside = _has_area(out.boxes)
         if out.masks is not None:
@@ -249,7 +267,7 @@ class Flip:
 
         def masks(m: Masks) -> Masks:
             if isinstance(m, Polygons):
-                return _map_rings(m, m.size, lambda ring: ring * [-1, 1] + [w, 0])
+                return map_rings(m, m.size, lambda ring: ring * [-1, 1] + [w, 0])
             return np.ascontiguousarray(m[:, :, ::-1])
 
         return sample.move(cv2.flip(sample.image, 1),
@@ -301,6 +319,8 @@ class Preprocess:
         rgb: whether the network takes RGB; otherwise BGR, as images are read.
         pad_to: heights and widths of a batch are multiples of it.
         fixed_size: (h, w) of every training batch, where the recipe wants one size (large-scale jitter).
+        canvas: at test time an image lies in the middle of the next larger canvas whose sides are a multiple of this
+            less one (CornerNet: 128, so 640 gives 767); None: in the corner, as in training.
     """
 
     mean: tuple[float, float, float]
@@ -308,24 +328,42 @@ class Preprocess:
     rgb: bool = True
     pad_to: int = 32
     fixed_size: tuple[int, int] | None = None
+    canvas: int | None = None
 
     def collate(self, images: Sequence[np.ndarray], training: bool = False) -> tuple[Tensor, list[tuple[int, int]]]:
         """Images (uint8 [h, w, 3]) of different size as one uint8 tensor [N, 3, H, W], BGR, and each one's (h, w)."""
         sizes = [(i.shape[0], i.shape[1]) for i in images]
-        if training and self.fixed_size:
+        origins = [(0, 0)] * len(sizes) if training else self.origins(sizes)
+        if self.canvas and not training:
+            height, width = (max(self.on_canvas(side) for side in all_sides) for all_sides in zip(*sizes))
+        elif training and self.fixed_size:
             height, width = self.fixed_size
         else:
             height, width = (-(-max(side) // self.pad_to) * self.pad_to for side in zip(*sizes))
         batch = np.zeros((len(images), 3, height, width), np.uint8)
-        for row, image, (h, w) in zip(batch, images, sizes):
-            row[:, :h, :w] = image.transpose(2, 0, 1)
+        for row, image, (h, w), (top, left) in zip(batch, images, sizes, origins):
+            row[:, top:top + h, left:left + w] = image.transpose(2, 0, 1)
         return torch.from_numpy(batch), sizes
 
-    def __call__(self, batch: Tensor, sizes: list[tuple[int, int]]) -> Images:
+    def on_canvas(self, side: int) -> int:
+        """The canvas's side for an image's."""
+        assert self.canvas
+        return -(-(side + 1) // self.canvas) * self.canvas - 1
+
+    def origins(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """(top, left) of images of `sizes` (h, w) at test time."""
+        if self.canvas is None:
+            return [(0, 0)] * len(sizes)
+        return [(self.on_canvas(h) // 2 - h // 2, self.on_canvas(w) // 2 - w // 2) for h, w in sizes]
+
+    def __call__(self, batch: Tensor, sizes: list[tuple[int, int]], training: bool = False) -> Images:
         """Normalise a uint8 batch [N, 3, H, W] on its own device; the padding is zero after normalisation."""
         x = (batch.flip(1) if self.rgb else batch).float()
         x = (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
-        for one, (h, w) in zip(x, sizes):
-            one[:, h:] = 0
-            one[:, :, w:] = 0
-        return Images(x, sizes)
+        origins = None if training or self.canvas is None else self.origins(sizes)
+        for one, (h, w), (top, left) in zip(x, sizes, origins or [(0, 0)] * len(sizes)):
+            one[:, :top] = 0
+            one[:, top + h:] = 0
+            one[:, :, :left] = 0
+            one[:, :, left + w:] = 0
+        return Images(x, sizes, origins)

@@ -1,6 +1,7 @@
 """Evaluation: a detector over a data set, its detections against the truth."""
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,8 +24,10 @@ from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, eva
 from detcore.metrics.panoptic import PanopticQuality
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
 from detcore.structures import Detections
+from detcore.tta import TestTimeAugmentation, mirrored
 from detcore.zoo.create import create_model
 from detcore.zoo.models import get_model_entry
+from detcore.zoo.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Evaluation:
 def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, *, profile: str = "pocket",
              backend: str = DEFAULT_BACKEND, split: str = VAL, proposals: str | Path | None = None,
              device: str | None = None, batch_size: int | None = None, workers: int | None = None,
-             images: int | None = None, output: str | Path | None = None, progress: bool = True) -> Evaluation:
+             images: int | None = None, tta: bool = False, output: str | Path | None = None,
+             progress: bool = True) -> Evaluation:
     """Evaluate a model of the zoo on a data set in COCO's layout.
 
     Args:
@@ -56,13 +60,18 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
         proposals: file of precomputed proposals, for the models that take them.
         batch_size: images at a time; 1 on the coco profile, as published, whose images differ in size.
         images: only the first so many.
+        tta: look at each image several times, as the recipe publishes it, or else at it and its mirror image.
         output: folder for `detections.json` and `record.json`.
 
     Raises:
-        DetcoreError: a wrong name, weights that do not fit, missing data, a folder that cannot be written to.
+        DetcoreError: a wrong name, weights that do not fit, missing data, a folder that cannot be written to; `tta`
+            for a model that gives more than boxes.
     """
     entry = get_model_entry(name)
     recipe, where = entry.recipe_for(profile), pick_device(device)
+    if tta and recipe.metric != ("bbox",):
+        raise UsageError(f"Test-time augmentation merges boxes alone, but {name} is evaluated by "
+                         f"{', '.join(recipe.metric)}.")
     load_backend(backend)  # so that a wrong name shows before the work
     folder = None if output is None else output_folder(output)
     dataset = first_images(load_data(data_root, recipe, split, proposals=proposals), images)
@@ -74,13 +83,17 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
         raise UsageError(f"The model tells {model.num_classes} classes apart, but {dataset.annotation_file} has "
                          f"{len(dataset.class_names)}.")
     clock, batch_size = Clock(where), batch_size or (1 if profile == "coco" else recipe.batch_per_gpu)
-    detections = detect(model.to(where), dataset, recipe.preprocess, batch_size=batch_size, workers=workers,
-                        progress=progress, title=name, quality=(quality := panoptic_quality(dataset)))
+    how: dict[str, Any] = dict(batch_size=batch_size, workers=workers, progress=progress, title=name)
+    quality = panoptic_quality(dataset)
+    if tta:
+        detections = detect_views(model.to(where), dataset, recipe, **how)
+    else:
+        detections = detect(model.to(where), dataset, recipe.preprocess, quality=quality, **how)
     seconds = clock()
     results = score(detections, dataset, recipe.metric, backend, quality)
     record = Record(
         kind="evaluate", model=name, profile=profile, data=describe(dataset), duration_s=clock(),
-        parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type,
+        parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type, tta=tta,
                         weights=None if isinstance(checkpoint, nn.Module) else Path(checkpoint).name),
         speed=dict(evaluation_images_per_s=len(dataset) / seconds), memory=peak_memory_gb(), **summary(results))
     if folder is not None:
@@ -108,6 +121,23 @@ def detect(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, *, ba
         shares = gather_object([(quality.counts, quality.images)])
         quality.counts, quality.images = sum(c for c, _ in shares), sum(n for _, n in shares)
     return found if world_size == 1 else gather_object(found)
+
+
+def detect_views(model: nn.Module, dataset: CocoDataset, recipe: Recipe, *, batch_size: int = 1,
+                 workers: int | None = None, progress: bool = True, title: str = "evaluating") -> list[dict[str, Any]]:
+    """As `detect`, with the boxes of several views of each image merged (see `TestTimeAugmentation`)."""
+    augmentation = recipe.tta or TestTimeAugmentation()
+    widths = dict(zip(dataset.image_ids.tolist(), dataset.sizes[:, 1].tolist()))
+    found: dict[int, list[Detections]] = {}
+    views = list(augmentation.views(recipe.test_transforms))
+    for number, (transforms, flipped) in enumerate(views, 1):
+        view = copy.copy(dataset)
+        view.transforms = transforms
+        for image_id, one in _predict(model, view, recipe.preprocess, batch_size, workers, 0, 1, progress,
+                                      f"{title}, view {number} of {len(views)}"):
+            found.setdefault(image_id, []).append((mirrored(one, widths[image_id]) if flipped else one).to("cpu"))
+    return [result for image_id, several in found.items()
+            for result in augmentation.merge(several).to_coco(image_id, dataset.category_ids)]
 
 
 def panoptic_quality(dataset: CocoDataset) -> PanopticQuality | None:

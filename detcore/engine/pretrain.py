@@ -73,7 +73,7 @@ def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, se
     data = CocoDataset(data_root, transforms=(Flip(),), masks="bitmap", min_size=8)
     told = dict(slim=slim.file.stem, steps=steps, seed=seed, data=fingerprint(data.annotation_file), code=code_digest())
     checkpoints = None if folder is None else Checkpoints(output_folder(folder), keep=1)
-    backbone = slim.build()
+    backbone: Any = slim.build()
     backbone.norm_eval = False  # here the statistics of batch norm are learned
     heads = nn.ModuleList([nn.Conv2d(c, len(data.class_names) + 1, 1) for c in backbone.channels])
     backbone.train()

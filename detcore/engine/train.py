@@ -43,7 +43,7 @@ from detcore.structures import Images, Target
 from detcore.zoo.create import create_model
 from detcore.zoo.entries import ModelEntry
 from detcore.zoo.models import get_model_entry
-from detcore.zoo.recipes import SGD, AdamW, Recipe, parameter_groups
+from detcore.zoo.recipes import SGD, Adam, AdamW, Recipe, parameter_groups
 from detcore.zoo.weights import load_backbone, save_weights
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -176,12 +176,12 @@ def starting_model(entry: ModelEntry, profile: str, weights: str | Path | None, 
     return model
 
 
-def build_optimizer(model: nn.Module, settings: SGD | AdamW, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, settings: SGD | Adam | AdamW, lr: float) -> torch.optim.Optimizer:
     """The recipe's optimiser, with a base rate of `lr`."""
     groups = parameter_groups(model, settings, lr)
     if isinstance(settings, SGD):
         return torch.optim.SGD(groups, lr, settings.momentum)
-    return torch.optim.AdamW(groups, lr)
+    return (torch.optim.Adam if isinstance(settings, Adam) else torch.optim.AdamW)(groups, lr)
 
 
 def buffers_aside(model: nn.Module) -> dict[str, Tensor]:
@@ -354,7 +354,7 @@ class Run:
         for group, base in zip(self.optimizer.param_groups, self.base_rates):
             group["lr"] = base * self.rate
         batch = batch.to(self.device, non_blocking=True)
-        values = self.module(self.recipe.preprocess(batch.images, batch.sizes), batch.targets)
+        values = self.module(self.recipe.preprocess(batch.images, batch.sizes, training=True), batch.targets)
         loss = torch.stack([v for name, v in values.items() if "loss" in name]).sum()
         self.accelerator.backward(loss)
         if self.clip_norm:

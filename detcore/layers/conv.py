@@ -3,8 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+Activation = Callable[[Tensor], Tensor]
 Conv = Callable[..., nn.Conv2d]  # `nn.Conv2d` or one that takes its arguments
 GROUPS = 32  # of group normalisation; layers too narrow for as many have groups of NARROW channels
 NARROW = 8
@@ -19,27 +21,32 @@ def make_norm(norm: str, channels: int) -> nn.Module:
 
 
 class ConvBlock(nn.Module):
-    """Convolution, then a norm if one is given, then ReLU unless turned off.
+    """Convolution, then a norm if one is given, then an activation.
 
     Args:
-        norm: "bn", "gn" (see `make_norm`) or None; a convolution that is followed by a norm has no bias.
-        relu: whether a ReLU ends the block.
+        padding: in cells; None: half the kernel, which keeps the size.
+        norm: "bn", "gn" (see `make_norm`) or None.
+        bias: whether the convolution has one; None: where there is no norm.
+        groups: of the convolution; as many as channels make it depthwise.
+        act: what ends the block, None for nothing.
         conv: the kind of convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, norm: str | None = None,
-                 relu: bool = True, conv: Conv = nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1,
+                 padding: int | None = None, norm: str | None = None, bias: bool | None = None, groups: int = 1,
+                 act: Activation | None = torch.relu, conv: Conv = nn.Conv2d):
         super().__init__()
-        self.conv = conv(in_channels, out_channels, kernel, stride, kernel // 2, bias=norm is None)
+        self.conv = conv(in_channels, out_channels, kernel, stride, kernel // 2 if padding is None else padding,
+                         groups=groups, bias=norm is None if bias is None else bias)
         if norm is not None:
             self.add_module(norm, make_norm(norm, out_channels))
-        self.norm_name, self.relu = norm, relu
+        self.norm_name, self.act = norm, act
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         if self.norm_name:
             x = getattr(self, self.norm_name)(x)
-        return x.relu() if self.relu else x
+        return self.act(x) if self.act else x
 
 
 Block = Callable[..., nn.Module]  # `ConvBlock`, or a partial of it that sets norm or convolution
@@ -59,3 +66,10 @@ def init_convolutions(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def set_batch_norm(network: nn.Module, eps: float, momentum: float) -> None:
+    """What batch norm adds to the variance, and how fast its statistics follow the batches."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = eps, momentum

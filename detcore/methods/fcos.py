@@ -38,6 +38,11 @@ class Scale(nn.Module):
         return x * self.scale
 
 
+def tower(channels: int, depth: int, *, bias: bool = False) -> nn.Sequential:
+    """`depth` convolutions with group norm (see `ConvBlock`), shared by all levels."""
+    return nn.Sequential(*[ConvBlock(channels, channels, 3, norm="gn", bias=bias) for _ in range(depth)])
+
+
 class FCOSHead(nn.Module):
     """Two towers of four convolutions, shared by all levels, and the three predictions (section 3).
 
@@ -52,8 +57,7 @@ class FCOSHead(nn.Module):
         super().__init__()
         self.num_classes, self.strides = num_classes, tuple(strides)
         self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
-        self.cls_convs = nn.ModuleList([ConvBlock(in_channels, in_channels, 3, norm="gn") for _ in range(depth)])
-        self.reg_convs = nn.ModuleList([ConvBlock(in_channels, in_channels, 3, norm="gn") for _ in range(depth)])
+        self.cls_convs, self.reg_convs = tower(in_channels, depth), tower(in_channels, depth)
         self.conv_cls = nn.Conv2d(in_channels, num_classes, 3, padding=1)
         self.conv_reg = nn.Conv2d(in_channels, 4, 3, padding=1)
         self.conv_centerness = nn.Conv2d(in_channels, 1, 3, padding=1)
@@ -68,9 +72,7 @@ class FCOSHead(nn.Module):
         centre-ness logits [N, 1, h, w]."""
         classes, distances, centerness = [], [], []
         for x, scale in zip(features, self.scales):
-            c = r = x
-            for conv_c, conv_r in zip(self.cls_convs, self.reg_convs):
-                c, r = conv_c(c), conv_r(r)
+            c, r = self.cls_convs(x), self.reg_convs(x)
             classes.append(self.conv_cls(c))
             centerness.append(self.conv_centerness(c))
             distances.append(scale(self.conv_reg(r)).float().exp())
@@ -100,7 +102,7 @@ class FCOSHead(nn.Module):
         truth, labels, valid = pad_targets(targets)
         xy = torch.cat(points)
         reach = torch.cat([xy.new_tensor(r).expand(len(p), 2) for r, p in zip(RANGES, points)])
-        distances = torch.cat([xy[:, None] - truth[:, None, :, :2], truth[:, None, :, 2:] - xy[:, None]], -1)
+        distances = box.to_distances(xy[:, None], truth[:, None])
         farthest = distances.amax(-1)
         inside = (distances.amin(-1) > 0) & (farthest >= reach[:, None, 0]) & (farthest <= reach[:, None, 1])
         area = box.area(truth)[:, None].masked_fill(~(inside & valid[:, None]), torch.inf)
@@ -122,7 +124,7 @@ class FCOSHead(nn.Module):
         central = centrality(wanted) * positive
         weight = over_processes(central.sum()).clamp(min=1e-6)
         xy = torch.cat(points)
-        error = iou_loss(sides(xy, distances), sides(xy, wanted)) * central
+        error = iou_loss(box.from_distances(xy, distances), box.from_distances(xy, wanted)) * central
         return {
             "loss_cls": focal(classes, one_hot).sum() / count,
             "loss_bbox": error.sum() / weight,
@@ -138,7 +140,7 @@ class FCOSHead(nn.Module):
         for cls, dist, centre, xy in zip(*output, self.points(output[0])):
             best = flatten(cls)[..., 0].float().sigmoid().sort(dim=1, descending=True, stable=True)
             score, index = (x[:, :limits.before_nms] for x in best)
-            boxes = sides(xy[index], flatten(dist).gather(1, index[..., None].expand(-1, -1, 4)))
+            boxes = box.from_distances(xy[index], flatten(dist).gather(1, index[..., None].expand(-1, -1, 4)))
             found.append(box.clip(boxes, sizes))
             scores.append(score * flatten(centre)[..., 0].float().sigmoid().gather(1, index))
         boxes, score = torch.cat(found, 1), torch.cat(scores, 1)
@@ -151,11 +153,6 @@ class FCOSHead(nn.Module):
 def flatten(maps: Tensor) -> Tensor:
     """[N, c, h, w] as [N, h * w, c]."""
     return maps.flatten(2).transpose(1, 2)
-
-
-def sides(points: Tensor, distances: Tensor) -> Tensor:
-    """Boxes [..., 4] from points [..., 2] and the distances of their sides [..., 4]."""
-    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], -1)
 
 
 def centrality(distances: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class NonLocal(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.g, self.conv_out, self.theta, self.phi = (ConvBlock(channels, channels, 1, relu=False) for _ in range(4))
+        self.g, self.conv_out, self.theta, self.phi = (ConvBlock(channels, channels, 1, act=None) for _ in range(4))
         for block in (self.g, self.theta, self.phi):
             init_normal(block.conv)
         init_normal(self.conv_out.conv, 0.0)  # the refinement starts as the identity

@@ -40,13 +40,13 @@ class RetinaHead(nn.Module):
         width: channels of the pyramid and the towers.
         depth: convolutions in each tower.
         anchor_scale: side of the smallest anchor in strides.
-        box_loss: elementwise loss of the offsets.
+        box_loss: elementwise loss of the offsets; stds: their scale.
     """
 
     def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4,
-                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1):
+                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1, stds: Sequence[float] = (1, 1, 1, 1)):
         super().__init__()
-        self.num_classes, self.box_loss = num_classes, box_loss
+        self.num_classes, self.box_loss, self.stds = num_classes, box_loss, tuple(stds)
         octave = [anchor_scale * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
         self.anchors = AnchorGrid(STRIDES, octave)
         self.matcher = IoUMatcher(0.5, 0.4, low_quality=0.0)
@@ -88,18 +88,9 @@ class RetinaHead(nn.Module):
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """The best scores of each level, decoded, thinned by NMS within their class, in the network's input."""
         classes, deltas = self(features)
-        sizes = box.size_tensor(images.sizes, classes[0])
         grids = self.anchors([(m.shape[2], m.shape[3]) for m in classes], classes[0].device)
-        boxes, scores, labels = [], [], []
-        for cls, delta, anchors in zip(classes, deltas, grids):
-            score = per_anchor(cls, self.num_classes).flatten(1).float().sigmoid()
-            score, index = (x[:, :BEFORE_NMS] for x in score.sort(dim=1, descending=True, stable=True))
-            at = index // self.num_classes
-            delta = per_anchor(delta, 4).gather(1, at[..., None].expand(-1, -1, 4))
-            boxes.append(box.clip(box.decode(anchors[at], delta), sizes))
-            scores.append(score)
-            labels.append(index % self.num_classes)
-        return dense_detections(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1))
+        scores = [per_anchor(m, self.num_classes).float().sigmoid() for m in classes]
+        return anchor_detections(scores, [per_anchor(m, 4) for m in deltas], grids, images, self.stds)
 
 
 def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor, truth: Tensor, labels: Tensor,
@@ -124,6 +115,35 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor
     }
 
 
+def anchor_detections(scores: Sequence[Tensor], deltas: Sequence[Tensor], grids: Sequence[Tensor], images: Images,
+                      stds: Sequence[float] = (1, 1, 1, 1), keep: Keep = KEEP) -> list[Detections]:
+    """The best scores of each level, decoded, thinned by NMS within their class, in the network's input.
+
+    Args:
+        scores: [N, a, C] of each level; deltas: [N, a, 4]; grids: its anchors [a, 4].
+        stds: scale of the offsets.
+    """
+    sizes = box.size_tensor(images.sizes, scores[0])
+    found, best, labels = [], [], []
+    for score, delta, anchors in zip(scores, deltas, grids):
+        score, at, label = best_scores(score)
+        delta = delta.gather(1, at[..., None].expand(-1, -1, 4))
+        found.append(box.clip(box.decode(anchors[at], delta, stds), sizes))
+        best.append(score)
+        labels.append(label)
+    return dense_detections(torch.cat(found, 1), torch.cat(best, 1), torch.cat(labels, 1), keep)
+
+
+def best_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The best class scores of a level [N, K], falling; which anchor each belongs to [N, K]; its label [N, K].
+
+    Args:
+        scores: [N, A, C], one for each anchor and class.
+    """
+    best, index = (x[:, :BEFORE_NMS] for x in scores.flatten(1).sort(dim=1, descending=True, stable=True))
+    return best, index // scores.shape[2], index % scores.shape[2]
+
+
 def dense_detections(boxes: Tensor, scores: Tensor, labels: Tensor, keep: Keep = KEEP) -> list[Detections]:
     """Detections of a batch from candidates [N, P, 4], [N, P], [N, P]: thresholded, thinned by NMS, best first."""
     solid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
@@ -137,7 +157,7 @@ class RetinaNet(nn.Module):
 
     takes_proposals = False
 
-    def __init__(self, backbone: ResNet, neck: nn.Module, bbox_head: nn.Module):
+    def __init__(self, backbone: nn.Module, neck: nn.Module, bbox_head: nn.Module):
         super().__init__()
         self.backbone, self.neck = backbone, neck
         self.bbox_head: Any = bbox_head  # a `RetinaHead`, or another method's with the same verbs

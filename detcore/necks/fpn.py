@@ -21,19 +21,21 @@ class FPN(nn.Module):
             convolution of the last backbone map, RetinaNet) or "output" (of the last level, FCOS).
         relu_extra: ReLU before the second and later extra convolutions.
         block: the convolutions, `ConvBlock` or a partial of it with a norm.
+        lateral: the lateral convolutions, where they are of another kind.
     """
 
     def __init__(self, in_channels: Sequence[int], width: int = 256, levels: int = 5, *, start: int = 0,
-                 extra: str = "pool", relu_extra: bool = False, block: Block = ConvBlock):
+                 extra: str = "pool", relu_extra: bool = False, block: Block = ConvBlock,
+                 lateral: Block | None = None):
         super().__init__()
         self.levels, self.start, self.extra, self.relu_extra = levels, start, extra, relu_extra
         used = list(in_channels[start:])
-        self.lateral_convs = nn.ModuleList([block(c, width, 1, relu=False) for c in used])
-        self.fpn_convs = nn.ModuleList([block(width, width, 3, relu=False) for _ in used])
+        self.lateral_convs = nn.ModuleList([(lateral or block)(c, width, 1, act=None) for c in used])
+        self.fpn_convs = nn.ModuleList([block(width, width, 3, act=None) for _ in used])
         if extra != "pool":
             for i in range(levels - len(used)):
                 source = used[-1] if extra == "input" and i == 0 else width
-                self.fpn_convs.append(block(source, width, 3, stride=2, relu=False))
+                self.fpn_convs.append(block(source, width, 3, stride=2, act=None))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

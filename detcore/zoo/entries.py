@@ -66,12 +66,14 @@ class Backbone:
         build: makes the network; slim: one of the same form at the pocket profile's size.
         preprocess: how the pretrained weights want their images.
         weights: where they are, as `load_backbone` takes it; None: training starts from random weights.
+        pocket_weights: whether training starts from pretrained weights in the pocket profile.
     """
 
     build: Callable[..., nn.Module]
     weights: str | None
     preprocess: Preprocess = TORCHVISION
     slim: Slim = SLIM
+    pocket_weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,9 @@ class ModelEntry:
 
     def backbone_weights(self, profile: str) -> str | None:
         """Where the pretrained backbone is, as `load_backbone` takes it; None where training starts from scratch."""
-        if check_profile(profile) == "coco" or self.backbone.weights is None:
+        if check_profile(profile) == "coco":
             return self.backbone.weights
-        return str(self.backbone.slim.file)
+        return str(self.backbone.slim.file) if self.backbone.pocket_weights else None
 
     @property
     def published(self) -> Published | None:

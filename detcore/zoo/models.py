@@ -14,18 +14,29 @@ from typing import Any
 
 from torch import nn
 
+from detcore.backbones.darknet import Darknet, leaky
+from detcore.backbones.efficientnet import EfficientNet
+from detcore.backbones.hourglass import Hourglass
+from detcore.backbones.mobilenet import MobileNetV2
 from detcore.backbones.regnet import RegNet
 from detcore.backbones.resnet import ResNet, resnet_c4, resnet_dc5, resnext
+from detcore.backbones.vgg import SSDVGG
+from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
-from detcore.data.transforms import Flip, Resize, ResizeChoice, ResizeRange
+from detcore.data.transforms import Flip, RandomCrop, Resize, ResizeChoice, ResizeRange, ScaleJitter
 from detcore.errors import UsageError
 from detcore.layers.deform import DeformConv2d
 from detcore.losses import SmoothL1, bounded_iou_loss, ciou_loss, giou_loss, iou_loss
+from detcore.methods.autoassign import autoassign
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
+from detcore.methods.centripetalnet import centripetalnet
 from detcore.methods.dcn import faster_rcnn_dpool
 from detcore.methods.dynamic_rcnn import dynamic_rcnn
+from detcore.methods.efficientnet import efficientnet_retinanet
 from detcore.methods.fast_rcnn import Keep, fast_rcnn
 from detcore.methods.faster_rcnn import faster_rcnn
+from detcore.methods.free_anchor import free_anchor
+from detcore.methods.gfl import gfl
 from detcore.methods.grid_rcnn import grid_rcnn
 from detcore.methods.group_norm import gn_faster_rcnn, gn_mask_rcnn
 from detcore.methods.guided_anchoring import ga_fast_rcnn, ga_faster_rcnn, ga_retinanet, ga_rpn
@@ -36,13 +47,18 @@ from detcore.methods.panoptic_fpn import panoptic_fpn
 from detcore.methods.retinanet import retinanet
 from detcore.methods.rpn import Limits, rpn
 from detcore.methods.seesaw_loss import seesaw_cascade_mask_rcnn, seesaw_mask_rcnn
+from detcore.methods.ssd import SSD300_VOC, SSD512, SSD512_VOC, ssd, ssdlite
 from detcore.methods.weight_standardization import WSConv2d, ws_faster_rcnn, ws_mask_rcnn
+from detcore.methods.yolov3 import COCO_ANCHORS_320, yolov3
+from detcore.tta import TestTimeAugmentation
 from detcore.zoo import pocket
 from detcore.zoo.entries import Backbone, ModelEntry
-from detcore.zoo.pocket import SLIM, SLIM_GN, SLIM_REGNET, SLIM_WS, slim_resnet
+from detcore.zoo.pocket import SLIM, SLIM_GN, SLIM_MOBILENET, SLIM_REGNET, SLIM_VGG, SLIM_WS, slim_resnet
 from detcore.zoo.recipes import (
     CAFFE,
     CAFFE2,
+    DARKNET,
+    DETECTRON,
     MIXED_PRECISION,
     MULTI_SCALE,
     MULTI_SCALE_3X,
@@ -54,6 +70,8 @@ from detcore.zoo.recipes import (
     SCHEDULE_90K,
     SGD,
     TORCHVISION,
+    VGG,
+    Adam,
     AdamW,
     Change,
     Recipe,
@@ -84,21 +102,36 @@ WS: dict[str, Any] = dict(norm="gn", conv=WSConv2d)
 R50_GN = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn-9186a21c.pth", CAFFE, SLIM_GN)
 R101_GN = Backbone(partial(ResNet, 101, **GN), FILES + "resnet101_gn-cac0ab98.pth", CAFFE, SLIM_GN)
 R50_GN_CONTRIB = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn_thangvubk-ad1730dd.pth", slim=SLIM_GN)
-R50_SCRATCH = Backbone(partial(ResNet, 50, frozen_stages=-1, **GN), None, slim=SLIM_GN)
+R50_SCRATCH = Backbone(partial(ResNet, 50, frozen_stages=-1, **GN), None, slim=SLIM_GN, pocket_weights=False)
 R50_WS = Backbone(partial(ResNet, 50, **WS), FILES + "resnet50_gn_ws-15beedd8.pth", slim=SLIM_WS)
 R101_WS = Backbone(partial(ResNet, 101, **WS), FILES + "resnet101_gn_ws-3e3c308c.pth", slim=SLIM_WS)
 X50_WS = Backbone(partial(resnext, 50, 32, 4, **WS), FILES + "resnext50_32x4d_gn_ws-0d87ac85.pth", slim=SLIM_WS)
 X101_WS = Backbone(partial(resnext, 101, 32, 4, **WS), FILES + "resnext101_32x4d_gn_ws-34ac1a9e.pth", slim=SLIM_WS)
 
 
-def deformed(backbone: Backbone, **options: Any) -> Backbone:
-    """A backbone whose stages c3 to c5 are deformable; options as in `DeformConv2d`."""
-    deform: dict[str, Any] = dict(deform=partial(DeformConv2d, **options))
+VGG16 = Backbone(SSDVGG, FILES + "vgg16_caffe-292e1171.pth", VGG, SLIM_VGG)
+DARKNET53 = Backbone(Darknet, FILES + "darknet53-a628ea1b.pth", DARKNET, pocket.SLIM_DARKNET)
+# YOLOv3's activation instead of the one that the weights were trained with.
+MOBILENET_LEAKY = Backbone(
+    partial(MobileNetV2, (2, 4, 6), act=leaky),
+    "https://download.openmmlab.com/mmdetection/v2.0/third_party/mobilenet_v2_batch256_imagenet-ff34753d.pth",
+    slim=pocket.SLIM_MOBILENET_LEAKY)
+EFFICIENTNET_B3 = Backbone(
+    EfficientNet, "https://download.openmmlab.com/mmclassification/v0/efficientnet/"
+    "efficientnet-b3_3rdparty_8xb32-aa_in1k_20220119-5b4887a0.pth", slim=pocket.SLIM_EFFICIENTNET)
+HOURGLASS104 = Backbone(Hourglass, None, replace(TORCHVISION, pad_to=1, canvas=128), pocket.SLIM_HOURGLASS)
+MOBILENET_SCRATCH = Backbone(MobileNetV2, None, replace(TORCHVISION, pad_to=1), SLIM_MOBILENET)
+
+
+def deformed(backbone: Backbone, stages: tuple[int, ...] = (1, 2, 3), **options: Any) -> Backbone:
+    """A backbone some of whose stages (c3 to c5) are deformable; options as in `DeformConv2d`."""
+    deform: dict[str, Any] = dict(deform=partial(DeformConv2d, **options), deform_stages=stages)
     slim = replace(backbone.slim, build=partial(backbone.slim.build, **deform))
     return replace(backbone, build=partial(backbone.build, **deform), slim=slim)
 
 
 R50_DCN, R101_DCN, X101_DCN = deformed(R50), deformed(R101), deformed(X101_32X4D)
+X101_DCN_C4 = deformed(X101_32X4D, stages=(2, 3))
 R50_DCN2 = deformed(R50, modulated=True)
 R50_DCN2_4 = deformed(R50, modulated=True, offset_groups=4)
 
@@ -522,27 +555,81 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 
-PASCAL_VOC = family(
-    "pascal_voc", faster_rcnn, BOXES, pocket.FASTER_RCNN,
-    row("faster-rcnn_r50_fpn_1x_voc0712", R50, VOC_4E),
-    row("faster-rcnn_r50_fpn_1x_voc0712-cocofmt", R50, VOC_4E, classes(*VOC_CLASSES)),
-    row("faster-rcnn_r50-caffe-c4_ms-18k_voc0712", R50_C4, VOC_18K, neck="c4"),
-    num_classes=20,
-)
+SSD_CROP = (Expand(), MinIoUCrop())
+
+
+def ssd_recipe(size: int, *, colours_first: bool = False, **fields: Any) -> Recipe:
+    """SSD's augmentation, for images stretched to `size` squared, and what else differs from the common recipe."""
+    to_size = Resize((size, size), keep_ratio=False)
+    colours = PhotometricDistortion()
+    train = (colours, *SSD_CROP, to_size, Flip()) if colours_first else (*SSD_CROP, to_size, Flip(), colours)
+    return replace(BOXES, train_transforms=train, test_transforms=(to_size,), **fields)
+
+
+def ssd_voc(size: int) -> Recipe:
+    return ssd_recipe(size, optimizer=SGD(lr=1e-3, weight_decay=5e-4), schedule=Schedule((16, 20), 24), epochs=24,
+                      repeat=10, batch_size=64, batch_per_gpu=8)
+
+
+PASCAL_VOC = [
+    *family(
+        "pascal_voc", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+        row("faster-rcnn_r50_fpn_1x_voc0712", R50, VOC_4E),
+        row("faster-rcnn_r50_fpn_1x_voc0712-cocofmt", R50, VOC_4E, classes(*VOC_CLASSES)),
+        row("faster-rcnn_r50-caffe-c4_ms-18k_voc0712", R50_C4, VOC_18K, neck="c4"),
+        num_classes=20,
+    ),
+    *family("pascal_voc", retinanet, BOXES, pocket.RETINANET, row("retinanet_r50_fpn_1x_voc0712", R50, VOC_4E),
+            num_classes=20),
+    *family("pascal_voc", ssd, ssd_voc(300), pocket.SSD, row("ssd300_voc0712", VGG16, layout=SSD300_VOC),
+            num_classes=20),
+    *family("pascal_voc", ssd, ssd_voc(512), pocket.SSD, row("ssd512_voc0712", VGG16, layout=SSD512_VOC),
+            num_classes=20),
+]
 
 OPEN_IMAGES_1X = change(
     train_transforms=(Resize((1024, 800)), Flip()), test_transforms=(Resize((1024, 800)),), optimizer=SGD(lr=0.08),
     schedule=Schedule(warmup_iters=26_000, warmup_factor=1 / 64), batch_size=64, clip_norm=35.0,
     filter_empty=False, min_size=0)
 
-OPEN_IMAGES = family(
-    "openimages", faster_rcnn, BOXES, pocket.FASTER_RCNN,
-    row("faster-rcnn_r50_fpn_32xb2-1x_openimages", R50, OPEN_IMAGES_1X),
-    row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages", R50, OPEN_IMAGES_1X),
-    row("faster-rcnn_r50_fpn_32xb2-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
-    row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
-    num_classes=601,
-)
+OPEN_IMAGES = [
+    *family(
+        "openimages", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+        row("faster-rcnn_r50_fpn_32xb2-1x_openimages", R50, OPEN_IMAGES_1X),
+        row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages", R50, OPEN_IMAGES_1X),
+        row("faster-rcnn_r50_fpn_32xb2-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
+        row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
+        num_classes=601,
+    ),
+    *family("openimages", retinanet, BOXES, pocket.RETINANET,
+            row("retinanet_r50_fpn_32xb2-1x_openimages", R50, OPEN_IMAGES_1X), num_classes=601),
+    *family(
+        "openimages", ssd,
+        ssd_recipe(300, colours_first=True, optimizer=SGD(lr=0.04, weight_decay=5e-4),
+                   schedule=Schedule(warmup_iters=20_000), repeat=3, batch_size=256, batch_per_gpu=8,
+                   filter_empty=False, min_size=0),
+        pocket.SSD,
+        row("ssd300_32xb8-36e_openimages", VGG16, layout=SSD300_VOC),
+        num_classes=601,
+    ),
+]
+
+WIDER_FACE = [
+    *family(
+        "wider_face", retinanet, replace(BOXES, optimizer=SGD(lr=0.01)), pocket.RETINANET,
+        row("retinanet_r50_fpn_1x_widerface", R50,
+            change(train_transforms=(Resize((640, 640)), Flip()), test_transforms=(Resize((640, 640)),))),
+        num_classes=1,
+    ),
+    *family(
+        "wider_face", ssd,
+        ssd_recipe(300, colours_first=True, optimizer=SGD(lr=0.012, weight_decay=5e-4), clip_norm=35.0,
+                   schedule=Schedule((16, 20), 24, warmup_iters=1000), epochs=24, batch_size=256, batch_per_gpu=32),
+        pocket.SSD,
+        row("ssd300_8xb32-24e_widerface", VGG16),
+        num_classes=1,
+    ),
+]
 
 GRID_25E = change(epochs=25, schedule=Schedule((17, 23), 25, warmup_iters=3665, warmup_factor=1 / 80))
 
@@ -641,9 +728,110 @@ PANOPTIC_FPN = family(
     row("panoptic-fpn_r101_fpn_ms-3x_coco", R101, PANOPTIC_FPN_3X),
 )
 
+FREE_ANCHOR = family(
+    "free_anchor", free_anchor, replace(BOXES, optimizer=SGD(lr=0.01), clip_norm=35.0), pocket.FREE_ANCHOR,
+    row("freeanchor_r50_fpn_1x_coco", R50),
+    row("freeanchor_r101_fpn_1x_coco", R101),
+    row("freeanchor_x101-32x4d_fpn_1x_coco", X101_32X4D),
+)
+
+GFL_MULTI_SCALE = change(train_transforms=(ResizeRange((1333, 480), (1333, 800)), Flip()))
+
+GFL = family(
+    "gfl", gfl, replace(BOXES, optimizer=SGD(lr=0.01)), pocket.GFL,
+    row("gfl_r50_fpn_1x_coco", R50),
+    row("gfl_r50_fpn_ms-2x_coco", R50, SCHEDULE_2X, GFL_MULTI_SCALE),
+    row("gfl_r101_fpn_ms-2x_coco", R101, SCHEDULE_2X, GFL_MULTI_SCALE),
+    row("gfl_r101-dconv-c3-c5_fpn_ms-2x_coco", R101_DCN, SCHEDULE_2X, GFL_MULTI_SCALE),
+    row("gfl_x101-32x4d_fpn_ms-2x_coco", X101_32X4D, SCHEDULE_2X, GFL_MULTI_SCALE),
+    row("gfl_x101-32x4d-dconv-c4-c5_fpn_ms-2x_coco", X101_DCN_C4, SCHEDULE_2X, GFL_MULTI_SCALE),
+)
+
+AUTO_ASSIGN = family(
+    "autoassign", autoassign,
+    replace(BOXES, optimizer=SGD(lr=0.01, norm_decay_mult=0.0), schedule=Schedule(warmup_iters=1000)),
+    pocket.AUTO_ASSIGN,
+    row("autoassign_r50-caffe_fpn_1x_coco", R50_CAFFE, change(preprocess=DETECTRON)),
+)
+
+def ssd_coco(size: int) -> Recipe:
+    return ssd_recipe(size, optimizer=SGD(lr=2e-3, weight_decay=5e-4), schedule=Schedule((16, 22), 24), epochs=24,
+                      repeat=5, batch_size=64, batch_per_gpu=8)
+
+
+SSD = [
+    *family("ssd", ssd, ssd_coco(300), pocket.SSD, row("ssd300_coco", VGG16)),
+    *family("ssd", ssd, ssd_coco(512), pocket.SSD, row("ssd512_coco", VGG16, layout=SSD512)),
+    *family(
+        "ssd", ssdlite,
+        ssd_recipe(320, optimizer=SGD(lr=0.015, weight_decay=4e-5), schedule=Schedule((), 120, cosine=True), epochs=120,
+                   repeat=5, batch_size=192, batch_per_gpu=24, val_interval=5),
+        pocket.SSDLITE,
+        row("ssdlite_mobilenetv2-scratch_8xb24-600e_coco", MOBILENET_SCRATCH),
+    ),
+]
+
+def yolo_train(size: int, largest: int | None = None, *, fill: tuple[float, float, float] = (0, 0, 0)) -> Change:
+    """YOLO's augmentation, for images of `size` or up to `largest`, the size they are tested at."""
+    scale, top = (size, size), (largest or size, largest or size)
+    resize = ResizeRange(scale, top) if largest else Resize(scale)
+    return change(train_transforms=(Expand(fill, (1, 2)), MinIoUCrop((0.4, 0.5, 0.6, 0.7, 0.8, 0.9)), resize, Flip(),
+                                    PhotometricDistortion()), test_transforms=(Resize(top),))
+
+
+YOLO_SLIM: dict[str, Any] = dict(widths=(96, 96, 96), bridges=(96, 96, 96))
+
+YOLO = [
+    *family(
+        "yolo", yolov3,
+        replace(BOXES, optimizer=SGD(lr=1e-3, weight_decay=5e-4), clip_norm=35.0, epochs=273,
+                schedule=Schedule((218, 246), 273, warmup_iters=2000, warmup_factor=0.1), batch_size=64,
+                batch_per_gpu=8, val_interval=7),
+        pocket.YOLO,
+        row("yolov3_d53_8xb8-320-273e_coco", DARKNET53, yolo_train(320)),
+        row("yolov3_d53_8xb8-ms-416-273e_coco", DARKNET53, yolo_train(320, 416)),
+        row("yolov3_d53_8xb8-ms-608-273e_coco", DARKNET53, yolo_train(320, 608)),
+        row("yolov3_d53_8xb8-amp-ms-608-273e_coco", DARKNET53, yolo_train(320, 608), MIXED_PRECISION),
+    ),
+    *family(
+        "yolo", yolov3,
+        replace(BOXES, optimizer=SGD(lr=3e-3, weight_decay=5e-4), clip_norm=35.0, epochs=30, repeat=10,
+                schedule=Schedule((24, 28), 30, warmup_iters=4000, warmup_factor=1e-4), batch_size=192,
+                batch_per_gpu=24),
+        pocket.YOLO,
+        row("yolov3_mobilenetv2_8xb24-320-300e_coco", MOBILENET_LEAKY, yolo_train(320, fill=TORCHVISION.mean),
+            anchors=COCO_ANCHORS_320, **YOLO_SLIM),
+        row("yolov3_mobilenetv2_8xb24-ms-416-300e_coco", MOBILENET_LEAKY, yolo_train(320, 416, fill=TORCHVISION.mean),
+            **YOLO_SLIM),
+    ),
+]
+
+EFFICIENTNET = family(
+    "efficientnet", efficientnet_retinanet,
+    replace(BOXES, optimizer=SGD(lr=0.04, norm_decay_mult=0.0), batch_size=32, batch_per_gpu=4,
+            schedule=Schedule(warmup_iters=1000, warmup_factor=0.1),
+            train_transforms=(ScaleJitter((896, 896), (0.8, 1.2)), RandomCrop((896, 896)), Flip()),
+            test_transforms=(Resize((896, 896)),)),
+    pocket.EFFICIENTNET,
+    row("retinanet_effb3_fpn_8xb4-crop896-1x_coco", EFFICIENTNET_B3,
+        change(preprocess=replace(TORCHVISION, fixed_size=(896, 896)))),
+)
+
+CENTRIPETALNET = family(
+    "centripetalnet", centripetalnet,
+    replace(BOXES, optimizer=Adam(lr=5e-4), clip_norm=35.0, epochs=210, batch_size=96, batch_per_gpu=6,
+            schedule=Schedule((190,), 210, warmup_factor=1 / 3),
+            train_transforms=(PhotometricDistortion(), CornerCrop(), Resize((511, 511), keep_ratio=False), Flip()),
+            test_transforms=(), tta=TestTimeAugmentation(sigma=0.5)),
+    pocket.CENTRIPETALNET,
+    row("centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco", HOURGLASS104),
+)
+
 FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET, GROUP_NORM,
             SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
-            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING, PANOPTIC_FPN)
+            CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, WIDER_FACE, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING,
+            PANOPTIC_FPN, FREE_ANCHOR, GFL, AUTO_ASSIGN, SSD, YOLO, EFFICIENTNET,
+            CENTRIPETALNET)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

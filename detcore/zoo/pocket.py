@@ -5,24 +5,36 @@ pyramid, few proposals and samples. Training starts from a backbone pretrained o
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from detcore.backbones import efficientnet, mobilenet
+from detcore.backbones.darknet import Darknet, leaky
+from detcore.backbones.efficientnet import EfficientNet
+from detcore.backbones.hourglass import Hourglass
+from detcore.backbones.mobilenet import MobileNetV2, Stage
 from detcore.backbones.regnet import Design, RegNet
-from detcore.backbones.resnet import Residual, ResNet
+from detcore.backbones.resnet import ResNet
+from detcore.backbones.vgg import SSDVGG
 from detcore.data.instaboost import InstaBoost
 from detcore.data.pocket_zoo import CLASSES, STUFF
 from detcore.data.transforms import Flip, Resize
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.rpn import Limits
+from detcore.methods.ssd import SIX, Extra, Layout
 from detcore.methods.weight_standardization import WSConv2d
 from detcore.zoo.recipes import AdamW, Recipe, Schedule
 
 SIZE = (128, 128)
 SLIM_DESIGN = Design(first=24, slope=16, ratio=2, blocks=9, group=8)
+# The fifth stage's map has stride 8, the last one 16: half the published ones, for smaller images.
+SLIM_STAGES = (Stage(1, 8, 1, 1), Stage(4, 16, 1, 2), Stage(4, 24, 1, 2), Stage(4, 32, 1, 1), Stage(4, 48, 1, 1),
+               Stage(4, 64, 1, 2), Stage(4, 96, 1, 1))
 
 
 def slim_resnet(layout: Callable[..., ResNet] = ResNet, **options: Any) -> ResNet:
@@ -35,6 +47,22 @@ def slim_regnet(**options: Any) -> RegNet:
     return RegNet(SLIM_DESIGN, stem=16, frozen_stages=-1, norm_eval=True, **options)
 
 
+def slim_mobilenet(out_stages: Sequence[int] = (4, 7), *, stages: Sequence[Stage] = SLIM_STAGES,
+                   **options: Any) -> MobileNetV2:
+    """A MobileNetV2 of seven narrow blocks, of stride 16 in all; options as its own."""
+    return MobileNetV2(out_stages, stages=stages, stem=8, last=128, **options)
+
+
+SLIM_BLOCKS = tuple(efficientnet.Stage(*row) for row in (
+    (1, 3, 8, 1, 1), (3, 3, 16, 1, 2), (3, 5, 24, 2, 2), (3, 3, 32, 1, 2), (3, 5, 48, 1, 1), (3, 5, 64, 1, 2),
+    (3, 3, 96, 1, 1)))
+
+
+def slim_efficientnet() -> EfficientNet:
+    """An EfficientNet of eight narrow blocks, none of which is left out in training."""
+    return EfficientNet(efficientnet.Scaling(1, 1), stages=SLIM_BLOCKS, stem=16, drop=0.0)
+
+
 @dataclass(frozen=True)
 class Slim:
     """A backbone of the pocket profile.
@@ -44,11 +72,11 @@ class Slim:
         file: its weights, made by `detcore pretrain`.
     """
 
-    build: Callable[..., Residual]
+    build: Callable[..., nn.Module]
     file: Path
 
 
-def _slim(name: str, build: Callable[..., Residual]) -> Slim:
+def _slim(name: str, build: Callable[..., nn.Module]) -> Slim:
     return Slim(build, Path(__file__).with_name(f"pocket_{name}.safetensors"))
 
 
@@ -57,8 +85,19 @@ POCKET_BACKBONE = SLIM.file
 SLIM_GN = _slim("backbone_gn", partial(slim_resnet, norm="gn"))
 SLIM_WS = _slim("backbone_ws", partial(slim_resnet, norm="gn", conv=WSConv2d))
 SLIM_REGNET = _slim("backbone_regnet", slim_regnet)
+SLIM_VGG = _slim("backbone_vgg", partial(SSDVGG, width=8))
+SLIM_MOBILENET = _slim("backbone_mobilenet", slim_mobilenet)
+# The same weights with YOLOv3's activation and the published strides.
+SLIM_MOBILENET_LEAKY = replace(SLIM_MOBILENET, build=partial(
+    slim_mobilenet, (2, 4, 6), act=leaky,
+    stages=tuple(s._replace(stride=published.stride) for s, published in zip(SLIM_STAGES, mobilenet.STAGES))))
+SLIM_DARKNET = _slim("backbone_darknet", partial(Darknet, (1, 1, 2, 2, 1), stem=6))
+SLIM_EFFICIENTNET = _slim("backbone_efficientnet", slim_efficientnet)
+SLIM_HOURGLASS = _slim("backbone_hourglass", partial(Hourglass, (32, 32, 48), (1, 1, 1), stem=16))
 # What `detcore pretrain` can make.
-SLIMS = {"resnet": SLIM, "gn": SLIM_GN, "ws": SLIM_WS, "regnet": SLIM_REGNET}
+SLIMS = {"resnet": SLIM, "gn": SLIM_GN, "ws": SLIM_WS, "regnet": SLIM_REGNET, "vgg": SLIM_VGG,
+         "mobilenet": SLIM_MOBILENET, "darknet": SLIM_DARKNET, "efficientnet": SLIM_EFFICIENTNET,
+         "hourglass": SLIM_HOURGLASS}
 
 
 @dataclass(frozen=True)
@@ -135,3 +174,17 @@ GA_RETINANET = Pocket(dict(width=48, depth=1, anchor_scale=4), training(350))
 PANOPTIC_FPN = Pocket(TWO_STAGE | dict(stuff=len(STUFF), stuff_area=64, semantic_channels=32,
                                        keep=Keep(score=0.3, across_classes=True)),
                       training(100, masks="bitmap", metric=("bbox", "segm", "panoptic")))
+
+FREE_ANCHOR = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+GFL = Pocket(dict(width=48, depth=2, anchor_scale=4), training(250))
+AUTO_ASSIGN = Pocket(dict(width=48, depth=2), training(250))
+
+SSD_BOXES = Layout((Extra(64), Extra(64)), strides=(8, 16, 32, 64), sizes=(14, 30, 52, 80, 115), ratios=(SIX,) * 4)
+SSD = Pocket(dict(layout=SSD_BOXES), training(200, rate=5e-4))
+SSDLITE = Pocket(dict(layout=SSD_BOXES), training(200))
+
+# Clusters of Pocket Zoo's boxes.
+YOLO_ANCHORS = (((54, 35), (64, 55), (126, 117)), ((41, 24), (32, 44), (76, 19)), ((30, 15), (21, 29), (51, 13)))
+YOLO = Pocket(dict(widths=(96, 64, 48), bridges=(128, 96, 64), anchors=YOLO_ANCHORS), training(250))
+EFFICIENTNET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+CENTRIPETALNET = Pocket(dict(pooling=16), training(160))

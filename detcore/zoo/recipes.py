@@ -5,6 +5,7 @@ it changes; the changes that many models share are at the end of this file.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,12 +23,16 @@ from detcore.data.transforms import (
     ScaleJitter,
     Transform,
 )
+from detcore.tta import TestTimeAugmentation
 
 # What the pretrained backbones expect of an image, named after where they were trained.
 TORCHVISION = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), rgb=True)
 CAFFE = Preprocess(mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), rgb=False)
+DETECTRON = Preprocess(mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0), rgb=False)  # its older mean
 CAFFE2 = Preprocess(mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395), rgb=False)
 PYCLS = CAFFE2  # the RegNets; the same numbers
+DARKNET = Preprocess(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0), rgb=True)
+VGG = Preprocess(mean=TORCHVISION.mean, std=(1.0, 1.0, 1.0), rgb=True, pad_to=1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,15 @@ class SGD:
 
 
 @dataclass(frozen=True)
+class Adam:
+    """Adam; fields as in `SGD`."""
+
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    norm_decay_mult: float = 1.0
+
+
+@dataclass(frozen=True)
 class AdamW:
     """Adam with decoupled weight decay; fields as in `SGD`."""
 
@@ -54,15 +68,16 @@ class AdamW:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over time: a linear warm-up by iteration, and drops at milestones.
+    """Learning rate over time: a linear warm-up by iteration, and drops at milestones or a cosine's fall.
 
     Attributes:
         milestones: where the rate is multiplied by `gamma`; those at or beyond `end` never happen.
-        end: where the drops stop.
+        end: where the drops stop, or the cosine reaches zero.
         by_epoch: whether milestones and end count epochs or iterations.
         gamma: factor of a drop.
         warmup_iters: length of the warm-up, 0 for none; its last iteration has the full rate.
         warmup_factor: share of the rate at the first iteration.
+        cosine: the rate follows half a cosine, in steps of an epoch (or iteration).
     """
 
     milestones: tuple[int, ...] = (8, 11)
@@ -71,11 +86,14 @@ class Schedule:
     gamma: float = 0.1
     warmup_iters: int = 500
     warmup_factor: float = 0.001
+    cosine: bool = False
 
     def factor(self, step: int, steps_per_epoch: int) -> float:
-        """The share of the base rate at optimiser step `step` (from 0); warm-up and drops multiply."""
+        """The share of the base rate at optimiser step `step` (from 0); warm-up, drops and cosine multiply."""
         now = step // steps_per_epoch if self.by_epoch else step
         factor = self.gamma ** sum(m <= now for m in self.milestones if m < self.end)
+        if self.cosine:
+            factor *= (1 + math.cos(math.pi * min(now / self.end, 1))) / 2
         last = self.warmup_iters - 1
         if step < last:
             factor *= self.warmup_factor + (1 - self.warmup_factor) * step / last
@@ -107,6 +125,7 @@ class Recipe:
         aspect_grouping: batches of wide images or of high ones.
         classes: the data set's classes used, None for all.
         metric: "bbox", "segm", "panoptic" or "proposal".
+        tta: how the published result looked at each image several times; None where it did not.
     """
 
     preprocess: Preprocess = TORCHVISION
@@ -114,7 +133,7 @@ class Recipe:
     test_transforms: tuple[Transform, ...] = (Resize(),)
     masks: Literal["bitmap", "polygon"] | None = None
     max_proposals: int | None = None
-    optimizer: SGD | AdamW = SGD()
+    optimizer: SGD | Adam | AdamW = SGD()
     schedule: Schedule = Schedule()
     epochs: int | None = 12
     iterations: int | None = None
@@ -129,12 +148,13 @@ class Recipe:
     aspect_grouping: bool = True
     classes: tuple[str, ...] | None = None
     metric: tuple[str, ...] = ("bbox",)
+    tta: TestTimeAugmentation | None = None
 
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def parameter_groups(model: nn.Module, optimizer: SGD | AdamW, lr: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, optimizer: SGD | Adam | AdamW, lr: float | None = None) -> list[dict[str, Any]]:
     """The trainable parameters, grouped by learning rate and weight decay, as `torch.optim` takes them.
 
     Args:

@@ -272,9 +272,9 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def load_backbone(model: nn.Module, source: str) -> None:
     """Fill a detector's backbone with pretrained weights; the classifier that comes with them is left out.
 
-    In C4 detectors the last stage of the file goes to the region head, where that stage is. Offsets of deformable
-    convolutions, which no classifier has, stay as they are. A backbone with group norm also takes a file with batch
-    norm: its scales and shifts.
+    In C4 detectors the last stage of the file goes to the region head, where that stage is. What no classifier has
+    stays as it is, where the file does not have it: offsets of deformable convolutions, and the layers that SSD's VGG
+    names `added`. A backbone with group norm also takes a file with batch norm: its scales and shifts.
 
     Args:
         source: torchvision's weights by name ("ResNet50_Weights.IMAGENET1K_V1"), an address, or a file.
@@ -284,19 +284,29 @@ def load_backbone(model: nn.Module, source: str) -> None:
     """
     checkpoint = read_checkpoint(find(source))
     # The files converted from MSRA's also have a bias of the first convolution, which the zoo's backbones leave out.
-    state = {n: v for n, v in checkpoint.state.items() if not n.startswith(("fc.", "head.")) and n != "conv1.bias"}
+    # Files of whole classifiers say `backbone.` before every name.
+    state = {n.removeprefix("backbone."): v for n, v in checkpoint.state.items()
+             if not n.startswith(("fc.", "head.")) and n != "conv1.bias"}
     parts = list(_backbone_parts(model))
     expected = {name: value for part in parts for name, value in part.state_dict().items()}
     if not any("running_mean" in name for name in expected):
         state = {re.sub(r"\bbn(\d)", r"gn\1", n): v for n, v in state.items() if not n.endswith(STATISTICS)}
-    difference = compare(state, {n: v for n, v in expected.items() if ".conv_offset." not in n})
-    stages = {name.split(".")[0] for name in expected}
+    added = tuple(name for part in parts for name in getattr(part, "added", ()))
+    difference = compare(state, {n: v for n, v in expected.items()
+                                 if n in state or not (".conv_offset." in n or n.startswith(added))})
+    stages = {_stage(name) for name in expected}
     # Some backbones leave their last stage out.
-    difference.unexpected = [n for n in difference.unexpected if n.split(".")[0] in stages]
-    if difference or not stages & {name.split(".")[0] for name in state}:
+    difference.unexpected = [n for n in difference.unexpected if _stage(n) in stages]
+    if difference or not stages & {_stage(name) for name in state}:
         raise WeightsError(f"{checkpoint.path} does not fit the backbone: {difference or 'no entry is known'}.")
     for part in parts:
         part.load_state_dict({n: state[n] for n in part.state_dict() if n in state}, strict=False)
+
+
+def _stage(name: str) -> str:
+    """The stage of a backbone that an entry belongs to: "layer1", "conv1", or "layers.1" where they are numbered."""
+    found = re.match(r"(layers\.)?\w+", name)
+    return found[0] if found else name
 
 
 def _backbone_parts(model: nn.Module) -> Iterator[nn.Module]:

@@ -1,0 +1,278 @@
+"""SSD: Liu et al., "SSD: single shot multibox detector", 2016. SSDLite: Sandler et al., "MobileNetV2", 2018, section 6.
+
+Before SSD, a detector that did without proposals looked at one coarse map and missed small objects. SSD appends
+convolutions that halve the map again and again, and predicts from every map: fine ones see small objects, coarse ones
+large objects. At each cell lie default boxes of fixed size and shape; small convolutions of the map give each of them
+a score for every class and for background, and offsets. Nearly all boxes are background, so only the three worst
+negatives for each positive train the scores. Strong augmentation (`detcore.data.augment`) makes up for what the
+missing second stage would forgive. SSDLite splits every convolution of SSD into a depthwise and a pointwise one.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detcore import boxes as box
+from detcore.anchors import BoxGrid
+from detcore.backbones.mobilenet import MobileNetV2
+from detcore.backbones.vgg import SSDVGG
+from detcore.errors import UsageError
+from detcore.layers.conv import ConvBlock, set_batch_norm
+from detcore.losses import SmoothL1, over_processes
+from detcore.matching import IoUMatcher, highest, pad_targets
+from detcore.methods.fast_rcnn import Keep
+from detcore.methods.retinanet import RetinaNet, anchor_detections
+from detcore.methods.rpn import per_anchor
+from detcore.structures import Detections, Images, Target
+
+L2_SCALE = 20.0  # what a cell's features are scaled to at first (section 3.1)
+OVERLAP = 0.5  # IoU from which a default box takes an object (section 2.2)
+NEGATIVES = 3  # for each positive, at most
+STDS = (0.1, 0.1, 0.2, 0.2)  # scale of the offsets
+KEEP = Keep(score=0.02, iou=0.45, number=200)
+HIGHEST = 90  # percent of the image's side: the smaller box of the last map (section 2.2)
+# SSDLite's batch norm, and how wide its weights are spread at first.
+LITE_EPS, LITE_MOMENTUM, LITE_STD = 1e-3, 0.03, 0.03
+
+
+# The maps and their default boxes (section 2.2).
+
+@dataclass(frozen=True)
+class Extra:
+    """A map appended to the backbone's: a 1x1 convolution to half its channels, then one that makes it."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 2
+    padding: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The maps beyond the backbone's two, and the default boxes on all of them.
+
+    Attributes:
+        extras: the maps appended.
+        strides: pixels between the cells of each map.
+        sizes: side in pixels of each map's smaller square box; the larger one's is the geometric mean with the next
+            map's, so that there is one number more than maps.
+        ratios: aspect ratios of each map's other boxes; each stands for its inverse too.
+    """
+
+    extras: tuple[Extra, ...]
+    strides: tuple[int, ...]
+    sizes: tuple[int, ...]
+    ratios: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        maps = len(self.extras) + 2
+        if not len(self.strides) == len(self.ratios) == len(self.sizes) - 1 == maps:
+            raise UsageError(f"SSD of {maps} maps needs as many strides and tuples of ratios and one size more, not "
+                             f"{len(self.strides)}, {len(self.ratios)} and {len(self.sizes)}.")
+
+    def boxes(self) -> BoxGrid:
+        """The default boxes, centred in their cells: the smaller square, the larger one, then the other shapes."""
+        levels = []
+        for size, following, ratios in zip(self.sizes, self.sizes[1:], self.ratios):
+            # Width over height, as equation 4's a_r.
+            shapes = np.array([1, 1] + [shape for r in ratios for shape in (r, 1 / r)], np.float32)
+            side = np.full(len(shapes), size, np.float32)
+            side[1] *= np.sqrt(following / size)
+            levels.append(np.stack([side * np.sqrt(shapes), side / np.sqrt(shapes)], 1))
+        return BoxGrid(self.strides, levels, centre=0.5)
+
+
+def equal_steps(image: int, smallest: int, second: int, maps: int) -> tuple[int, ...]:
+    """The sizes of a layout, in pixels: a smallest one, then equal steps up to 90 percent and one beyond (equation 4).
+
+    Args:
+        image: side of the image in pixels.
+        smallest, second: the first two sizes, in percent of it.
+    """
+    step = (HIGHEST - second) // (maps - 2)
+    return tuple(image * percent // 100 for percent in (smallest, *(second + step * k for k in range(maps))))
+
+
+FOUR, SIX = (2,), (2, 3)  # boxes of a cell: two squares and two for each ratio
+SSD300 = Layout((Extra(512), Extra(256), Extra(256, stride=1, padding=0), Extra(256, stride=1, padding=0)),
+                (8, 16, 32, 64, 100, 300), equal_steps(300, 7, 15, 6), (FOUR, SIX, SIX, SIX, FOUR, FOUR))
+SSD512 = Layout((Extra(512), Extra(256), Extra(256), Extra(256), Extra(256, kernel=4, stride=1)),
+                (8, 16, 32, 64, 128, 256, 512), equal_steps(512, 4, 10, 7), (FOUR, SIX, SIX, SIX, SIX, FOUR, FOUR))
+# The objects of Pascal VOC are larger.
+SSD300_VOC = replace(SSD300, sizes=equal_steps(300, 10, 20, 6))
+SSD512_VOC = replace(SSD512, sizes=equal_steps(512, 7, 15, 7))
+SSDLITE = Layout((Extra(512), Extra(256), Extra(256), Extra(128)), (16, 32, 64, 107, 160, 320),
+                 (48, 100, 150, 202, 253, 304, 320), (SIX,) * 6)
+
+
+# The network (figure 2).
+
+class L2Norm(nn.Module):
+    """Every cell's features scaled to one length, then by a learned factor for each channel.
+
+    The finest map's features are much larger than the others' (section 3.1).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), L2_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] to the same."""
+        return (F.normalize(x.float(), dim=1, eps=1e-10) * self.weight[:, None, None]).to(x.dtype)
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution, then a pointwise one; arguments as `ConvBlock`'s."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int, padding: int):
+        super().__init__()
+        self.depthwise_conv = lite_block(in_channels, in_channels, kernel, stride=stride, padding=padding,
+                                         groups=in_channels)
+        self.pointwise_conv = lite_block(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise_conv(self.depthwise_conv(x))
+
+
+lite_block = partial(ConvBlock, norm="bn", act=F.relu6)
+
+
+class SSDNeck(nn.Module):
+    """The backbone's two maps, and coarser ones made of the last.
+
+    Args:
+        channels: of the two maps.
+        lite: depthwise convolutions with batch norm, and no normalisation of the first map.
+    """
+
+    def __init__(self, channels: Sequence[int], extras: Sequence[Extra], *, lite: bool = False):
+        super().__init__()
+        self.extras = tuple(extras)
+        self.channels = (*channels, *(e.channels for e in extras))
+        self.l2_norm = None if lite else L2Norm(channels[0])
+        narrow: Callable[..., nn.Module] = lite_block if lite else ConvBlock
+        wide: Callable[..., nn.Module] = Depthwise if lite else ConvBlock
+        self.extra_layers = nn.ModuleList([
+            nn.Sequential(narrow(before, e.channels // 2, 1),
+                          wide(e.channels // 2, e.channels, e.kernel, stride=e.stride, padding=e.padding))
+            for before, e in zip(self.channels[1:], extras)])
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """All maps, finest first.
+
+        Raises:
+            UsageError: the image is so small that nothing is left for the coarsest map.
+        """
+        out = [self.l2_norm(maps[0]) if self.l2_norm else maps[0], *maps[1:]]
+        for extra, layer in zip(self.extras, self.extra_layers):
+            if min(out[-1].shape[2:]) + 2 * extra.padding < extra.kernel:
+                raise UsageError("The image is too small for this SSD: nothing is left for its coarsest map.")
+            out.append(layer(out[-1]))
+        return tuple(out)
+
+
+class SSDHead(nn.Module):
+    """On each map a convolution for the classes and background, and one for the offsets.
+
+    Args:
+        channels: of each map.
+        lite: the convolutions are split into depthwise and pointwise.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int, layout: Layout, *, lite: bool = False):
+        super().__init__()
+        self.num_classes, self.boxes = num_classes, layout.boxes()
+        self.matcher = IoUMatcher(OVERLAP, OVERLAP, low_quality=0.0, ties=False)
+        self.box_loss = SmoothL1()
+
+        def predictor(in_channels: int, out_channels: int) -> nn.Sequential:
+            if not lite:
+                return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1))
+            return nn.Sequential(lite_block(in_channels, in_channels, 3, groups=in_channels),
+                                 nn.Conv2d(in_channels, out_channels, 1))
+
+        per_cell = list(zip(channels, self.boxes.counts))
+        self.cls_convs = nn.ModuleList([predictor(c, n * (num_classes + 1)) for c, n in per_cell])
+        self.reg_convs = nn.ModuleList([predictor(c, n * 4) for c, n in per_cell])
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """For each map logits [N, A * (C + 1), h, w], background last, and box offsets [N, A * 4, h, w]."""
+        return ([conv(x) for conv, x in zip(self.cls_convs, features)],
+                [conv(x) for conv, x in zip(self.reg_convs, features)])
+
+    def grids(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The default boxes [h * w * A, 4] of each map."""
+        return self.boxes([(m.shape[2], m.shape[3]) for m in maps], maps[0].device)
+
+    # Training (section 2.2): matching, the two losses, hard negative mining.
+
+    def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Cross-entropy of positives and hardest negatives, and smooth L1 of the positives' offsets (equation 1)."""
+        output = self(features)
+        logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1)
+                          for maps, c in zip(output, (self.num_classes + 1, 4)))
+        boxes = torch.cat(self.grids(output[0]))
+        truth, labels, valid = pad_targets(targets)
+        match = self.matcher(boxes, truth, valid)
+        positive, at = match >= 0, match.clamp(min=0)
+        # An image without positives still counts one.
+        count = over_processes(positive.sum(1).clamp(min=1).sum())
+
+        label = torch.where(positive, labels.gather(1, at), self.num_classes)
+        surprise = F.cross_entropy(logits.float().flatten(0, 1), label.flatten(), reduction="none").view_as(label)
+        trained = positive | hardest(surprise, positive)
+        wanted = box.encode(boxes, truth.gather(1, at[..., None].expand(-1, -1, 4)), STDS)
+        error = self.box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
+        return {
+            "loss_cls": (surprise * trained).sum() / count,
+            "loss_bbox": (error * positive[..., None]).sum() / count,
+        }
+
+    def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
+        """The best scores of each map, decoded, thinned by NMS within their class, in the network's input."""
+        classes, deltas = self(features)
+        scores = [per_anchor(m, self.num_classes + 1).float().softmax(-1)[..., :-1] for m in classes]
+        return anchor_detections(scores, [per_anchor(m, 4) for m in deltas], self.grids(classes), images, STDS, KEEP)
+
+
+def hardest(surprise: Tensor, positive: Tensor) -> Tensor:
+    """The negatives that cost most, three for each positive of their image (section 2.2).
+
+    Args:
+        surprise: [N, A] loss of each box; positive: [N, A] bool.
+    """
+    return highest(~positive, surprise.detach(), NEGATIVES * positive.sum(1), positive.shape[1])
+
+
+def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: Layout = SSD300) -> RetinaNet:
+    """SSD on a VGG-16."""
+    neck = SSDNeck(backbone.channels, layout.extras)
+    head = SSDHead(neck.channels, num_classes, layout)
+    for part in (neck, head):
+        draw_weights(part, nn.init.xavier_uniform_)
+    return RetinaNet(backbone, neck, head)
+
+
+def ssdlite(backbone: MobileNetV2, num_classes: int = 80, *, layout: Layout = SSDLITE) -> RetinaNet:
+    """SSDLite on a MobileNetV2."""
+    neck = SSDNeck(backbone.channels, layout.extras, lite=True)
+    model = RetinaNet(backbone, neck, SSDHead(neck.channels, num_classes, layout, lite=True))
+    draw_weights(model, partial(nn.init.trunc_normal_, std=LITE_STD))
+    set_batch_norm(model, LITE_EPS, LITE_MOMENTUM)
+    return model
+
+
+def draw_weights(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
+    """The first weights of all convolutions; biases are zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            draw(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,218 @@
+"""YOLOv3: Redmon & Farhadi, "YOLOv3: an incremental improvement", 2018.
+
+YOLO divides the image into cells, and the cell in which an object's centre lies predicts the object. Every cell has
+three anchors on each of three scales, whose shapes come from clustering the training boxes. An anchor predicts where in
+its cell the centre is, how much larger than itself the box is, whether there is an object at all (objectness), and
+the classes, each by itself: a box may be a woman and a person. The score is class times objectness. Finer scales are
+made of coarser ones, enlarged and joined to the backbone's finer map.
+"""
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detcore import boxes as box
+from detcore.anchors import BoxGrid
+from detcore.backbones.darknet import Darknet, leaky_block
+from detcore.backbones.mobilenet import MobileNetV2
+from detcore.errors import UsageError
+from detcore.layers.conv import init_convolutions, init_normal
+from detcore.losses import binary_cross_entropy
+from detcore.matching import BACKGROUND, NEITHER, IoUMatcher, pad_targets
+from detcore.methods.fast_rcnn import Keep
+from detcore.methods.retinanet import RetinaNet, best_scores, dense_detections
+from detcore.methods.rpn import per_anchor
+from detcore.structures import Detections, Images, Target
+
+STRIDES = (32, 16, 8)
+OVERLAP = 0.5  # IoU above which an anchor that is not an object's best is positive or ignored, but not background
+ANY_OVERLAP = 1e-9  # an object's best anchor is positive if they overlap at all
+CENTRE_WEIGHT = SIZE_WEIGHT = 2.0
+EPS = 1e-6
+# At the start: eight objects in an image of 608 x 608, and each class says "mine" with this probability.
+OBJECTS, SIDE, PRIOR = 8, 608, 0.01
+# At test time: least objectness, then least class score.
+OBJECTNESS, SCORE = 0.005, 0.05
+KEEP = Keep(score=0.0, iou=0.45, number=100)
+
+# (w, h) in pixels of the anchors of each scale, coarsest first (section 2.3).
+Anchors = Sequence[Sequence[tuple[int, int]]]
+COCO_ANCHORS: Anchors = (((116, 90), (156, 198), (373, 326)), ((30, 61), (62, 45), (59, 119)),
+                         ((10, 13), (16, 30), (33, 23)))
+# Of objects in images of 320 x 320.
+COCO_ANCHORS_320: Anchors = (((220, 125), (128, 222), (264, 266)), ((35, 87), (102, 96), (60, 170)),
+                             ((10, 15), (24, 36), (72, 42)))
+
+
+# Boxes (section 2.1): the centre within its cell, the logarithm of the size over the anchor's.
+
+def encode(anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
+    """What shall be predicted for boxes: the centre's place in its cell (0..1, x then y), the sizes' logarithms.
+
+    Args:
+        anchors, boxes: [..., 4], broadcastable, anchors centred in their cells.
+        strides: [...], sides of the cells in pixels.
+    """
+    (anchor_centre, anchor_size), (centre, size) = centre_size(anchors), centre_size(boxes)
+    place = (centre - anchor_centre) / strides[..., None] + 0.5
+    return torch.cat([place.clamp(EPS, 1 - EPS), (size / anchor_size).clamp(min=EPS).log()], -1)
+
+
+def decode(anchors: Tensor, output: Tensor, strides: Tensor) -> Tensor:
+    """The boxes of an output [..., 4], whose centre is given by logits; the inverse of `encode`."""
+    centre, size = centre_size(anchors)
+    centre = centre + (output[..., :2].sigmoid() - 0.5) * strides[..., None]
+    half = size * output[..., 2:].clamp(max=box.MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres [..., 2] (x, y) and sizes [..., 2] (w, h) of boxes [..., 4]."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+
+
+@dataclass
+class GridMatcher:
+    """Only anchors of cells that hold an object's centre take objects: each object's best, and whatever overlaps much.
+
+    All others are background, except those that overlap an object by more than half: these are left alone.
+    """
+
+    def __call__(self, anchors: Tensor, strides: Tensor, truth: Tensor, truth_valid: Tensor) -> Tensor:
+        """Index of the matched object, or BACKGROUND, or NEITHER, [N, A] int64.
+
+        Args:
+            anchors: [A, 4]; strides: [A], sides of their cells.
+            truth: [N, G, 4]; truth_valid: [N, G] bool.
+        """
+        overlap = box.iou_matrix(truth, anchors)
+        cell, wanted = ((centre_size(b)[0] / strides[:, None]).floor() for b in (anchors, truth[:, :, None]))
+        responsible = ((cell == wanted).all(-1) & truth_valid[:, :, None]).any(1)
+        match = IoUMatcher(OVERLAP, 0.0, low_quality=ANY_OVERLAP).by_overlap(overlap, truth_valid, responsible)
+        return torch.where(match >= 0, match, torch.where(overlap.amax(1) > OVERLAP, NEITHER, BACKGROUND))
+
+
+# Predictions across scales (section 2.3).
+
+def detection_block(in_channels: int, width: int) -> nn.Sequential:
+    """Five convolutions to `width` channels, 1x1 and 3x3 by turns, the latter twice as wide."""
+    plan = ((in_channels, width, 1), (width, 2 * width, 3), (2 * width, width, 1), (width, 2 * width, 3),
+            (2 * width, width, 1))
+    return nn.Sequential(OrderedDict((f"conv{i}", leaky_block(*sizes)) for i, sizes in enumerate(plan, 1)))
+
+
+class YOLONeck(nn.Module):
+    """From the coarsest scale to the finest: five convolutions, then narrowed, enlarged and joined to a finer map.
+
+    Args:
+        channels: of the backbone's maps, finest first.
+        widths: channels of each scale, coarsest first.
+    """
+
+    def __init__(self, channels: Sequence[int], widths: Sequence[int]):
+        super().__init__()
+        self.add_module("detect1", detection_block(channels[-1], widths[0]))
+        finer = zip(reversed(channels[:-1]), widths, widths[1:])
+        for i, (in_channels, before, width) in enumerate(finer, 1):
+            self.add_module(f"conv{i}", leaky_block(before, width, 1))
+            self.add_module(f"detect{i + 1}", detection_block(in_channels + width, width))
+        init_convolutions(self)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps [N, widths[i], h, w], coarsest first."""
+        out = [self.get_submodule("detect1")(maps[-1])]
+        for i, x in enumerate(reversed(maps[:-1]), 1):
+            coarse = self.get_submodule(f"conv{i}")(out[-1])
+            joined = torch.cat([F.interpolate(coarse, size=x.shape[2:], mode="nearest"), x], 1)
+            out.append(self.get_submodule(f"detect{i + 1}")(joined))
+        return tuple(out)
+
+
+class YOLOHead(nn.Module):
+    """On each scale a 3x3 convolution, then for each anchor centre, size, objectness and classes (section 2.3).
+
+    Args:
+        channels: of each scale's map; bridges: channels of its 3x3 convolution.
+        anchors: (w, h) in pixels of each scale's anchors. All lists are coarsest first.
+    """
+
+    def __init__(self, channels: Sequence[int], bridges: Sequence[int], anchors: Anchors, num_classes: int):
+        super().__init__()
+        self.num_classes, self.values = num_classes, 5 + num_classes
+        self.anchors = BoxGrid(STRIDES, [np.array(sizes, np.float32) for sizes in anchors], centre=0.5)
+        self.matcher = GridMatcher()
+        self.convs_bridge = nn.ModuleList([leaky_block(c, b, 3) for c, b in zip(channels, bridges)])
+        self.convs_pred = nn.ModuleList([nn.Conv2d(b, len(a) * self.values, 1) for b, a in zip(bridges, anchors)])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                init_normal(module)
+        for conv, stride in zip(self.convs_pred, STRIDES):
+            bias = conv.get_parameter("bias").detach().view(-1, self.values)
+            bias[:, 4] = logit(OBJECTS / (SIDE / stride) ** 2)
+            bias[:, 5:] = logit(PRIOR)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor]]:
+        """The one output, for each scale [N, A * (5 + C), h, w]: an anchor's x, y, w, h, objectness, then classes."""
+        return ([pred(bridge(x)) for pred, bridge, x in zip(self.convs_pred, self.convs_bridge, features)],)
+
+    def of_anchors(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Output of all scales [N, A, 5 + C] in float32, the anchors [A, 4] and the sides of their cells [A]."""
+        (maps,) = self(features)
+        grids = self.anchors([(m.shape[2], m.shape[3]) for m in maps], maps[0].device)
+        strides = torch.cat([g.new_full((len(g),), s) for g, s in zip(grids, STRIDES)])
+        return torch.cat([per_anchor(m, self.values) for m in maps], 1).float(), torch.cat(grids), strides
+
+    def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Cross-entropy of classes, objectness and centre, squared error of the size (sections 2.1 and 2.2).
+
+        As published, all are sums over the batch of a process, not means.
+        """
+        output, anchors, strides = self.of_anchors(features)
+        centre, size, objectness, classes = output.split((2, 2, 1, self.num_classes), -1)
+        truth, labels, valid = pad_targets(targets)
+        match = self.matcher(anchors, strides, truth, valid)
+        positive, at = (match >= 0)[..., None], match.clamp(min=0)
+        wanted = encode(anchors, truth.gather(1, at[..., None].expand(-1, -1, 4)), strides)
+        one_hot = labels.gather(1, at)[..., None] == torch.arange(self.num_classes, device=labels.device)
+        return {
+            "loss_cls": (binary_cross_entropy(classes, one_hot) * positive).sum(),
+            "loss_conf": (binary_cross_entropy(objectness, positive) * (match != NEITHER)[..., None]).sum(),
+            "loss_xy": CENTRE_WEIGHT * (binary_cross_entropy(centre, wanted[..., :2]) * positive).sum(),
+            "loss_wh": SIZE_WEIGHT * ((size - wanted[..., 2:]).square() * positive).sum(),
+        }
+
+    def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
+        """The best classes of all scales, decoded, thinned by NMS within their class, in the network's input."""
+        output, anchors, strides = self.of_anchors(features)
+        objectness = output[..., 4].sigmoid()
+        classes = output[..., 5:].sigmoid().masked_fill((objectness < OBJECTNESS)[..., None], 0)
+        score, at, label = best_scores(classes)
+        boxes = decode(anchors[at], output[..., :4].gather(1, at[..., None].expand(-1, -1, 4)), strides[at])
+        score = torch.where(score > SCORE, score * objectness.gather(1, at), 0)
+        return dense_detections(boxes, score, label, KEEP)
+
+
+def logit(p: float) -> float:
+    """The bias that makes a sigmoid say `p`."""
+    return math.log(p / (1 - p))
+
+
+def yolov3(backbone: Darknet | MobileNetV2, num_classes: int = 80, *, widths: Sequence[int] = (512, 256, 128),
+           bridges: Sequence[int] = (1024, 512, 256), anchors: Anchors = COCO_ANCHORS) -> RetinaNet:
+    """YOLOv3 on a backbone's maps of stride 8, 16 and 32; lists coarsest first (see `YOLONeck` and `YOLOHead`).
+
+    Raises:
+        UsageError: the lists do not have one entry for each of three scales.
+    """
+    if not len(widths) == len(bridges) == len(anchors) == len(backbone.channels) == len(STRIDES):
+        raise UsageError(f"YOLOv3 has {len(STRIDES)} scales: it needs as many maps, widths, bridges and lists of "
+                         f"anchors, not {len(backbone.channels)}, {len(widths)}, {len(bridges)} and {len(anchors)}.")
+    neck = YOLONeck(backbone.channels, widths)
+    return RetinaNet(backbone, neck, YOLOHead(widths, bridges, anchors, num_classes))
