@@ -99,9 +99,10 @@ MASKS: dict[str, Any] = dict(masks="bitmap", metric=("bbox", "segm"))
 RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), training(200, metric=("proposal",)))
 FAST_RCNN = Pocket(dict(width=48) | REGIONS, training(150, max_proposals=100))
 FASTER_RCNN = Pocket(TWO_STAGE, training(150))
-MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
+MASK_RCNN = Pocket(TWO_STAGE, training(110, **MASKS))
 CASCADE_RCNN = Pocket(TWO_STAGE, training(120))
-CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
+# Three box heads and three mask heads a step: half the samples leave time for more steps.
+CASCADE_MASK_RCNN = Pocket(TWO_STAGE | dict(samples=32), training(95, **MASKS))
 RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
 
 # Box heads of convolutions learn more slowly, and from random weights everything does.
@@ -110,7 +111,7 @@ GN_MASK_RCNN = WS_MASK_RCNN = Pocket(CONVS, training(100, rate=1.5e-3, **MASKS))
 WS_FASTER_RCNN = Pocket(CONVS, training(120, rate=1.5e-3))
 SCRATCH_FASTER_RCNN = Pocket(CONVS | dict(samples=48), training(220))
 SCRATCH_MASK_RCNN = Pocket(CONVS, training(120, **MASKS))
-FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(80))
+FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(85))
 
 GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=128), training(150))
 MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
