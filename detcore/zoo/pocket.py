@@ -104,7 +104,7 @@ FEWER: dict[str, Any] = dict(samples=32)
 MASK_RCNN = Pocket(TWO_STAGE | FEWER, training(150, **MASKS))
 CASCADE_RCNN = Pocket(TWO_STAGE, training(120))
 CASCADE_MASK_RCNN = Pocket(TWO_STAGE | FEWER, training(95, **MASKS))
-RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(450))
 
 # Box heads of convolutions learn more slowly, and from random weights everything does.
 CONVS: dict[str, Any] = TWO_STAGE | dict(hidden=256, box_convs=1)
