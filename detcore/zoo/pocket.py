@@ -138,10 +138,12 @@ MASKS: dict[str, Any] = dict(masks="bitmap", metric=("bbox", "segm"))
 RPN = Pocket(PYRAMID | dict(samples=64, test_limits=Limits(400, 200)), training(200, metric=("proposal",)))
 FAST_RCNN = Pocket(dict(width=48) | REGIONS, training(150, max_proposals=100))
 FASTER_RCNN = Pocket(TWO_STAGE, training(150))
-MASK_RCNN = Pocket(TWO_STAGE, training(120, **MASKS))
+# With masks, half the regions a step leave time for more steps, which is worth more.
+FEWER: dict[str, Any] = dict(samples=32)
+MASK_RCNN = Pocket(TWO_STAGE | FEWER, training(150, **MASKS))
 CASCADE_RCNN = Pocket(TWO_STAGE, training(120))
-CASCADE_MASK_RCNN = Pocket(TWO_STAGE, training(70, **MASKS))
-RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+CASCADE_MASK_RCNN = Pocket(TWO_STAGE | FEWER, training(95, **MASKS))
+RETINANET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(450))
 
 # Box heads of convolutions learn more slowly, and from random weights everything does.
 CONVS: dict[str, Any] = TWO_STAGE | dict(hidden=256, box_convs=1)
@@ -149,15 +151,15 @@ GN_MASK_RCNN = WS_MASK_RCNN = Pocket(CONVS, training(100, rate=1.5e-3, **MASKS))
 WS_FASTER_RCNN = Pocket(CONVS, training(120, rate=1.5e-3))
 SCRATCH_FASTER_RCNN = Pocket(CONVS | dict(samples=48), training(220))
 SCRATCH_MASK_RCNN = Pocket(CONVS, training(120, **MASKS))
-FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(80))
+FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(85))
 
 GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=128), training(150))
 MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
 
 # Trained as without seesaw loss, so that the two can be compared.
 ALL_SCORES: dict[str, Any] = dict(keep=Keep(score=1e-4))
-SEESAW_MASK_RCNN = Pocket(TWO_STAGE | ALL_SCORES, MASK_RCNN.recipe)
-SEESAW_CASCADE_MASK_RCNN = Pocket(TWO_STAGE | ALL_SCORES, CASCADE_MASK_RCNN.recipe)
+SEESAW_MASK_RCNN = Pocket(TWO_STAGE | FEWER | ALL_SCORES, MASK_RCNN.recipe)
+SEESAW_CASCADE_MASK_RCNN = Pocket(TWO_STAGE | FEWER | ALL_SCORES, CASCADE_MASK_RCNN.recipe)
 
 
 def boosted(small: Pocket) -> Pocket:
