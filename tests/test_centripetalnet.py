@@ -1,5 +1,7 @@
 """CentripetalNet's pieces on inputs made by hand, and looking at images several times."""
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,18 +9,19 @@ import pytest
 import torch
 
 from detcore.backbones.hourglass import Hourglass
+from detcore.boxes import soft_nms
 from detcore.data.augment import CornerCrop
 from detcore.data.pocket_zoo import draw
 from detcore.data.transforms import Flip, Preprocess, Rescale, Resize, Sample
-from detcore.engine.evaluate import evaluate
+from detcore.engine.common import load_data
+from detcore.engine.evaluate import detect_views, evaluate, first_images
 from detcore.errors import UsageError
 from detcore.layers.corner_pool import running_max
 from detcore.methods.centripetalnet import TOP_LEFT, centripetalnet, corner_targets, decode, radius
 from detcore.structures import Detections, Images
 from detcore.tta import TestTimeAugmentation, mirrored
 from detcore.zoo.create import create_model
-
-MODEL = "centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco"
+from detcore.zoo.models import get_model_entry
 
 
 def test_decoding_gives_the_references_boxes():
@@ -132,17 +135,52 @@ def test_merging_drops_or_weakens_what_was_found_twice(sigma):
         assert merged.scores[2] < 0.3
 
 
-def test_looking_twice_gives_a_mirror_image_the_mirrored_boxes(tmp_path):
-    """With flip, an image and its mirror image are the same two views."""
-    model = create_model("retinanet_r50_fpn_1x_coco", profile="pocket").eval()
+@pytest.fixture(scope="module")
+def pocket_data(tmp_path_factory):
+    return draw(tmp_path_factory.mktemp("zoo") / "data", images=4, val=2, workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def retinanet():
+    """At the pocket profile's size, and with weights that find something."""
     torch.manual_seed(0)
+    model = create_model("retinanet_r50_fpn_1x_coco", profile="pocket").eval()
     torch.nn.init.normal_(model.bbox_head.retina_cls.weight, 0, 0.5)
-    root = draw(tmp_path / "zoo", images=4, seed=1)
-    once = evaluate("retinanet_r50_fpn_1x_coco", model, root, images=2, progress=False)
-    twice = evaluate("retinanet_r50_fpn_1x_coco", model, root, images=2, tta=True, progress=False)
+    return model
+
+
+def test_looking_twice_changes_what_is_found_and_is_recorded(pocket_data, retinanet):
+    once, twice = (evaluate("retinanet_r50_fpn_1x_coco", retinanet, pocket_data, images=2, tta=tta, progress=False)
+                   for tta in (False, True))
     assert twice.detections != once.detections
-    assert twice.record.parameters["tta"] is True
+    assert (once.record.parameters["tta"], twice.record.parameters["tta"]) == (False, True)
     assert all(-1 <= d["bbox"][0] and d["bbox"][0] + d["bbox"][2] <= 129 for d in twice.detections)
+
+
+@pytest.mark.parametrize("tta", [TestTimeAugmentation(scales=(1.0, 1.5)), TestTimeAugmentation(sigma=0.5)])
+def test_a_mirror_image_looked_at_twice_gives_the_mirrored_boxes(pocket_data, retinanet, tta):
+    """The two views of an image are those of its mirror image."""
+    recipe = replace(get_model_entry("retinanet_r50_fpn_1x_coco").recipe_for("pocket"), tta=tta)
+    sides = []
+    for transforms in (recipe.test_transforms, (*recipe.test_transforms, Flip(1.0))):
+        given = replace(recipe, test_transforms=transforms)
+        data = first_images(load_data(pocket_data, given), 2)
+        found = detect_views(retinanet, data, given, workers=0, progress=False)
+        sides.append(np.array([[d["image_id"], d["category_id"], d["score"], *d["bbox"]] for d in found]))
+    plain, mirror = sides
+    mirror[:, 3] = 128 - mirror[:, 3] - mirror[:, 5]
+    assert len(plain) == len(mirror) > 20
+    apart = np.abs(plain[:, None] - mirror[None]) / [0.1, 0.1, 1e-4, *[0.02] * 4]
+    assert (apart.max(-1) < 1).any(1).mean() > 0.98  # a few may stand where rounding decides
+
+
+def test_gaussian_soft_nms_weakens_every_box_that_overlaps_a_better_one():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [9, 0, 19, 10], [5, 0, 15, 10]])
+    order, scores = soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 0, 0, 1]), sigma=0.5)
+    first, second = math.exp(-((1 / 3) ** 2) / 0.5), math.exp(-((1 / 19) ** 2) / 0.5)
+    third = math.exp(-((6 / 14) ** 2) / 0.5)
+    assert order.tolist() == [0, 2, 3, 1]  # the third has overtaken the second
+    assert scores.tolist() == pytest.approx([0.9, 0.7 * second, 0.6, 0.8 * first * third], abs=1e-6)
 
 
 def test_a_model_with_masks_is_refused():

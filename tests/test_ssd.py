@@ -107,12 +107,13 @@ def test_background_is_no_class():
 
 
 def test_l2_norm_scales_every_cell_to_twenty():
-    norm = L2Norm(8)
-    x = torch.randn(2, 8, 3, 3)
+    norm = L2Norm(512)
+    x = torch.randn(2, 512, 3, 3)
     x[0, :, 0, 0] = 0
     x.requires_grad_()
     length = norm(x).norm(dim=1)
     assert length[0, 0, 0] == 0 and torch.allclose(length.flatten()[1:], torch.tensor(20.0))
+    assert L2Norm(128).weight.unique().item() == 10
     norm(x).square().sum().backward()
     assert x.grad.isfinite().all(), "a cell without features has a gradient too"
 

@@ -9,6 +9,7 @@ missing second stage would forgive. SSDLite splits every convolution of SSD into
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +32,7 @@ from detcore.methods.retinanet import RetinaNet, anchor_detections
 from detcore.methods.rpn import per_anchor
 from detcore.structures import Detections, Images, Target
 
-L2_SCALE = 20.0  # what a cell's features are scaled to at first (section 3.1)
+L2_SCALE, L2_CHANNELS = 20.0, 512  # the length that a cell's features are scaled to at first (section 3.1)
 OVERLAP = 0.5  # IoU from which a default box takes an object (section 2.2)
 NEGATIVES = 3  # for each positive, at most
 STDS = (0.1, 0.1, 0.2, 0.2)  # scale of the offsets
@@ -116,12 +117,13 @@ SSDLITE = Layout((Extra(512), Extra(256), Extra(256), Extra(128)), (16, 32, 64, 
 class L2Norm(nn.Module):
     """Every cell's features scaled to one length, then by a learned factor for each channel.
 
-    The finest map's features are much larger than the others' (section 3.1).
+    The finest map's features are much larger than the others' (section 3.1). The first factor is the published one for
+    as many channels; it keeps a channel's size where there are fewer.
     """
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.full((channels,), L2_SCALE))
+        self.weight = nn.Parameter(torch.full((channels,), L2_SCALE * math.sqrt(channels / L2_CHANNELS)))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, h, w] to the same."""
@@ -251,12 +253,18 @@ def hardest(surprise: Tensor, positive: Tensor) -> Tensor:
     return highest(~positive, surprise.detach(), NEGATIVES * positive.sum(1), positive.shape[1])
 
 
-def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: Layout = SSD300) -> RetinaNet:
-    """SSD on a VGG-16."""
+def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: Layout = SSD300,
+        head_std: float | None = None) -> RetinaNet:
+    """SSD on a VGG-16.
+
+    Args:
+        head_std: spread of the head's first weights; None: Xavier's, as published. VGG's features are large, so the
+            first losses are, and a short training has no time to recover from them.
+    """
     neck = SSDNeck(backbone.channels, layout.extras)
     head = SSDHead(neck.channels, num_classes, layout)
-    for part in (neck, head):
-        draw_weights(part, nn.init.xavier_uniform_)
+    draw_weights(neck, nn.init.xavier_uniform_)
+    draw_weights(head, partial(nn.init.normal_, std=head_std) if head_std else nn.init.xavier_uniform_)
     return RetinaNet(backbone, neck, head)
 
 

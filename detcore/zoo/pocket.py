@@ -28,6 +28,7 @@ from detcore.methods.fast_rcnn import Keep
 from detcore.methods.rpn import Limits
 from detcore.methods.ssd import SIX, Extra, Layout
 from detcore.methods.weight_standardization import WSConv2d
+from detcore.tta import TestTimeAugmentation
 from detcore.zoo.recipes import AdamW, Recipe, Schedule
 
 SIZE = (128, 128)
@@ -151,7 +152,7 @@ GN_MASK_RCNN = WS_MASK_RCNN = Pocket(CONVS, training(100, rate=1.5e-3, **MASKS))
 WS_FASTER_RCNN = Pocket(CONVS, training(120, rate=1.5e-3))
 SCRATCH_FASTER_RCNN = Pocket(CONVS | dict(samples=48), training(220))
 SCRATCH_MASK_RCNN = Pocket(CONVS, training(120, **MASKS))
-FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(85))
+FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(100))
 
 GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=128), training(150))
 MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
@@ -182,11 +183,11 @@ GFL = Pocket(dict(width=48, depth=2, anchor_scale=4), training(250))
 AUTO_ASSIGN = Pocket(dict(width=48, depth=2), training(250))
 
 SSD_BOXES = Layout((Extra(64), Extra(64)), strides=(8, 16, 32, 64), sizes=(14, 30, 52, 80, 115), ratios=(SIX,) * 4)
-SSD = Pocket(dict(layout=SSD_BOXES), training(200, rate=5e-4))
+SSD = Pocket(dict(layout=SSD_BOXES, head_std=0.003), training(250, rate=1e-3))
 SSDLITE = Pocket(dict(layout=SSD_BOXES), training(200))
 
 # Clusters of Pocket Zoo's boxes.
 YOLO_ANCHORS = (((54, 35), (64, 55), (126, 117)), ((41, 24), (32, 44), (76, 19)), ((30, 15), (21, 29), (51, 13)))
-YOLO = Pocket(dict(widths=(96, 64, 48), bridges=(128, 96, 64), anchors=YOLO_ANCHORS), training(250))
+YOLO = Pocket(dict(widths=(96, 64, 48), bridges=(128, 96, 64), anchors=YOLO_ANCHORS), training(230))
 EFFICIENTNET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
-CENTRIPETALNET = Pocket(dict(pooling=16), training(160))
+CENTRIPETALNET = Pocket(dict(pooling=16), training(160, tta=TestTimeAugmentation(sigma=0.5)))
