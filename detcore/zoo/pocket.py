@@ -189,5 +189,5 @@ SSDLITE = Pocket(dict(layout=SSD_BOXES), training(200))
 # Clusters of Pocket Zoo's boxes.
 YOLO_ANCHORS = (((54, 35), (64, 55), (126, 117)), ((41, 24), (32, 44), (76, 19)), ((30, 15), (21, 29), (51, 13)))
 YOLO = Pocket(dict(widths=(96, 64, 48), bridges=(128, 96, 64), anchors=YOLO_ANCHORS), training(230))
-EFFICIENTNET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
+EFFICIENTNET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(180))
 CENTRIPETALNET = Pocket(dict(pooling=16), training(160, tta=TestTimeAugmentation(sigma=0.5)))
