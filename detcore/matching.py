@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,6 +17,7 @@ from detcore.boxes import iou_matrix, to_distances
 from detcore.structures import Target
 
 BACKGROUND, NEITHER = -1, -2
+DEAR = 1e6  # a cost that no real one reaches
 INSIDE = 0.01  # pixels between a box's sides and a centre that counts as inside
 
 
@@ -114,6 +116,28 @@ class ATSSMatcher:
         claim = torch.full_like(overlap, -1.0).scatter(2, candidates, found.masked_fill(~chosen, -1.0))
         best, index = claim.max(1)
         return index.masked_fill(best < 0, BACKGROUND)
+
+
+def hungarian(cost: Tensor, valid: Tensor) -> Tensor:
+    """One object for each query at most, and one query for each object, at the least cost in all (Carion et al. 2020).
+
+    The costs are moved to the CPU at once, where SciPy solves one problem after the other.
+
+    Args:
+        cost: [N, Q, G] of giving an object to a query; what is not finite counts as very dear.
+        valid: [N, G], which objects are real.
+
+    Returns:
+        [N, Q] int64 index of each query's object, or BACKGROUND.
+    """
+    match = torch.full(cost.shape[:2], BACKGROUND)
+    table = cost.detach().float().nan_to_num(DEAR, DEAR, -DEAR)
+    together = torch.cat([table, valid[:, None].float()], 1).cpu()  # in one transfer
+    for row, one in zip(match, together.numpy()):
+        real = one[-1].nonzero()[0]
+        queries, objects = linear_sum_assignment(one[:-1, real])
+        row[queries] = torch.from_numpy(real[objects])
+    return match.to(cost.device, non_blocking=True)
 
 
 @dataclass

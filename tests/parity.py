@@ -103,10 +103,28 @@ def configure(model: nn.Module, case: dict) -> None:
         for value in vars(module).values():
             if isinstance(value, Sampler) and not getattr(module, "hard_examples", False):
                 value.number = None
+        if "object_mask_thr" in overrides and hasattr(module, "object_score"):
+            module.object_score = overrides["object_mask_thr"]
+        if hasattr(module, "mask_points"):  # Mask2Former's
+            module.mask_points = CellCentres()
         if hasattr(module, "most_regions"):  # Grid R-CNN's
             module.jitter, module.most_regions = 0.0, None
-        if isinstance(module, StochasticDepth):
+        if isinstance(module, (StochasticDepth, nn.Dropout)):
             module.p = 0.0
+
+
+class CellCentres:
+    """In place of Mask2Former's random points, the centres of a grid's cells."""
+
+    CELLS = 112
+
+    def anywhere(self, count: int, device: torch.device) -> torch.Tensor:
+        at = (torch.arange(self.CELLS, device=device) + 0.5) / self.CELLS
+        grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
+        return grid.view(1, -1, 2).expand(count, -1, -1)
+
+    def unsure(self, masks: torch.Tensor) -> torch.Tensor:
+        return self.anywhere(len(masks), masks.device)
 
 
 def run_case(case: dict, model: nn.Module, name: str) -> Report:

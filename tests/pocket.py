@@ -82,6 +82,10 @@ METHODS = (
     Method("centripetalnet", "centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco", {"bbox_AP": 0.10},
            seconds=150),
     Method("autoassign", "autoassign_r50-caffe_fpn_1x_coco", BOXES),
+    Method("maskformer", "maskformer_r50_ms-16xb1-75e_coco", {"panoptic_PQ": 0.25}, seconds=180),
+    Method("mask2former", "mask2former_r50_8xb2-lsj-50e_coco", {"segm_AP": 0.20}, seconds=180),
+    Method("mask2former_panoptic", "mask2former_r50_8xb2-lsj-50e_coco-panoptic", {"panoptic_PQ": 0.25}, seconds=180),
+    Method("mask2former_swin", "mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco", {"segm_AP": 0.20}, seconds=180),
 )
 
 

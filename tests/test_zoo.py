@@ -28,7 +28,7 @@ GROUPS = json.loads((REFERENCE / "parameter_groups.json").read_text())
 FAMILIES = {"rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet", "gn", "gn+ws", "scratch",
             "dcn", "dcnv2", "instaboost", "libra_rcnn", "guided_anchoring", "grid_rcnn", "ms_rcnn", "dynamic_rcnn",
             "seesaw_loss", "regnet", "panoptic_fpn", "free_anchor", "gfl", "autoassign", "cityscapes", "pascal_voc",
-            "openimages", "wider_face", "ssd", "yolo", "efficientnet", "centripetalnet"}
+            "openimages", "wider_face", "ssd", "yolo", "efficientnet", "centripetalnet", "maskformer", "mask2former"}
 CANVAS = 128  # CentripetalNet's
 
 
@@ -118,8 +118,10 @@ def expected_transform(t: dict):
             return T.Flip(t["prob"])
         case "RandomCrop":
             # What recomputing boxes means without masks, clipping them, happens anyhow.
-            assert t.get("crop_type", "absolute") == "absolute" or t["recompute_bbox"]
-            return T.RandomCrop(tuple(t["crop_size"]), t.get("allow_negative_crop", False))
+            return T.RandomCrop(tuple(t["crop_size"]), t.get("allow_negative_crop", False),
+                                t.get("crop_type") == "absolute_range")
+        case "RandomChoice":
+            return T.Choice(tuple(map(expected_transforms, t["transforms"])))
         case "FilterAnnotations":
             return T.FilterBoxes(*set(t["min_gt_bbox_wh"]))
         case "LoadImageFromFile" | "LoadAnnotations" | "LoadPanopticAnnotations" | "LoadProposals" | "PackDetInputs":
@@ -128,7 +130,7 @@ def expected_transform(t: dict):
 
 
 def expected_transforms(pipeline: list[dict]) -> tuple:
-    flat = [inner for t in pipeline for inner in t.get("transforms", [t])]
+    flat = [inner for t in pipeline for inner in ([t] if t["type"] == "RandomChoice" else t.get("transforms", [t]))]
     return tuple(o for o in map(expected_transform, flat) if o is not None)
 
 
@@ -155,13 +157,14 @@ def test_recipe(name):
 
     wrapper, optimizer = row["optimizer"], row["optimizer"]["optimizer"]
     assert type(ours.optimizer).__name__ == optimizer["type"]
+    optimizer = {k: v for k, v in optimizer.items() if (k, v) not in (("eps", 1e-8), ("betas", [0.9, 0.999]))}
     assert all(getattr(ours.optimizer, key) == optimizer[key] for key in optimizer if key != "type")
     norm_decay = wrapper.get("paramwise_cfg", {}).get("norm_decay_mult", 1)
     assert ours.optimizer.norm_decay_mult == norm_decay
     assert ours.clip_norm == (wrapper.get("clip_grad") or {}).get("max_norm")
     assert ours.amp == (wrapper["type"] == "AmpOptimWrapper")
 
-    *warmups, steps = row["schedule"]
+    *warmups, steps = row["schedule"] if isinstance(row["schedule"], list) else [row["schedule"]]
     schedule, warmup = ours.schedule, warmups[0] if warmups else dict(end=0)
     assert schedule.warmup_iters == warmup["end"]
     assert not warmups or schedule.warmup_factor == warmup["start_factor"]

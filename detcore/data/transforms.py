@@ -221,14 +221,21 @@ class RandomCrop:
 
     Objects outside the window go, the others' boxes are clipped; where there are masks, a box becomes the tight box
     of what is left of its mask. With `allow_negative` false, a window without any object gives None.
+
+    Attributes:
+        drawn: `size` is the range that either side's length is drawn from, both ends included.
     """
 
     size: tuple[int, int] = (1024, 1024)
     allow_negative: bool = False
+    drawn: bool = False
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None:
         h, w = sample.size
         crop_h, crop_w = min(h, self.size[0]), min(w, self.size[1])
+        if self.drawn:
+            crop_h, crop_w = (int(rng.integers(min(side, self.size[0]), min(side, self.size[1]), endpoint=True))
+                              for side in (h, w))
         top = int(rng.integers(h - crop_h, endpoint=True))
         left = int(rng.integers(w - crop_w, endpoint=True))
         out = crop(sample, left, top, left + crop_w, top + crop_h)
@@ -241,6 +248,16 @@ class RandomCrop:
         if not inside.any() and not self.allow_negative:
             return None
         return out.keep(inside)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several lists of transforms, drawn anew for each image."""
+
+    lists: tuple[tuple[Transform, ...], ...]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None:
+        return apply(self.lists[rng.integers(len(self.lists))], sample, rng)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,20 @@ from detcore.backbones.hourglass import Hourglass
 from detcore.backbones.mobilenet import MobileNetV2
 from detcore.backbones.regnet import RegNet
 from detcore.backbones.resnet import ResNet, resnet_c4, resnet_dc5, resnext
+from detcore.backbones.swin import SWIN_B, SWIN_L, SWIN_S, SWIN_T, Size, Swin
 from detcore.backbones.vgg import SSDVGG
 from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
-from detcore.data.transforms import Flip, RandomCrop, Resize, ResizeChoice, ResizeRange, ScaleJitter
+from detcore.data.transforms import (
+    Choice,
+    FilterBoxes,
+    Flip,
+    RandomCrop,
+    Resize,
+    ResizeChoice,
+    ResizeRange,
+    ScaleJitter,
+)
 from detcore.errors import UsageError
 from detcore.layers.deform import DeformConv2d
 from detcore.losses import SmoothL1, bounded_iou_loss, ciou_loss, giou_loss, iou_loss
@@ -41,7 +51,9 @@ from detcore.methods.grid_rcnn import grid_rcnn
 from detcore.methods.group_norm import gn_faster_rcnn, gn_mask_rcnn
 from detcore.methods.guided_anchoring import ga_fast_rcnn, ga_faster_rcnn, ga_retinanet, ga_rpn
 from detcore.methods.libra_rcnn import libra_fast_rcnn, libra_faster_rcnn, libra_retinanet
+from detcore.methods.mask2former import mask2former
 from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.methods.maskformer import maskformer
 from detcore.methods.ms_rcnn import ms_rcnn
 from detcore.methods.panoptic_fpn import panoptic_fpn
 from detcore.methods.retinanet import retinanet
@@ -74,6 +86,7 @@ from detcore.zoo.recipes import (
     Adam,
     AdamW,
     Change,
+    Part,
     Recipe,
     Schedule,
     change,
@@ -121,6 +134,21 @@ EFFICIENTNET_B3 = Backbone(
     "efficientnet-b3_3rdparty_8xb32-aa_in1k_20220119-5b4887a0.pth", slim=pocket.SLIM_EFFICIENTNET)
 HOURGLASS104 = Backbone(Hourglass, None, replace(TORCHVISION, pad_to=1, canvas=128), pocket.SLIM_HOURGLASS)
 MOBILENET_SCRATCH = Backbone(MobileNetV2, None, replace(TORCHVISION, pad_to=1), SLIM_MOBILENET)
+
+
+# All stages are trained, batch norm stays fixed.
+R50_WHOLE, R101_WHOLE = (replace(b, build=partial(b.build, frozen_stages=-1, norm_fixed=True)) for b in (R50, R101))
+
+
+def swin(size: Size, file: str) -> Backbone:
+    """A Swin Transformer, with the weights of its authors."""
+    address = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_"
+    return Backbone(partial(Swin, size), f"{address}{file}.pth", slim=pocket.SLIM_SWIN)
+
+
+SWIN_T_224, SWIN_S_224 = swin(SWIN_T, "tiny_patch4_window7_224"), swin(SWIN_S, "small_patch4_window7_224")
+SWIN_B_384, SWIN_B_384_22K = (swin(SWIN_B, f"base_patch4_window12_384{data}") for data in ("", "_22k"))
+SWIN_L_384_22K = swin(SWIN_L, "large_patch4_window12_384_22k")
 
 
 def deformed(backbone: Backbone, stages: tuple[int, ...] = (1, 2, 3), **options: Any) -> Backbone:
@@ -827,11 +855,72 @@ CENTRIPETALNET = family(
     row("centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco", HOURGLASS104),
 )
 
+TEN_SCALES = ResizeChoice(tuple((s, 1333) for s in range(480, 801, 32)))
+# Half of the images are cropped in between (DETR).
+MASKFORMER_RECIPE = replace(
+    MASKS, metric=("bbox", "segm", "panoptic"), clip_norm=0.01, batch_per_gpu=1,
+    train_transforms=(Flip(), Choice((
+        (TEN_SCALES,),
+        (ResizeChoice(((400, 1333), (500, 1333), (600, 1333))), RandomCrop((384, 600), True, drawn=True),
+         TEN_SCALES)))))
+SLOW_BACKBONE = Part("^backbone", lr_mult=0.1)
+
+MASKFORMER = family(
+    "maskformer", maskformer, MASKFORMER_RECIPE, pocket.MASKFORMER,
+    row("maskformer_r50_ms-16xb1-75e_coco", R50_WHOLE,
+        change(preprocess=replace(TORCHVISION, pad_to=1), epochs=75, schedule=Schedule((50,), 75, warmup_iters=0),
+               optimizer=AdamW(1e-4, 1e-4, norm_decay_mult=0, parts=(
+                   SLOW_BACKBONE, Part("query_embed", decay_mult=0))))),
+    row("maskformer_swin-l-p4-w12_64xb1-ms-300e_coco", SWIN_L_384_22K,
+        change(preprocess=replace(TORCHVISION, pad_to=1), epochs=300, batch_size=64,
+               schedule=Schedule((250,), 300, warmup_iters=1500, warmup_factor=1e-6),
+               optimizer=AdamW(6e-5, 0.01, norm_decay_mult=0, parts=(
+                   Part("relative_position_bias_table|query_embed", decay_mult=0), SLOW_BACKBONE))),
+        encoder_layers=0),
+)
+
+MASK2FORMER_PARTS = (Part("query_embed|query_feat|level_embed", decay_mult=0), SLOW_BACKBONE)
+MASK2FORMER_RECIPE = replace(
+    MASKS, clip_norm=0.01, epochs=None, iterations=368_750, val_interval=5000,
+    schedule=Schedule((327_778, 355_092), 368_750, by_epoch=False, warmup_iters=0),
+    train_transforms=(Flip(), ScaleJitter(), RandomCrop(allow_negative=True), FilterBoxes(1e-5)),
+    optimizer=AdamW(1e-4, 0.05, norm_decay_mult=0, parts=MASK2FORMER_PARTS))
+LSJ_SIZE = change(preprocess=replace(TORCHVISION, fixed_size=(1024, 1024)))
+# Norms and position biases of Swin do not decay either.
+SWIN_PARTS = change(optimizer=replace(MASK2FORMER_RECIPE.optimizer, parts=(
+    Part("^backbone.*(norm|bias_table)", lr_mult=0.1, decay_mult=0), *MASK2FORMER_PARTS)))
+
+MASK2FORMER = [
+    *family(
+        "mask2former", mask2former, MASK2FORMER_RECIPE, pocket.MASK2FORMER,
+        row("mask2former_r50_8xb2-lsj-50e_coco", R50_WHOLE, LSJ_SIZE, stuff=0),
+        row("mask2former_r101_8xb2-lsj-50e_coco", R101_WHOLE, LSJ_SIZE, stuff=0),
+        row("mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco", SWIN_T_224, LSJ_SIZE, SWIN_PARTS, stuff=0),
+        row("mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco", SWIN_S_224, LSJ_SIZE, SWIN_PARTS, stuff=0),
+    ),
+    *family(
+        "mask2former", mask2former,
+        replace(MASK2FORMER_RECIPE, metric=("bbox", "segm", "panoptic"),
+                train_transforms=MASK2FORMER_RECIPE.train_transforms[:-1]),
+        pocket.MASK2FORMER_PANOPTIC,
+        row("mask2former_r50_8xb2-lsj-50e_coco-panoptic", R50_WHOLE, LSJ_SIZE),
+        row("mask2former_r101_8xb2-lsj-50e_coco-panoptic", R101_WHOLE, LSJ_SIZE),
+        row("mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco-panoptic", SWIN_T_224, LSJ_SIZE, SWIN_PARTS),
+        row("mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic", SWIN_S_224, LSJ_SIZE, SWIN_PARTS),
+        row("mask2former_swin-b-p4-w12-384_8xb2-lsj-50e_coco-panoptic", SWIN_B_384, LSJ_SIZE, SWIN_PARTS),
+        row("mask2former_swin-b-p4-w12-384-in21k_8xb2-lsj-50e_coco-panoptic", SWIN_B_384_22K, LSJ_SIZE, SWIN_PARTS),
+        row("mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic", SWIN_L_384_22K, LSJ_SIZE, SWIN_PARTS,
+            change(iterations=737_500, batch_per_gpu=1,
+                   schedule=Schedule((655_556, 710_184), 737_500, by_epoch=False, warmup_iters=0)),
+            queries=200),
+    ),
+]
+
 FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_RCNN, RETINANET, GROUP_NORM,
             SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
             CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, WIDER_FACE, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING,
             PANOPTIC_FPN, FREE_ANCHOR, GFL, AUTO_ASSIGN, SSD, YOLO, EFFICIENTNET,
-            CENTRIPETALNET)
+            CENTRIPETALNET, MASKFORMER, MASK2FORMER)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

@@ -6,6 +6,7 @@ it changes; the changes that many models share are at the end of this file.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -36,16 +37,32 @@ VGG = Preprocess(mean=TORCHVISION.mean, std=(1.0, 1.0, 1.0), rgb=True, pad_to=1)
 
 
 @dataclass(frozen=True)
+class Part:
+    """Parameters trained in another way than the rest.
+
+    Attributes:
+        names: regular expression that is found in their names.
+        lr_mult, decay_mult: factors of the optimiser's `lr` and `weight_decay`.
+    """
+
+    names: str
+    lr_mult: float = 1.0
+    decay_mult: float = 1.0
+
+
+@dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent with momentum; `lr` is for the recipe's batch size.
 
-    Norm layers decay by `norm_decay_mult` times `weight_decay`.
+    Norm layers decay by `norm_decay_mult` times `weight_decay`. Of `parts`, the first that a parameter belongs to
+    counts, and for a norm's parameter in its place.
     """
 
     lr: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_decay_mult: float = 1.0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Adam:
     lr: float = 5e-4
     weight_decay: float = 0.0
     norm_decay_mult: float = 1.0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,7 @@ class AdamW:
     lr: float = 1e-4
     weight_decay: float = 0.1
     norm_decay_mult: float = 1.0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,13 +183,14 @@ def parameter_groups(model: nn.Module, optimizer: SGD | Adam | AdamW, lr: float 
         Groups with "params", their "names", "lr" and "weight_decay"; parameters keep the model's order.
     """
     lr = optimizer.lr if lr is None else lr
-    norm_decay = optimizer.weight_decay * optimizer.norm_decay_mult
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for prefix, module in model.named_modules():
-        decay = norm_decay if isinstance(module, NORMS) else optimizer.weight_decay
+        rest = Part("", decay_mult=optimizer.norm_decay_mult if isinstance(module, NORMS) else 1.0)
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.requires_grad:
-                group = groups.setdefault((lr, decay), dict(params=[], names=[], lr=lr, weight_decay=decay))
+                part = next((p for p in optimizer.parts if re.search(p.names, name)), rest)
+                rate, decay = lr * part.lr_mult, optimizer.weight_decay * part.decay_mult
+                group = groups.setdefault((rate, decay), dict(params=[], names=[], lr=rate, weight_decay=decay))
                 group["params"].append(parameter)
                 group["names"].append(name)
     return list(groups.values())

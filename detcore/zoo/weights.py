@@ -274,7 +274,7 @@ def load_backbone(model: nn.Module, source: str) -> None:
 
     In C4 detectors the last stage of the file goes to the region head, where that stage is. What no classifier has
     stays as it is, where the file does not have it: offsets of deformable convolutions, and the layers that SSD's VGG
-    names `added`. A backbone with group norm also takes a file with batch norm: its scales and shifts.
+    and Swin name `added`. A backbone with group norm also takes a file with batch norm: its scales and shifts.
 
     Args:
         source: torchvision's weights by name ("ResNet50_Weights.IMAGENET1K_V1"), an address, or a file.
@@ -288,6 +288,9 @@ def load_backbone(model: nn.Module, source: str) -> None:
     state = {n.removeprefix("backbone."): v for n, v in checkpoint.state.items()
              if not n.startswith(("fc.", "head.")) and n != "conv1.bias"}
     parts = list(_backbone_parts(model))
+    for part in parts:
+        if convert := getattr(part, "from_published", None):
+            state = convert(state)
     expected = {name: value for part in parts for name, value in part.state_dict().items()}
     if not any("running_mean" in name for name in expected):
         state = {re.sub(r"\bbn(\d)", r"gn\1", n): v for n, v in state.items() if not n.endswith(STATISTICS)}

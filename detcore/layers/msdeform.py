@@ -1,0 +1,120 @@
+"""Multi-scale deformable attention (Zhu et al., "Deformable DETR", 2021, section 4.1).
+
+A query looks at a few points of each level of a pyramid instead of at all cells. Where they lie about the query's
+reference point, and how much each counts, is predicted from the query alone.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detcore.layers.transformer import FeedForward
+
+
+def sample_levels(values: Tensor, sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """[N, Q, C]: weighted sums of what lies at some points of each level, for each head by itself.
+
+    Args:
+        values: [N, S, heads, d], the cells of all levels in a row, C = heads * d.
+        sizes: (h, w) of the levels; their products sum up to S.
+        locations: [N, Q, heads, levels, points, 2], (x, y) in shares of the level's map, outside of which all is zero.
+        weights: [N, Q, heads, levels, points].
+    """
+    n, queries, heads = locations.shape[:3]
+    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [levels, N * heads, Q, points, 2]
+    sampled = []
+    for value, at, (h, w) in zip(values.split([h * w for h, w in sizes], 1), grid, sizes):
+        maps = value.permute(0, 2, 3, 1).reshape(n * heads, -1, h, w)
+        sampled.append(F.grid_sample(maps, at.to(maps.dtype), align_corners=False))  # [N * heads, d, Q, points]
+    share = weights.permute(0, 2, 1, 3, 4).reshape(n * heads, 1, queries, -1)
+    out = (torch.cat(sampled, 3) * share).sum(3)
+    return out.view(n, -1, queries).transpose(1, 2)
+
+
+class MSDeformAttention(nn.Module):
+    """Multi-head attention at `points` points of each of `levels` levels.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int, heads: int = 8, levels: int = 4, points: int = 4):
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(width, heads * levels * points)
+        self.value_proj, self.output_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Each head looks in a direction of its own, its points one cell further each; all count the same."""
+        for layer in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        direction = torch.stack([angle.cos(), angle.sin()], 1)
+        direction = direction / direction.abs().amax(1, keepdim=True)
+        steps = torch.arange(1, self.points + 1)[:, None]
+        self.sampling_offsets.bias.copy_(
+            (direction[:, None, None] * steps).expand(-1, self.levels, -1, -1).flatten())
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, sizes: Sequence[tuple[int, int]],
+                valid: Tensor | None = None) -> Tensor:
+        """[N, Q, C].
+
+        Args:
+            query: [N, Q, C], with what says where it is.
+            reference: [N, Q, levels, 2] points (x, y) in shares of each level's map, or [N, Q, levels, 4] boxes
+                (centre x, y, width, height), whose half is a step then.
+            memory: [N, S, C], the cells of all levels in a row; sizes: (h, w) of the levels.
+            valid: [N, S] bool, cells that are not padding; None: all.
+        """
+        values = self.value_proj(memory)
+        if valid is not None:
+            values = values.masked_fill(~valid[..., None], 0.0)
+        offsets = self.sampling_offsets(query).float()
+        offsets = offsets.unflatten(2, (self.heads, self.levels, self.points, 2))
+        weights = self.attention_weights(query).unflatten(2, (self.heads, -1)).softmax(3)
+        reference = reference[:, :, None, :, None]
+        if reference.shape[-1] == 4:
+            step = reference[..., 2:] / 2 / self.points
+        else:
+            step = 1 / torch.tensor([(w, h) for h, w in sizes], device=query.device)[:, None]
+        out = sample_levels(values.unflatten(2, (self.heads, -1)), sizes, reference[..., :2] + offsets * step,
+                            weights.unflatten(3, (self.levels, self.points)))
+        return self.output_proj(out)
+
+
+class MSDeformEncoderLayer(nn.Module):
+    """Each cell looks at points of all levels, then two layers for each cell, each with a shortcut and a norm."""
+
+    def __init__(self, width: int, hidden: int, *, heads: int = 8, levels: int = 4, points: int = 4,
+                 dropout: float = 0.0):
+        super().__init__()
+        self.self_attn = MSDeformAttention(width, heads, levels, points)
+        self.ffn = FeedForward(width, hidden, dropout=dropout)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, sizes: Sequence[tuple[int, int]],
+                valid: Tensor | None = None) -> Tensor:
+        """[N, S, C] of the same shape; arguments as in `MSDeformAttention`, `position` [N, S, C] says where cells are."""
+        x = self.norms[0](x + self.dropout(self.self_attn(x + position, reference, x, sizes, valid)))
+        return self.norms[1](x + self.ffn(x))
+
+
+def cell_centres(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """[S, 2] centres (x, y) of the cells of all levels in a row, in shares of their level's map."""
+    centres = []
+    for h, w in sizes:
+        y, x = ((torch.arange(n, device=device) + 0.5) / n for n in (h, w))
+        centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1))
+    return torch.cat(centres)

@@ -1,0 +1,57 @@
+"""The two halves of a transformer layer, named as published checkpoints name them (Vaswani et al., "Attention is all
+you need", 2017). Neither adds its input: where the shortcut and the norm stand is up to the layer."""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries to keys.
+
+    Args:
+        width: channels; heads: they are split into so many.
+        dropout: share of the attention, and of the output, left out in training.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.attn = nn.MultiheadAttention(width, heads)  # its parameters; computed below, where masks may broadcast
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query: Tensor, key: Tensor | None = None, *, query_pos: Tensor | None = None,
+                key_pos: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """[N, Q, C].
+
+        Args:
+            query: [N, Q, C]; key: [N, K, C], which are the values too; None: the queries.
+            query_pos, key_pos: added to queries and keys, not to values.
+            mask: bool, broadcast to [N, heads, Q, K], true where a query may look; None: everywhere.
+        """
+        if key is None:
+            key, key_pos = query, query_pos
+        inputs = (query if query_pos is None else query + query_pos, key if key_pos is None else key + key_pos, key)
+        weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
+        q, k, v = (F.linear(x, w, b).unflatten(2, (self.heads, -1)).transpose(1, 2)
+                   for x, w, b in zip(inputs, weights, biases))
+        out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout.p if self.training else 0.0)
+        return self.dropout(self.attn.out_proj(out.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """Two layers for each position by itself.
+
+    Args:
+        width: channels in and out; hidden: between the layers.
+        act: the activation. dropout: share left out after either layer in training.
+    """
+
+    def __init__(self, width: int, hidden: int, *, act: type[nn.Module] = nn.ReLU, dropout: float = 0.0):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Sequential(nn.Linear(width, hidden), act(), nn.Dropout(dropout)),
+                                    nn.Linear(hidden, width), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] of the same shape."""
+        return self.layers(x)
