@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -53,12 +55,15 @@ def test_every_page_has_a_catalogue() -> None:
     assert have - set(pages) == {"zoobook", "sphinx"}
 
 
-def test_the_catalogues_are_those_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No sentence of a page is missing from its catalogue, or differs from it."""
-    from workflow import translations
+def test_the_catalogues_are_those_of_the_pages(tmp_path: Path) -> None:
+    """No sentence of a page is missing from its catalogue, or differs from it.
 
-    monkeypatch.setattr(translations, "TEMPLATES", tmp_path)
-    translations.templates()
+    In a process of its own: an extension of Sphinx asks every object of the process for its class, and one that other
+    tests left half dead does not answer.
+    """
+    code = "import sys, pathlib, workflow.translations as t; t.templates(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True)
+    assert len(list(tmp_path.rglob("*.pot"))) > 15
     for template in tmp_path.rglob("*.pot"):
         wanted = {m.id for m in messages(template)}
         have = {m.id for m in messages(LOCALE / "ja/LC_MESSAGES" / template.relative_to(tmp_path).with_suffix(".po"))}

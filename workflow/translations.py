@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
+from pathlib import Path
 
 from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir
@@ -52,18 +53,18 @@ def missing(language: str) -> list[tuple[str, str]]:
             if message.id and (not message.string or message.fuzzy)]
 
 
-def templates() -> None:
-    """Write the pages' and the extension's messages to `build/gettext`."""
-    shutil.rmtree(TEMPLATES, ignore_errors=True)
-    if sphinx("gettext", "en", TEMPLATES):
+def templates(folder: Path = TEMPLATES) -> None:
+    """Write the pages' and the extension's messages to a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if sphinx("gettext", "en", folder):
         sys.exit("The pages have warnings; they are errors.")
-    with (TEMPLATES / "zoobook.pot").open("wb") as file:
+    with (folder / "zoobook.pot").open("wb") as file:
         write_po(file, extension_messages())
-    with (TEMPLATES / "sphinx.pot").open("rb") as file:
+    with (folder / "sphinx.pot").open("rb") as file:
         frame = read_po(file)
     for text in FRAME:
         frame.add(text)
-    with (TEMPLATES / "sphinx.pot").open("wb") as file:
+    with (folder / "sphinx.pot").open("wb") as file:
         write_po(file, frame)
 
 

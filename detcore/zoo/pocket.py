@@ -154,7 +154,7 @@ GN_MASK_RCNN = WS_MASK_RCNN = Pocket(CONVS, training(100, rate=1.5e-3, **MASKS))
 WS_FASTER_RCNN = Pocket(CONVS, training(120, rate=1.5e-3))
 SCRATCH_FASTER_RCNN = Pocket(CONVS | dict(samples=48), training(220))
 SCRATCH_MASK_RCNN = Pocket(CONVS, training(120, **MASKS))
-FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(100))
+FASTER_RCNN_DPOOL = Pocket(TWO_STAGE | dict(hidden=96), training(88))
 
 GRID_RCNN = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=128), training(150))
 MS_RCNN = Pocket(TWO_STAGE, training(100, **MASKS))
