@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -118,26 +119,31 @@ class ATSSMatcher:
         return index.masked_fill(best < 0, BACKGROUND)
 
 
-def hungarian(cost: Tensor, valid: Tensor) -> Tensor:
+def hungarian(costs: Sequence[Tensor], valid: Tensor) -> list[Tensor]:
     """One object for each query at most, and one query for each object, at the least cost in all (Carion et al. 2020).
 
-    The costs are moved to the CPU at once, where SciPy solves one problem after the other.
+    All costs are moved to the CPU at once, where SciPy solves one problem after the other.
 
     Args:
-        cost: [N, Q, G] of giving an object to a query; what is not finite counts as very dear.
+        costs: [..., N, Q, G] each, of giving an object to a query; what is not finite counts as very dear.
         valid: [N, G], which objects are real.
 
     Returns:
-        [N, Q] int64 index of each query's object, or BACKGROUND.
+        For each of the costs [..., N, Q] int64, the index of each query's object, or BACKGROUND.
     """
-    match = torch.full(cost.shape[:2], BACKGROUND)
-    table = cost.detach().float().nan_to_num(DEAR, DEAR, -DEAR)
-    together = torch.cat([table, valid[:, None].float()], 1).cpu()  # in one transfer
-    for row, one in zip(match, together.numpy()):
-        real = one[-1].nonzero()[0]
-        queries, objects = linear_sum_assignment(one[:-1, real])
-        row[queries] = torch.from_numpy(real[objects])
-    return match.to(cost.device, non_blocking=True)
+    tables = [cost.detach().float().nan_to_num(DEAR, DEAR, -DEAR) for cost in costs]
+    parts = [valid.float(), *tables]
+    together = torch.cat([p.flatten() for p in parts]).cpu().split([p.numel() for p in parts])
+    real = [row.nonzero()[0] for row in together[0].view(valid.shape).numpy()]
+    found = []
+    for table, flat in zip(tables, together[1:]):
+        match = np.full((table.shape[:-1].numel() // table.shape[-2], table.shape[-2]), BACKGROUND)
+        for i, one in enumerate(flat.view(-1, *table.shape[-2:]).numpy()):
+            objects = real[i % len(real)]
+            queries, chosen = linear_sum_assignment(one[:, objects])
+            match[i, queries] = objects[chosen]
+        found.append(torch.from_numpy(match).view(table.shape[:-1]).to(valid.device, non_blocking=True))
+    return found
 
 
 @dataclass

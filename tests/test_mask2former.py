@@ -7,6 +7,7 @@ from torch import Tensor
 
 import detcore
 from detcore.errors import UsageError
+from detcore.layers.position import not_padding
 from detcore.methods.mask2former import Mask2FormerHead, RandomPoints, at_points, visible
 from detcore.methods.maskformer import (
     NOTHING_WEIGHT,
@@ -16,7 +17,6 @@ from detcore.methods.maskformer import (
     dice_cost,
     focal_cost,
     instances,
-    not_padding,
     panoptic,
     segments,
 )

@@ -28,7 +28,8 @@ GROUPS = json.loads((REFERENCE / "parameter_groups.json").read_text())
 FAMILIES = {"rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "retinanet", "gn", "gn+ws", "scratch",
             "dcn", "dcnv2", "instaboost", "libra_rcnn", "guided_anchoring", "grid_rcnn", "ms_rcnn", "dynamic_rcnn",
             "seesaw_loss", "regnet", "panoptic_fpn", "free_anchor", "gfl", "autoassign", "cityscapes", "pascal_voc",
-            "openimages", "wider_face", "ssd", "yolo", "efficientnet", "centripetalnet", "maskformer", "mask2former"}
+            "openimages", "wider_face", "ssd", "yolo", "efficientnet", "centripetalnet", "deformable_detr",
+            "maskformer", "mask2former"}
 CANVAS = 128  # CentripetalNet's
 
 
@@ -40,7 +41,7 @@ def on_meta(name: str, **options) -> torch.nn.Module:
 def test_names_and_families():
     assert {n: e.family for n, e in MODELS.items()} == {
         n: r["family"] for n, r in ROWS.items() if r["family"] in FAMILIES}
-    assert len(MODELS) == 298
+    assert len(MODELS) == 314
 
 
 def test_list_models():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.layers.transformer import FeedForward
+from detcore.layers.transformer import FeedForward, Layers
 
 
 def sample_levels(values: Tensor, sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -106,9 +106,44 @@ class MSDeformEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, sizes: Sequence[tuple[int, int]],
                 valid: Tensor | None = None) -> Tensor:
-        """[N, S, C] of the same shape; arguments as in `MSDeformAttention`, `position` [N, S, C] says where cells are."""
+        """[N, S, C] of the same shape; `position` [N, S, C] says where cells are, the rest is as in `MSDeformAttention`.
+        """
         x = self.norms[0](x + self.dropout(self.self_attn(x + position, reference, x, sizes, valid)))
         return self.norms[1](x + self.ffn(x))
+
+
+class MSDeformEncoder(Layers):
+    """Layers in which the cells of a pyramid look at points of all levels about themselves."""
+
+    def __init__(self, number: int, width: int, hidden: int, *, heads: int = 8, levels: int = 4, points: int = 4,
+                 dropout: float = 0.0):
+        super().__init__([MSDeformEncoderLayer(width, hidden, heads=heads, levels=levels, points=points,
+                                               dropout=dropout) for _ in range(number)])
+        for layer in self.layers:
+            layer.self_attn.reset_parameters()
+
+    def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]], valid: Tensor | None = None,
+                shares: Tensor | None = None) -> Tensor:
+        """[N, S, C] of the same shape.
+
+        Args:
+            x: [N, S, C], the cells of all levels in a row; position: [N, S, C]; sizes: (h, w) of the levels.
+            valid: [N, S] bool, cells that are not padding; None: all.
+            shares: [N, levels, 2], how much of a level's width and height the image fills; None: all.
+        """
+        centres = cell_centres(sizes, x.device)
+        if shares is None:
+            reference = centres[:, None].expand(len(x), -1, len(sizes), -1)
+        else:
+            reference = (centres / of_level(shares, [h * w for h, w in sizes]))[:, :, None] * shares[:, None]
+        for layer in self.layers:
+            x = layer(x, position, reference, sizes, valid)
+        return x
+
+
+def of_level(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """[N, S, C] from one value for each level, [N, levels, C]: for each of a level's cells the same."""
+    return torch.cat([v[:, None].expand(-1, n, -1) for v, n in zip(values.unbind(1), counts)], 1)
 
 
 def cell_centres(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:

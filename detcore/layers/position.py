@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from detcore.structures import Images
+
 TEMPERATURE = 10000.0  # the longest wave is so many times as long as the shortest
 EPS = 1e-6
 
@@ -23,11 +25,19 @@ def sine_positions(valid: Tensor, features: int, offset: float = 0.0) -> Tensor:
     rows, columns = inside.cumsum(1), inside.cumsum(2)
     rows = (rows + offset) / (rows[:, -1:] + EPS) * 2 * math.pi
     columns = (columns + offset) / (columns[:, :, -1:] + EPS) * 2 * math.pi
-    index = torch.arange(features, device=valid.device)
-    waves = TEMPERATURE ** (index // 2 * 2 / features)
+    return torch.cat([waves(rows, features), waves(columns, features)], 3)
 
-    def code(at: Tensor) -> Tensor:
-        angle = at[..., None] / waves
-        return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], -1).flatten(3)
 
-    return torch.cat([code(rows), code(columns)], 3)
+def waves(at: Tensor, features: int) -> Tensor:
+    """[..., features] sines and cosines, by turns, of places [...] in longer and longer waves."""
+    index = torch.arange(features, device=at.device)
+    angle = at[..., None] / TEMPERATURE ** (index // 2 * 2 / features)
+    return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], -1).flatten(-2)
+
+
+def not_padding(size: tuple[int, int], images: Images) -> Tensor:
+    """[N, h, w] bool: which cells of a map of `size` begin inside the image."""
+    device, padded = images.tensor.device, images.tensor.shape[2:]
+    rows, columns = (torch.arange(cells, device=device) * side // cells for cells, side in zip(size, padded))
+    own = torch.tensor(images.sizes).to(device, non_blocking=True)
+    return (rows < own[:, :1])[:, :, None] & (columns < own[:, 1:])[:, None]

@@ -1,6 +1,8 @@
 """The two halves of a transformer layer, named as published checkpoints name them (Vaswani et al., "Attention is all
-you need", 2017). Neither adds its input: where the shortcut and the norm stand is up to the layer."""
+you need", 2017), and layers in a row. Neither half adds its input: where shortcut and norm stand is up to the layer."""
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,3 +57,14 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] of the same shape."""
         return self.layers(x)
+
+
+class Layers(nn.Module):
+    """Layers one after the other, and a norm for what is read off after each of them, if wanted."""
+
+    def __init__(self, layers: Sequence[nn.Module], post_norm: nn.Module | None = None):
+        super().__init__()
+        self.layers, self.post_norm = nn.ModuleList(layers), post_norm
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)

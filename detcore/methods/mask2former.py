@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from detcore.backbones.resnet import ResNet
 from detcore.backbones.swin import Swin
 from detcore.layers.conv import ConvBlock
-from detcore.layers.msdeform import MSDeformEncoderLayer, cell_centres
+from detcore.layers.msdeform import MSDeformEncoder
 from detcore.layers.position import sine_positions
 from detcore.losses import binary_cross_entropy
 from detcore.methods.maskformer import (
     HEADS,
     DecoderLayer,
-    Layers,
     MaskFormer,
     MaskFormerHead,
     Segments,
@@ -60,15 +59,12 @@ class PixelDecoder(nn.Module):
         coarse_first = list(reversed(channels))
         self.input_convs = nn.ModuleList([ConvBlock(c, width, 1, norm="gn", bias=True, act=None)
                                           for c in coarse_first[:LEVELS]])
-        self.encoder = Layers([MSDeformEncoderLayer(width, hidden, heads=HEADS, levels=LEVELS, points=POINTS)
-                               for _ in range(layers)])
+        self.encoder = MSDeformEncoder(layers, width, hidden, heads=HEADS, levels=LEVELS, points=POINTS)
         self.level_encoding = nn.Embedding(LEVELS, width)
         self.lateral_convs = nn.ModuleList([ConvBlock(channels[0], width, 1, norm="gn", act=None)])
         self.output_convs = nn.ModuleList([ConvBlock(width, width, 3, norm="gn")])
         self.mask_feature = nn.Conv2d(width, width, 1)
         init_convolutions(self)
-        for layer in self.encoder.layers:
-            layer.self_attn.reset_parameters()
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Features for masks [N, width, H / 4, W / 4], and maps [N, width, h, w] for the queries, coarsest first."""
@@ -76,9 +72,7 @@ class PixelDecoder(nn.Module):
         sizes = [(m.shape[2], m.shape[3]) for m in maps]
         position = torch.cat([everywhere(m) + level for m, level in zip(maps, self.level_encoding.weight)], 1)
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
-        reference = cell_centres(sizes, x.device)[:, None].expand(len(x), -1, LEVELS, -1)
-        for layer in self.encoder.layers:
-            x = layer(x, position, reference, sizes)
+        x = self.encoder(x, position, sizes)
         maps = [part.transpose(1, 2).unflatten(2, size) for part, size in zip(x.split([h * w for h, w in sizes], 1),
                                                                               sizes)]
         fine = self.lateral_convs[0](features[0])

@@ -20,8 +20,8 @@ from detcore.backbones.resnet import ResNet
 from detcore.backbones.swin import Swin
 from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
-from detcore.layers.position import sine_positions
-from detcore.layers.transformer import Attention, FeedForward
+from detcore.layers.position import not_padding, sine_positions
+from detcore.layers.transformer import Attention, FeedForward, Layers
 from detcore.losses import focal, over_processes
 from detcore.masks import bitmaps
 from detcore.matching import hungarian, used
@@ -87,17 +87,6 @@ class EncoderLayer(nn.Module):
         return self.norms[1](x + self.ffn(x))
 
 
-class Layers(nn.Module):
-    """Layers one after the other, and a norm for what is read off after each of them, if wanted."""
-
-    def __init__(self, layers: Sequence[nn.Module], post_norm: nn.Module | None = None):
-        super().__init__()
-        self.layers, self.post_norm = nn.ModuleList(layers), post_norm
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-
-
 class TransformerPixelDecoder(_Climb):
     """The same pyramid on top of a transformer encoder of the last map, which the queries look at too."""
 
@@ -127,14 +116,6 @@ def init_convolutions(network: nn.Module) -> None:
             nn.init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def not_padding(size: tuple[int, int], images: Images) -> Tensor:
-    """[N, h, w] bool: which cells of a map of `size` begin inside the image."""
-    device, padded = images.tensor.device, images.tensor.shape[2:]
-    rows, columns = (torch.arange(cells, device=device) * side // cells for cells, side in zip(size, padded))
-    own = torch.tensor(images.sizes).to(device, non_blocking=True)
-    return (rows < own[:, :1])[:, :, None] & (columns < own[:, 1:])[:, None]
 
 
 # Ground truth.
@@ -306,8 +287,7 @@ class MaskFormerHead(nn.Module):
         """[L, N, Q] index of each query's segment, or BACKGROUND."""
         labels = truth.labels[None, :, None].expand(*logits.shape[:3], -1)
         cost = self.mask_cost(masks, truth) - self.class_weight * logits.softmax(-1).gather(3, labels)
-        valid = truth.valid.repeat(len(logits), 1)
-        return hungarian(cost.flatten(0, 1), valid).unflatten(0, logits.shape[:2])
+        return hungarian([cost], truth.valid)[0]
 
     def class_loss(self, logits: Tensor, match: Tensor, truth: Segments) -> Tensor:
         """[L] weighted mean of the cross-entropy over all queries."""

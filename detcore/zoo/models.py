@@ -33,6 +33,7 @@ from detcore.data.transforms import (
     ResizeChoice,
     ResizeRange,
     ScaleJitter,
+    Transform,
 )
 from detcore.errors import UsageError
 from detcore.layers.deform import DeformConv2d
@@ -41,6 +42,7 @@ from detcore.methods.autoassign import autoassign
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
 from detcore.methods.centripetalnet import centripetalnet
 from detcore.methods.dcn import faster_rcnn_dpool
+from detcore.methods.deformable_detr import deformable_detr
 from detcore.methods.dynamic_rcnn import dynamic_rcnn
 from detcore.methods.efficientnet import efficientnet_retinanet
 from detcore.methods.fast_rcnn import Keep, fast_rcnn
@@ -136,7 +138,8 @@ HOURGLASS104 = Backbone(Hourglass, None, replace(TORCHVISION, pad_to=1, canvas=1
 MOBILENET_SCRATCH = Backbone(MobileNetV2, None, replace(TORCHVISION, pad_to=1), SLIM_MOBILENET)
 
 
-# All stages are trained, batch norm stays fixed.
+# Batch norm stays as it is; in the others all stages are trained too.
+R50_STILL = replace(R50, build=partial(R50.build, norm_fixed=True))
 R50_WHOLE, R101_WHOLE = (replace(b, build=partial(b.build, frozen_stages=-1, norm_fixed=True)) for b in (R50, R101))
 
 
@@ -855,24 +858,40 @@ CENTRIPETALNET = family(
     row("centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco", HOURGLASS104),
 )
 
-TEN_SCALES = ResizeChoice(tuple((s, 1333) for s in range(480, 801, 32)))
-# Half of the images are cropped in between (DETR).
-MASKFORMER_RECIPE = replace(
-    MASKS, metric=("bbox", "segm", "panoptic"), clip_norm=0.01, batch_per_gpu=1,
-    train_transforms=(Flip(), Choice((
-        (TEN_SCALES,),
-        (ResizeChoice(((400, 1333), (500, 1333), (600, 1333))), RandomCrop((384, 600), True, drawn=True),
-         TEN_SCALES)))))
-SLOW_BACKBONE = Part("^backbone", lr_mult=0.1)
+DETR_SCALES = ResizeChoice(tuple((s, 1333) for s in range(480, 801, 32)))
 
+
+def detr_transforms(longest: int) -> tuple[Transform, ...]:
+    """Many scales; half of the images are cropped in between, from a size of at most `longest` (DETR)."""
+    larger = ResizeChoice(tuple((s, longest) for s in (400, 500, 600)))
+    cropped = (larger, RandomCrop((384, 600), True, drawn=True), DETR_SCALES)
+    return Flip(), Choice(((DETR_SCALES,), cropped))
+
+
+UNPADDED = change(preprocess=replace(TORCHVISION, pad_to=1))
+SLOW_BACKBONE = Part("^backbone", lr_mult=0.1)
+DEFORMABLE_DETR = family(
+    "deformable_detr", deformable_detr,
+    Recipe(train_transforms=detr_transforms(4200), filter_empty=False, epochs=50, batch_size=32, clip_norm=0.1,
+           schedule=Schedule((40,), 50, warmup_iters=0),
+           optimizer=AdamW(2e-4, 1e-4, parts=(
+               SLOW_BACKBONE, Part("sampling_offsets|reference_points", lr_mult=0.1)))),
+    pocket.DEFORMABLE_DETR,
+    row("deformable-detr_r50_16xb2-50e_coco", R50_STILL, UNPADDED),
+    row("deformable-detr-refine_r50_16xb2-50e_coco", R50_STILL, UNPADDED, refine=True),
+    row("deformable-detr-refine-twostage_r50_16xb2-50e_coco", R50_STILL, UNPADDED, refine=True, two_stage=True),
+)
+
+MASKFORMER_RECIPE = replace(MASKS, metric=("bbox", "segm", "panoptic"), clip_norm=0.01, batch_per_gpu=1,
+                            train_transforms=detr_transforms(1333))
 MASKFORMER = family(
     "maskformer", maskformer, MASKFORMER_RECIPE, pocket.MASKFORMER,
-    row("maskformer_r50_ms-16xb1-75e_coco", R50_WHOLE,
-        change(preprocess=replace(TORCHVISION, pad_to=1), epochs=75, schedule=Schedule((50,), 75, warmup_iters=0),
+    row("maskformer_r50_ms-16xb1-75e_coco", R50_WHOLE, UNPADDED,
+        change(epochs=75, schedule=Schedule((50,), 75, warmup_iters=0),
                optimizer=AdamW(1e-4, 1e-4, norm_decay_mult=0, parts=(
                    SLOW_BACKBONE, Part("query_embed", decay_mult=0))))),
-    row("maskformer_swin-l-p4-w12_64xb1-ms-300e_coco", SWIN_L_384_22K,
-        change(preprocess=replace(TORCHVISION, pad_to=1), epochs=300, batch_size=64,
+    row("maskformer_swin-l-p4-w12_64xb1-ms-300e_coco", SWIN_L_384_22K, UNPADDED,
+        change(epochs=300, batch_size=64,
                schedule=Schedule((250,), 300, warmup_iters=1500, warmup_factor=1e-6),
                optimizer=AdamW(6e-5, 0.01, norm_decay_mult=0, parts=(
                    Part("relative_position_bias_table|query_embed", decay_mult=0), SLOW_BACKBONE))),
@@ -920,7 +939,7 @@ FAMILIES = (RPN, FAST_RCNN, FASTER_RCNN, MASK_RCNN, CASCADE_RCNN, CASCADE_MASK_R
             SCRATCH_FASTER, SCRATCH_MASK, WS_FASTER, WS_MASK, DCN, DCN2, INSTABOOST, LIBRA_RCNN, DYNAMIC_RCNN, REGNET,
             CITYSCAPES, PASCAL_VOC, OPEN_IMAGES, WIDER_FACE, GRID_RCNN, MS_RCNN, SEESAW_LOSS, GUIDED_ANCHORING,
             PANOPTIC_FPN, FREE_ANCHOR, GFL, AUTO_ASSIGN, SSD, YOLO, EFFICIENTNET,
-            CENTRIPETALNET, MASKFORMER, MASK2FORMER)
+            CENTRIPETALNET, DEFORMABLE_DETR, MASKFORMER, MASK2FORMER)
 MODELS = {entry.name: entry for entries in FAMILIES for entry in entries}
 
 

@@ -175,6 +175,8 @@ INSTABOOST_MASK_RCNN, INSTABOOST_CASCADE_MASK_RCNN = boosted(MASK_RCNN), boosted
 GA_FASTER_RCNN = Pocket(TWO_STAGE, training(140))
 # Feature adaption is one layer more; with two before it, learning starts late.
 GA_RETINANET = Pocket(dict(width=48, depth=1, anchor_scale=4), training(350))
+DEFORMABLE_DETR = Pocket(dict(queries=50, width=64, hidden=128, encoder_layers=2, layers=3), training(400, rate=1e-3))
+
 # After so short a training right answers often score less than the published 0.6.
 PANOPTIC_FPN = Pocket(TWO_STAGE | dict(stuff=len(STUFF), stuff_area=64, semantic_channels=32,
                                        keep=Keep(score=0.3, across_classes=True)),
@@ -193,6 +195,8 @@ YOLO_ANCHORS = (((54, 35), (64, 55), (126, 117)), ((41, 24), (32, 44), (76, 19))
 YOLO = Pocket(dict(widths=(96, 64, 48), bridges=(128, 96, 64), anchors=YOLO_ANCHORS), training(230))
 EFFICIENTNET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(180))
 CENTRIPETALNET = Pocket(dict(pooling=16), training(160, tta=TestTimeAugmentation(sigma=0.5)))
+
+DEFORMABLE_DETR = Pocket(dict(queries=50, width=64, hidden=128, encoder_layers=2, layers=3), training(400, rate=1e-3))
 
 # After so short a training right answers often score less than the published 0.8.
 QUERIES: dict[str, Any] = dict(queries=30, width=64, hidden=128, object_score=0.4)
