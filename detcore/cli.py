@@ -240,7 +240,7 @@ def proposals(name: Annotated[str, typer.Argument(help="A model of the family rp
 @app.command()
 def pretrain(data_root: Root = ROOT, slim: Annotated[str, typer.Option(
                  help="Which: resnet, gn (with group norm), ws (and weight standardisation), regnet, vgg, "
-                      "mobilenet, darknet, efficientnet or hourglass.")] = "resnet",
+                      "mobilenet, darknet, efficientnet, hourglass or swin.")] = "resnet",
              output: Annotated[Path | None, typer.Option(
                  help="The file to write; by default the one that comes with the library.")] = None,
              folder: Annotated[Path, typer.Option(help="For checkpoints, from which an interrupted run goes "

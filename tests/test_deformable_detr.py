@@ -12,7 +12,7 @@ import detcore
 from detcore.layers.msdeform import MSDeformAttention, MSDeformEncoder, cell_centres, sample_levels
 from detcore.layers.position import sine_positions
 from detcore.matching import hungarian
-from detcore.methods.deformable_detr import DeformableDETR, Truth, logit, match_cost, set_losses
+from detcore.methods.deformable_detr import Answers, DeformableDETR, Truth, logit, match_cost, set_losses
 from detcore.structures import Images, Target
 
 NAME = "deformable-detr-refine-twostage_r50_16xb2-50e_coco"
@@ -86,7 +86,7 @@ def test_hungarian():
     assert hungarian([cost], torch.zeros(2, 3, dtype=torch.bool))[0].max() == -1
 
 
-def model(**options) -> DeformableDETR:
+def model() -> DeformableDETR:
     torch.manual_seed(0)
     return detcore.create_model(NAME, profile="pocket", num_classes=3).eval()
 
@@ -101,10 +101,11 @@ def test_right_answers_cost_nothing():
     boxes = torch.stack([torch.tensor([0.9, 0.9, 0.1, 0.1]), right[1], right[0]])[None, None]
     logits = torch.full((1, 1, 3, 3), -20.0)
     logits[0, 0, 1, 0] = logits[0, 0, 2, 2] = 20.0
-    match = hungarian([match_cost(logits, boxes, truth())], truth().valid)[0]
+    match = hungarian([match_cost(Answers(logits, boxes), truth())], truth().valid)[0]
     assert match.tolist() == [[[-1, 1, 0]]]
-    assert all(v.item() == pytest.approx(0, abs=1e-4) for v in set_losses(logits, boxes, match, truth()).values())
-    off = set_losses(logits, boxes + torch.tensor([0.01, 0, 0, 0]), match, truth())
+    right = set_losses(Answers(logits, boxes), match, truth())
+    assert all(v.item() == pytest.approx(0, abs=1e-4) for v in right.values())
+    off = set_losses(Answers(logits, boxes + torch.tensor([0.01, 0, 0, 0])), match, truth())
     assert off["loss_bbox"].item() == pytest.approx(5 * 0.01, rel=1e-4)  # for each of two objects, over two
 
 

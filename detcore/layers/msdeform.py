@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detcore.boxes import size_tensor
 from detcore.layers.transformer import FeedForward, Layers
 
 
-def sample_levels(values: Tensor, sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+def sample_levels(values: Tensor, sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """[N, Q, C]: weighted sums of what lies at some points of each level, for each head by itself.
 
     Args:
@@ -66,7 +67,7 @@ class MSDeformAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, sizes: Sequence[tuple[int, int]],
+    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, sizes: list[tuple[int, int]],
                 valid: Tensor | None = None) -> Tensor:
         """[N, Q, C].
 
@@ -87,7 +88,7 @@ class MSDeformAttention(nn.Module):
         if reference.shape[-1] == 4:
             step = reference[..., 2:] / 2 / self.points
         else:
-            step = 1 / torch.tensor([(w, h) for h, w in sizes], device=query.device)[:, None]
+            step = 1 / size_tensor(sizes, query).flip(1)[:, None]
         out = sample_levels(values.unflatten(2, (self.heads, -1)), sizes, reference[..., :2] + offsets * step,
                             weights.unflatten(3, (self.levels, self.points)))
         return self.output_proj(out)
@@ -104,10 +105,9 @@ class MSDeformEncoderLayer(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, reference: Tensor, sizes: Sequence[tuple[int, int]],
+    def forward(self, x: Tensor, position: Tensor, reference: Tensor, sizes: list[tuple[int, int]],
                 valid: Tensor | None = None) -> Tensor:
-        """[N, S, C] of the same shape; `position` [N, S, C] says where cells are, the rest is as in `MSDeformAttention`.
-        """
+        """[N, S, C] of the same shape; `position` [N, S, C]: where cells are; the rest as in `MSDeformAttention`."""
         x = self.norms[0](x + self.dropout(self.self_attn(x + position, reference, x, sizes, valid)))
         return self.norms[1](x + self.ffn(x))
 
@@ -117,12 +117,13 @@ class MSDeformEncoder(Layers):
 
     def __init__(self, number: int, width: int, hidden: int, *, heads: int = 8, levels: int = 4, points: int = 4,
                  dropout: float = 0.0):
-        super().__init__([MSDeformEncoderLayer(width, hidden, heads=heads, levels=levels, points=points,
-                                               dropout=dropout) for _ in range(number)])
-        for layer in self.layers:
+        layers = [MSDeformEncoderLayer(width, hidden, heads=heads, levels=levels, points=points, dropout=dropout)
+                  for _ in range(number)]
+        super().__init__(layers)
+        for layer in layers:
             layer.self_attn.reset_parameters()
 
-    def forward(self, x: Tensor, position: Tensor, sizes: Sequence[tuple[int, int]], valid: Tensor | None = None,
+    def forward(self, x: Tensor, position: Tensor, sizes: list[tuple[int, int]], valid: Tensor | None = None,
                 shares: Tensor | None = None) -> Tensor:
         """[N, S, C] of the same shape.
 
@@ -146,7 +147,7 @@ def of_level(values: Tensor, counts: Sequence[int]) -> Tensor:
     return torch.cat([v[:, None].expand(-1, n, -1) for v, n in zip(values.unbind(1), counts)], 1)
 
 
-def cell_centres(sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+def cell_centres(sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
     """[S, 2] centres (x, y) of the cells of all levels in a row, in shares of their level's map."""
     centres = []
     for h, w in sizes:

@@ -68,3 +68,7 @@ class Layers(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """What is read off after a layer."""
+        return x if self.post_norm is None else self.post_norm(x)

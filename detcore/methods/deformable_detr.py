@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,18 @@ class DecoderLayer(nn.Module):
         return self.norms[2](x + self.ffn(x))
 
 
+class Answers(NamedTuple):
+    """What queries say.
+
+    Attributes:
+        logits: [..., N, Q, C] of the classes.
+        boxes: [..., N, Q, 4] (centre x, y, width, height) in shares of the image.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+
 class DeformableDETRHead(nn.Module):
     """What turns queries into classes and boxes, after each decoder layer, and for the encoder's cells if there are
     `branches` for them.
@@ -114,17 +127,17 @@ class DeformableDETRHead(nn.Module):
         self.num_classes = num_classes
         classes = nn.Linear(width, num_classes)
         nn.init.constant_(classes.bias, -math.log((1 - PRIOR) / PRIOR))
-        boxes = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-                              nn.Linear(width, 4))
-        init_normal(boxes[-1], std=0.0)
-        for name, branch in ("cls_branches", classes), ("reg_branches", boxes):
-            each = [copy.deepcopy(branch) if refine else branch for _ in range(branches)]
-            self.add_module(name, nn.ModuleList(each))
+        last = nn.Linear(width, 4)
+        init_normal(last, std=0.0)
+        boxes = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
+        others = [[copy.deepcopy(branch) if refine else branch for _ in range(branches - 1)]
+                  for branch in (classes, boxes)]
         if not two_stage:
-            nn.init.constant_(self.reg_branches[0][-1].bias[2:], SMALL)
+            nn.init.constant_(last.bias[2:], SMALL)
+        self.cls_branches, self.reg_branches = nn.ModuleList([classes, *others[0]]), nn.ModuleList([boxes, *others[1]])
 
-    def forward(self, i: int, x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [N, Q, C] and boxes [N, Q, 4] (centre x, y, width, height; shares of the image) after layer i.
+    def forward(self, i: int, x: Tensor, reference: Tensor) -> Answers:
+        """Classes and boxes after layer i.
 
         Args:
             x: [N, Q, width].
@@ -132,7 +145,7 @@ class DeformableDETRHead(nn.Module):
         """
         raw = self.reg_branches[i](x).float()
         moved = torch.cat([raw[..., :reference.shape[-1]] + reference, raw[..., reference.shape[-1]:]], -1)
-        return self.cls_branches[i](x), moved.sigmoid()
+        return Answers(self.cls_branches[i](x), moved.sigmoid())
 
 
 def logit(share: Tensor) -> Tensor:
@@ -160,8 +173,9 @@ class DeformableDETR(nn.Module):
         self.level_embed = nn.Parameter(torch.randn(LEVELS, width))
         self.encoder = MSDeformEncoder(encoder_layers, width, hidden, heads=HEADS, levels=LEVELS, points=POINTS,
                                        dropout=DROPOUT)
-        self.decoder = Layers([DecoderLayer(width, hidden) for _ in range(layers)])
-        for layer in self.decoder.layers:
+        decoder = [DecoderLayer(width, hidden) for _ in range(layers)]
+        self.decoder = Layers(decoder)
+        for layer in decoder:
             layer.cross_attn.reset_parameters()
         if two_stage:
             self.memory_trans_fc, self.memory_trans_norm = nn.Linear(width, width), nn.LayerNorm(width)
@@ -178,11 +192,8 @@ class DeformableDETR(nn.Module):
         """Feature maps of images [N, 3, H, W], finest first."""
         return self.neck(self.backbone(x))
 
-    def forward(self, images: Images) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor] | None]:
-        """Class logits [N, Q, C] and boxes [N, Q, 4] after each layer, and those of the encoder's cells, if two-stage.
-
-        Boxes are (centre x, y, width, height) in shares of the image.
-        """
+    def forward(self, images: Images) -> tuple[list[Answers], Answers | None]:
+        """What the queries say after each layer, and what the encoder's cells propose, if two-stage."""
         memory = self.encode(self.features(images.tensor), images)
         if self.two_stage:
             x, query_pos, reference, proposed = self.propose(memory)
@@ -194,7 +205,7 @@ class DeformableDETR(nn.Module):
             x = layer(x, query_pos, reference, memory)
             found.append(self.bbox_head(i, x, logit(reference)))
             if self.refine:
-                reference = found[-1][1].detach()
+                reference = found[-1].boxes.detach()
         return found, proposed
 
     def encode(self, maps: Sequence[Tensor], images: Images) -> Memory:
@@ -208,7 +219,7 @@ class DeformableDETR(nn.Module):
         cells = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
         return Memory(self.encoder(cells, position, sizes, inside, shares), sizes, inside, shares)
 
-    def propose(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def propose(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, Answers]:
         """Queries' features, positions and boxes, the best of what the encoder's cells propose; and all of that."""
         counts = [h * w for h, w in memory.sizes]
         centres = cell_centres(memory.sizes, memory.cells.device) / of_level(memory.shares, counts)
@@ -218,12 +229,13 @@ class DeformableDETR(nn.Module):
         # A box of infinite logits is the whole image's lower right corner, which no object matches.
         anchors = first.logit().masked_fill(~usable[..., None], math.inf)
         x = self.memory_trans_norm(self.memory_trans_fc(memory.cells.masked_fill(~usable[..., None], 0.0)))
-        logits, boxes = self.bbox_head(len(self.decoder.layers), x, anchors)
-        best = logits[..., 0].topk(min(self.queries, logits.shape[1]), 1).indices  # here the first class is "object"
-        reference = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
+        proposed = self.bbox_head(len(self.decoder.layers), x, anchors)
+        # Here the first class is "object".
+        best = proposed.logits[..., 0].topk(min(self.queries, x.shape[1]), 1).indices
+        reference = proposed.boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         code = waves(reference * 2 * math.pi, x.shape[2] // 2).flatten(2)
         query_pos, query = self.pos_trans_norm(self.pos_trans_fc(code)).chunk(2, 2)
-        return query, query_pos, reference, (logits, boxes)
+        return query, query_pos, reference, proposed
 
     # Training: a loss over sets, as in DETR.
 
@@ -232,15 +244,14 @@ class DeformableDETR(nn.Module):
         found, proposed = self(images)
         boxes, labels, valid = pad_targets(targets)
         truth = Truth(boxes, labels, valid, scales(images, boxes))
-        answers = {"": tuple(torch.stack(each) for each in zip(*found))}
-        if proposed is not None:
-            answers["enc_"] = tuple(each[None] for each in proposed)
-        # The cells propose objects of any class.
-        truths = [truth, Truth(boxes, torch.zeros_like(labels), valid, truth.scale)]
-        matches = hungarian([match_cost(*answer, t) for answer, t in zip(answers.values(), truths)], valid)
+        answers, truths = {"": Answers(*map(torch.stack, zip(*found)))}, [truth]
+        if proposed is not None:  # the cells propose objects of any class
+            answers["enc_"] = Answers(proposed.logits[None], proposed.boxes[None])
+            truths.append(replace(truth, labels=torch.zeros_like(labels)))
+        matches = hungarian([match_cost(a, t) for a, t in zip(answers.values(), truths)], valid)
         losses = {}
         for (prefix, answer), match, t in zip(answers.items(), matches, truths):
-            for name, values in set_losses(*answer, match, t).items():
+            for name, values in set_losses(answer, match, t).items():
                 for i, value in enumerate(values):
                     losses[f"d{i}.{name}" if i < len(values) - 1 else prefix + name] = value
         return losses
@@ -283,12 +294,9 @@ def corners(boxes: Tensor, scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match_cost(logits: Tensor, boxes: Tensor, truth: Truth) -> Tensor:
-    """[L, N, Q, G] cost of giving each object to each query.
-
-    Args:
-        logits: [L, N, Q, C]; boxes: [L, N, Q, 4] (centre x, y, width, height) in shares of the image.
-    """
+def match_cost(answers: Answers, truth: Truth) -> Tensor:
+    """[L, N, Q, G] cost of giving each object to each of the queries, whose answers are those of L layers."""
+    logits, boxes = answers
     p = logits.float().sigmoid()
     hit = -ALPHA * (1 - p) ** GAMMA * (p + EPS).log()
     miss = -(1 - ALPHA) * p**GAMMA * (1 - p + EPS).log()
@@ -299,12 +307,13 @@ def match_cost(logits: Tensor, boxes: Tensor, truth: Truth) -> Tensor:
         len(boxes), -1, -1, -1), p=1) - GIOU_WEIGHT * overlap)
 
 
-def set_losses(logits: Tensor, boxes: Tensor, match: Tensor, truth: Truth) -> dict[str, Tensor]:
+def set_losses(answers: Answers, match: Tensor, truth: Truth) -> dict[str, Tensor]:
     """Focal loss of the classes, L1 and generalised IoU loss of matched boxes, [L] each, over the number of objects.
 
     Args:
-        logits, boxes: as in `match_cost`; match: [L, N, Q] index of each query's object, or BACKGROUND.
+        answers: of L layers; match: [L, N, Q] index of each query's object, or BACKGROUND.
     """
+    logits, boxes = answers
     matched, at = match >= 0, match.clamp(min=0)
     count = over_processes(truth.valid.sum(1).clamp(max=match.shape[2]).sum().float()).clamp(min=1)
     labels = truth.labels.expand(len(match), -1, -1).gather(2, at)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from detcore.backbones.resnet import ResNet
 from detcore.backbones.swin import Swin
@@ -194,6 +195,13 @@ def dice(logits: Tensor, truth: Tensor) -> Tensor:
     return 1 - (2 * (p * truth).sum(-1) + 1) / (p.sum(-1) + truth.sum(-1) + 1)
 
 
+def full_mask_losses(masks: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss [m] of masks [m, h, w] (logits), enlarged to the resolution of `wanted` [m, H, W]."""
+    wanted = wanted.float()
+    masks = F.interpolate(masks[:, None], size=wanted.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    return focal(masks, wanted, ALPHA, GAMMA).mean((1, 2)), dice(masks.flatten(1), wanted.flatten(1))
+
+
 # The head.
 
 class DecoderLayer(nn.Module):
@@ -264,7 +272,7 @@ class MaskFormerHead(nn.Module):
 
     def answer(self, x: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """What queries [N, Q, C] say: class logits [N, Q, C + 1], mask logits [N, Q, h, w]."""
-        x = self.transformer_decoder.post_norm(x)
+        x = self.transformer_decoder.norm(x)
         return self.cls_embed(x), (self.mask_embed(x) @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
 
     # Training (section 3.3): the queries' best match with the truth, after each layer.
@@ -276,7 +284,7 @@ class MaskFormerHead(nn.Module):
         match = self.match(logits, masks, truth)
         classes = self.class_loss(logits, match, truth)
         mask, overlap = self.matched_mask_losses(masks, match, truth)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for i, values in enumerate(zip(classes, mask, overlap)):
             prefix = "" if i == len(logits) - 1 else f"d{i}."
             losses |= {f"{prefix}loss_{name}": value for name, value in zip(("cls", "mask", "dice"), values)}
@@ -322,12 +330,10 @@ class MaskFormerHead(nn.Module):
 
     def mask_losses(self, masks: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Focal and dice loss [L, m] of masks [L, m, h, w] that should be `wanted` [m, H, W], at its resolution."""
-        wanted, pixel, overlap = wanted.float(), [], []
-        for one in masks:  # full masks of all layers at once would take much memory
-            one = F.interpolate(one[:, None], size=wanted.shape[1:], mode="bilinear", align_corners=False)[:, 0]
-            pixel.append(focal(one, wanted, ALPHA, GAMMA).mean((1, 2)))
-            overlap.append(dice(one.flatten(1), wanted.flatten(1)))
-        return torch.stack(pixel), torch.stack(overlap)
+        # Full masks take much memory: they are made anew in the backward pass, a layer at a time.
+        each = [checkpoint(full_mask_losses, one, wanted, use_reentrant=False) for one in masks]
+        pixel, overlap = (torch.stack(errors) for errors in zip(*each))
+        return pixel, overlap
 
     # Inference (section 3.4).
 
