@@ -38,7 +38,7 @@ class TestTimeAugmentation:
             resized = tuple(replace(t, scale=(round(t.scale[0] * scale), round(t.scale[1] * scale)))
                             if isinstance(t, Resize) else t for t in transforms)
             if scale != 1 and resized == tuple(transforms):  # tested at the image's own size
-                resized = (Rescale(scale), *transforms)
+                resized = (*transforms, Rescale(scale))
             yield resized, False
             if self.flip:
                 yield (*resized, Flip(1.0)), True

@@ -118,13 +118,17 @@ def expected_transform(t: dict):
         case "RandomFlip":
             return T.Flip(t["prob"])
         case "RandomCrop":
-            # What recomputing boxes means without masks, clipping them, happens anyhow.
-            return T.RandomCrop(tuple(t["crop_size"]), t.get("allow_negative_crop", False),
-                                t.get("crop_type") == "absolute_range")
+            # What recomputing boxes means without masks, clipping them, happens anyhow. Nothing is drawn from a range
+            # of one size.
+            size = tuple(t["crop_size"])
+            return T.RandomCrop(size, t.get("allow_negative_crop", False),
+                                t.get("crop_type") == "absolute_range" and size[0] != size[1])
         case "RandomChoice":
             return T.Choice(tuple(map(expected_transforms, t["transforms"])))
         case "FilterAnnotations":
             return T.FilterBoxes(*set(t["min_gt_bbox_wh"]))
+        case "LoadImageFromFile" if t.get("to_float32"):
+            return T.AsFloat()
         case "LoadImageFromFile" | "LoadAnnotations" | "LoadPanopticAnnotations" | "LoadProposals" | "PackDetInputs":
             return None
     raise AssertionError(f"unknown transform {t}")

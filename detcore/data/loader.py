@@ -24,10 +24,10 @@ from detcore.structures import IGNORED, Target
 
 @dataclass
 class Batch:
-    """Images and their ground truth, still uint8; `Preprocess` makes the network's input of them on the device.
+    """Images and their ground truth, not normalised yet; `Preprocess` makes the network's input of them on the device.
 
     Attributes:
-        images: uint8 [N, 3, H, W], BGR, zero-padded.
+        images: uint8 [N, 3, H, W], BGR, zero-padded; float32, where the transforms make it so.
         sizes: each image's own (h, w).
         targets: the ground truth, in pixels of the network's input.
         metas: where each image comes from.

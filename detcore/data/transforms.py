@@ -47,7 +47,7 @@ class Sample:
     """An image with its annotations on their way through the transforms.
 
     Attributes:
-        image: uint8 [h, w, 3], BGR.
+        image: uint8 [h, w, 3], BGR; float32, still 0 to 255, after `AsFloat`.
         boxes: float32 [n, 4].
         labels: int64 [n].
         masks: uint8 [n, h, w], or polygons, or None.
@@ -251,6 +251,14 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
+class AsFloat:
+    """Colours as float32, so that no later transform rounds them."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return replace(sample, image=sample.image.astype(np.float32))
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of several lists of transforms, drawn anew for each image."""
 
@@ -348,7 +356,7 @@ class Preprocess:
     canvas: int | None = None
 
     def collate(self, images: Sequence[np.ndarray], training: bool = False) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Images (uint8 [h, w, 3]) of different size as one uint8 tensor [N, 3, H, W], BGR, and each one's (h, w)."""
+        """Images [h, w, 3] of different size as one tensor [N, 3, H, W] of their kind, BGR, and each one's (h, w)."""
         sizes = [(i.shape[0], i.shape[1]) for i in images]
         origins = [(0, 0)] * len(sizes) if training else self.origins(sizes)
         if self.canvas and not training:
@@ -357,7 +365,7 @@ class Preprocess:
             height, width = self.fixed_size
         else:
             height, width = (-(-max(side) // self.pad_to) * self.pad_to for side in zip(*sizes))
-        batch = np.zeros((len(images), 3, height, width), np.uint8)
+        batch = np.zeros((len(images), 3, height, width), images[0].dtype)
         for row, image, (h, w), (top, left) in zip(batch, images, sizes, origins):
             row[:, top:top + h, left:left + w] = image.transpose(2, 0, 1)
         return torch.from_numpy(batch), sizes
@@ -374,7 +382,7 @@ class Preprocess:
         return [(self.on_canvas(h) // 2 - h // 2, self.on_canvas(w) // 2 - w // 2) for h, w in sizes]
 
     def __call__(self, batch: Tensor, sizes: list[tuple[int, int]], training: bool = False) -> Images:
-        """Normalise a uint8 batch [N, 3, H, W] on its own device; the padding is zero after normalisation."""
+        """Normalise a batch [N, 3, H, W] (uint8 or float32) on its own device; the padding is zero after normalisation."""
         x = (batch.flip(1) if self.rgb else batch).float()
         x = (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
         origins = None if training or self.canvas is None else self.origins(sizes)

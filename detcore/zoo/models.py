@@ -25,6 +25,7 @@ from detcore.backbones.vgg import SSDVGG
 from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
 from detcore.data.transforms import (
+    AsFloat,
     Choice,
     FilterBoxes,
     Flip,
@@ -853,7 +854,7 @@ CENTRIPETALNET = family(
     replace(BOXES, optimizer=Adam(lr=5e-4), clip_norm=35.0, epochs=210, batch_size=96, batch_per_gpu=6,
             schedule=Schedule((190,), 210, warmup_factor=1 / 3),
             train_transforms=(PhotometricDistortion(), CornerCrop(), Resize((511, 511), keep_ratio=False), Flip()),
-            test_transforms=(), tta=TestTimeAugmentation(sigma=0.5)),
+            test_transforms=(AsFloat(),), tta=TestTimeAugmentation(sigma=0.5)),
     pocket.CENTRIPETALNET,
     row("centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco", HOURGLASS104),
 )
@@ -902,7 +903,8 @@ MASK2FORMER_PARTS = (Part("query_embed|query_feat|level_embed", decay_mult=0), S
 MASK2FORMER_RECIPE = replace(
     MASKS, clip_norm=0.01, epochs=None, iterations=368_750, val_interval=5000,
     schedule=Schedule((327_778, 355_092), 368_750, by_epoch=False, warmup_iters=0),
-    train_transforms=(Flip(), ScaleJitter(), RandomCrop(allow_negative=True), FilterBoxes(1e-5)),
+    train_transforms=(AsFloat(), Flip(), ScaleJitter(), RandomCrop(allow_negative=True), FilterBoxes(1e-5)),
+    test_transforms=(AsFloat(), Resize()),
     optimizer=AdamW(1e-4, 0.05, norm_decay_mult=0, parts=MASK2FORMER_PARTS))
 LSJ_SIZE = change(preprocess=replace(TORCHVISION, fixed_size=(1024, 1024)))
 # Norms and position biases of Swin do not decay either.
@@ -920,7 +922,7 @@ MASK2FORMER = [
     *family(
         "mask2former", mask2former,
         replace(MASK2FORMER_RECIPE, metric=("bbox", "segm", "panoptic"),
-                train_transforms=MASK2FORMER_RECIPE.train_transforms[:-1]),
+                train_transforms=MASK2FORMER_RECIPE.train_transforms[:-1], test_transforms=BOXES.test_transforms),
         pocket.MASK2FORMER_PANOPTIC,
         row("mask2former_r50_8xb2-lsj-50e_coco-panoptic", R50_WHOLE, LSJ_SIZE),
         row("mask2former_r101_8xb2-lsj-50e_coco-panoptic", R101_WHOLE, LSJ_SIZE),
