@@ -77,10 +77,10 @@ class PyramidPixelDecoder(_Climb):
 class EncoderLayer(nn.Module):
     """Self-attention, then two layers for each cell, each with a shortcut and a norm."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
-        self.self_attn = Attention(width, HEADS, DROPOUT)
-        self.ffn = FeedForward(width, hidden, dropout=DROPOUT)
+        self.self_attn = Attention(width, HEADS, dropout)
+        self.ffn = FeedForward(width, hidden, dropout=dropout)
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
 
     def forward(self, x: Tensor, position: Tensor, mask: Tensor) -> Tensor:
@@ -91,10 +91,11 @@ class EncoderLayer(nn.Module):
 class TransformerPixelDecoder(_Climb):
     """The same pyramid on top of a transformer encoder of the last map, which the queries look at too."""
 
-    def __init__(self, channels: Sequence[int], width: int, *, layers: int = ENCODER_LAYERS, hidden: int = HIDDEN):
+    def __init__(self, channels: Sequence[int], width: int, *, layers: int = ENCODER_LAYERS, hidden: int = HIDDEN,
+                 dropout: float = DROPOUT):
         super().__init__(channels, width)
         self.mask_feature = nn.Conv2d(width, width, 3, padding=1)
-        self.encoder = Layers([EncoderLayer(width, hidden) for _ in range(layers)])
+        self.encoder = Layers([EncoderLayer(width, hidden, dropout) for _ in range(layers)])
         self.encoder_in_proj = nn.Conv2d(channels[-1], width, 1)
         self.encoder_out_proj = ConvBlock(width, width, 3, norm="gn")
         init_convolutions(self)
@@ -436,7 +437,7 @@ class MaskFormer(nn.Module):
 
 def maskformer(backbone: ResNet | Swin, num_classes: int = 80, *, stuff: int = 53, encoder_layers: int = ENCODER_LAYERS,
                layers: int = DECODER_LAYERS, width: int = 256, hidden: int = HIDDEN, queries: int = 100,
-               object_score: float = OBJECT_SCORE) -> MaskFormer:
+               dropout: float = DROPOUT, object_score: float = OBJECT_SCORE) -> MaskFormer:
     """MaskFormer.
 
     Args:
@@ -444,10 +445,12 @@ def maskformer(backbone: ResNet | Swin, num_classes: int = 80, *, stuff: int = 5
         encoder_layers: of the pixel decoder; without any, the queries look at the backbone's last map.
         layers: of the transformer decoder.
         width, hidden: channels of both, and inside their feed-forward parts.
+        dropout: share of a layer's results left out in training.
         object_score: see `MaskFormerHead`.
     """
-    decoder = (TransformerPixelDecoder(backbone.channels, width, layers=encoder_layers, hidden=hidden)
+    decoder = (TransformerPixelDecoder(backbone.channels, width, layers=encoder_layers, hidden=hidden, dropout=dropout)
                if encoder_layers else PyramidPixelDecoder(backbone.channels, width))
     head = MaskFormerHead(decoder, num_classes, stuff, memory=None if encoder_layers else backbone.channels[-1],
-                          queries=queries, width=width, layers=layers, hidden=hidden, object_score=object_score)
+                          queries=queries, width=width, layers=layers, hidden=hidden, dropout=dropout,
+                          object_score=object_score)
     return MaskFormer(backbone, head)

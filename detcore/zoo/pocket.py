@@ -200,7 +200,7 @@ DEFORMABLE_DETR = Pocket(dict(queries=50, width=64, hidden=128, encoder_layers=2
 
 # After so short a training right answers often score less than the published 0.8.
 QUERIES: dict[str, Any] = dict(queries=30, width=64, hidden=128, object_score=0.4)
-MASKFORMER = Pocket(QUERIES | dict(layers=3, stuff=len(STUFF)),
+MASKFORMER = Pocket(QUERIES | dict(layers=3, stuff=len(STUFF), dropout=0.0),
                     training(300, rate=1e-3, masks="bitmap", metric=("bbox", "segm", "panoptic")))
 MASKED: dict[str, Any] = QUERIES | dict(encoder_layers=1, encoder_hidden=128, layers=3, points=512)
 MASK2FORMER = Pocket(MASKED | dict(stuff=0), training(300, rate=1e-3, **MASKS))
