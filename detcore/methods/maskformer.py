@@ -155,7 +155,6 @@ def segments(targets: list[Target], images: Images, things: int, stuff: int) -> 
         maps = torch.stack([t.semantic for t in targets])  # type: ignore[misc]
         seen = torch.zeros(len(maps), max(IGNORED, things + stuff) + 1, dtype=torch.bool, device=maps.device)
         seen = seen.scatter(1, maps.flatten(1), True)[:, things:things + stuff]
-        # This waits for the device before it has anything to do.
         for i, row in enumerate(seen.tolist()):
             shown = labels[i].new_tensor([things + c for c, there in enumerate(row) if there])
             labels[i] = torch.cat([labels[i], shown])
@@ -278,9 +277,8 @@ class MaskFormerHead(nn.Module):
 
     # Training (section 3.3): the queries' best match with the truth, after each layer.
 
-    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+    def loss(self, features: Sequence[Tensor], images: Images, truth: Segments) -> dict[str, Tensor]:
         """Losses of the classes and masks after each layer; the last one's names have no prefix."""
-        truth = segments(targets, images, self.num_classes, self.stuff)
         logits, masks = (torch.stack(each).float() for each in zip(*self(features, images)))
         match = self.match(logits, masks, truth)
         classes = self.class_loss(logits, match, truth)
@@ -426,7 +424,9 @@ class MaskFormer(nn.Module):
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Training losses by name."""
-        return self.panoptic_head.loss(self.features(images.tensor), images, targets)
+        head = self.panoptic_head
+        truth = segments(targets, images, head.num_classes, head.stuff)  # it waits for the device: before that is busy
+        return head.loss(self.features(images.tensor), images, truth)
 
     @torch.no_grad()
     def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,
