@@ -1,0 +1,61 @@
+"""Open Images' evaluation: average precision at an IoU of 0.5 in a hierarchy of classes, with boxes around groups.
+
+Kuznetsova et al., "The Open Images dataset V4", 2020, and the rules of its challenge. Who finds a cat has found an
+animal: objects and detections count for their class and all above it. An image is labelled for some classes only;
+detections of others are left out. Where several objects stand too close, one box holds the group: the best detection
+inside counts as right, the others inside count neither way.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from detcore.metrics.ranking import Boxes, best, curves, first_of_each, key
+from detcore.metrics.voc import VocResult, summary
+
+IOU = 0.5
+INSIDE = 0.5  # share of a detection that must lie in a group's box
+
+
+def evaluate_openimages(truth: Boxes, detections: Boxes, class_names: Sequence[str], ancestors: np.ndarray,
+                        verified: Boxes, *, images: int, iou: float = IOU,
+                        inside: float = INSIDE) -> VocResult:
+    """Compare detections with the truth.
+
+    Args:
+        truth: its flags mark boxes around groups.
+        detections: with scores.
+        ancestors: bool [C, C]: [i, j] where j is i or above it.
+        verified: image and label of what people have looked for in an image (boxes do not matter).
+        images: how many were looked at.
+    """
+    truth, detections = spread(truth, ancestors), spread(detections, ancestors)
+    detections = detections[np.argsort(-detections.scores, kind="stable")]
+    seen, known, looked_for = key(detections, truth, verified)
+    detections = detections[np.isin(seen, np.concatenate([known, looked_for]))]
+    group = truth.flags if len(truth.flags) else np.zeros(len(truth), bool)
+
+    single, groups = truth[~group], truth[group]
+    index, overlap = best(detections, single)
+    hits = np.flatnonzero((index >= 0) & (overlap >= iou))
+    right = np.zeros(len(detections), bool)
+    right[hits[first_of_each(index[hits])]] = True
+
+    index, overlap = best(detections, groups, of_first=True)
+    members = np.flatnonzero(~right & (index >= 0) & (overlap >= inside))
+    leaders = members[first_of_each(index[members])]
+    right[leaders] = True
+    counted = np.ones(len(detections), bool)
+    counted[members] = False
+    counted[leaders] = True
+    objects = np.bincount(truth.labels, minlength=len(class_names))
+    ranked = curves(detections.labels[counted], detections.scores[counted], right[counted], objects)
+    return summary(class_names, ranked, False, images)
+
+
+def spread(boxes: Boxes, ancestors: np.ndarray) -> Boxes:
+    """Each box once for its own class and once for each class above it."""
+    row, label = np.nonzero(ancestors[boxes.labels])
+    out = boxes[row]
+    return Boxes(out.image, out.boxes, label, out.scores, out.flags)

@@ -1,0 +1,124 @@
+"""Average precision of ranked detections, as PASCAL VOC defined it and Open Images took it over.
+
+Detections of all images are columns of arrays, so that nothing loops over images, classes or boxes.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of a data set: the truth, or detections.
+
+    Attributes:
+        image: int64 [n], the image of each, by any number.
+        boxes: float [n, 4], (x1, y1, x2, y2) in pixels.
+        labels: int64 [n].
+        scores: float [n], of detections.
+        flags: bool [n], of the truth: difficult objects (VOC), groups of objects (Open Images).
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    flags: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: np.ndarray) -> Boxes:
+        """Some of them, in the order of `index`."""
+        return Boxes(*(column[index] if len(column) else column for column in (
+            self.image, self.boxes, self.labels, self.scores, self.flags)))
+
+
+def pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into a and b of all pairs whose keys are equal; ordered by a, then by b."""
+    order = np.argsort(b, kind="stable")
+    first, last = (np.searchsorted(b[order], a, side) for side in ("left", "right"))  # type: ignore[call-overload]
+    count = last - first
+    left = np.repeat(np.arange(len(a)), count)
+    place = np.arange(len(left)) - np.repeat(count.cumsum() - count, count)
+    return left, order[first[left] + place]
+
+
+def key(*boxes: Boxes) -> list[np.ndarray]:
+    """One number for each image and class, the same in all of `boxes`."""
+    classes = 1 + max(int(b.labels.max(initial=0)) for b in boxes)
+    images = np.unique(np.concatenate([b.image for b in boxes]))
+    return [np.searchsorted(images, b.image) * classes + b.labels for b in boxes]
+
+
+def overlap(a: np.ndarray, b: np.ndarray, *, pixels: bool = False, of_first: bool = False) -> np.ndarray:
+    """[n] intersection over union of pairs of boxes [n, 4].
+
+    Args:
+        pixels: a box ends with its last pixel, so that it is x2 - x1 + 1 wide (VOC's own convention).
+        of_first: over the area of the first box instead of the union.
+    """
+    more = float(pixels)
+    inter = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + more).clip(0).prod(1)
+    area, other = ((x[:, 2:] - x[:, :2] + more).prod(1) for x in (a, b))
+    return inter / np.maximum(area if of_first else area + other - inter, 1e-6)
+
+
+def best(detections: Boxes, truth: Boxes, **how: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The object of its image and class that each detection overlaps most, and how much; -1 and 0 where there is none.
+
+    Of equals the first counts.
+    """
+    left, right = pairs(*key(detections, truth))
+    value = overlap(detections.boxes[left].astype(float), truth.boxes[right].astype(float), **how)
+    most = np.zeros(len(detections))
+    np.maximum.at(most, left, value)
+    index, tops = np.full(len(detections), -1), np.flatnonzero(value == most[left])[::-1]
+    index[left[tops]] = right[tops]
+    return index, most
+
+
+def first_of_each(index: np.ndarray) -> np.ndarray:
+    """bool [n]: where a number of `index` [n] appears for the first time."""
+    out = np.zeros(len(index), bool)
+    out[np.unique(index, return_index=True)[1]] = True
+    return out
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision and recall [k] of a class's best 1, 2, ... k detections; `objects` can be found."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    objects: int
+
+    def eleven_points(self) -> float:
+        """The mean of the best precision at recalls of at least 0, 0.1, ... 1 (VOC 2007)."""
+        at = [self.precision[self.recall >= r].max(initial=0.0) for r in np.arange(0, 1 + 1e-3, 0.1)]
+        return float(np.mean(at))
+
+    def area(self) -> float:
+        """The area below the curve, made falling (VOC from 2010 on)."""
+        precision = np.maximum.accumulate(np.append(self.precision, 0.0)[::-1])[::-1]
+        recall = np.concatenate([[0.0], self.recall, [1.0]])
+        return float((np.diff(recall) * precision).sum())
+
+
+def curves(labels: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: np.ndarray) -> list[Curve]:
+    """A curve for each class.
+
+    Args:
+        labels, scores: [n] of ranked detections; right: bool [n], which of them are.
+        objects: int [classes], how many can be found.
+    """
+    found = []
+    for label, count in enumerate(objects):
+        mine = labels == label
+        hit = right[mine][np.argsort(-scores[mine], kind="stable")].cumsum()
+        found.append(Curve(hit / np.maximum(np.arange(1, len(hit) + 1), EPS), hit / max(count, EPS), int(count)))
+    return found
