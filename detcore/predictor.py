@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from detcore.data.coco import read_image
+from detcore.data.images import read_image
 from detcore.data.transforms import Sample, apply
 from detcore.errors import DataError, UsageError
 from detcore.structures import Detections

@@ -62,7 +62,7 @@ draw.losses(trained.record.curves)
 
 # %% tags=["nbval-ignore-output"]
 recipe = get_model_entry(model).recipe_for(profile)
-data = load_data(data_root, replace(recipe, train_transforms=recipe.test_transforms), "val2017", training=True)
+data = load_data(data_root, replace(recipe, train_transforms=recipe.test_transforms), "val", training=True)
 batch = next(iter(build_loader(data, 16 if profile == "pocket" else 2, preprocess=recipe.preprocess)))
 batch = batch.to(pick_device(device))
 images = recipe.preprocess(batch.images, batch.sizes)

@@ -94,7 +94,7 @@ def test_there_are_all_classes_sizes_crowds_and_empty_images(tmp_path):
     plan = pocket_zoo.Plan(300, 0, 0, 128, False)
     numbers, sizes, crowds, classes = [], [], 0, set()
     for i in range(150):
-        scene = pocket_zoo.scene(plan, "train2017", i)
+        scene = pocket_zoo.scene(plan, "train", i)
         numbers.append(sum(not crowd for *_, crowd in scene.animals))
         crowds += sum(crowd for *_, crowd in scene.animals)
         classes |= {species for _, species, _ in scene.animals}
@@ -116,7 +116,7 @@ def test_a_hundred_images_a_second_on_two_idle_cores():
     plan = pocket_zoo.Plan(40, 0, 0, 128, False)
     begin = time.process_time()
     for i in range(40):
-        pocket_zoo.scene(plan, "train2017", i)
+        pocket_zoo.scene(plan, "train", i)
     assert (time.process_time() - begin) / 40 < 0.04
 
 

@@ -368,7 +368,7 @@ def zoo(tmp_path_factory) -> Path:
 
 def test_the_recipe_asks_for_panoptic_data(zoo):
     recipe = get_model_entry(NAME).recipe_for("pocket")
-    data = load_data(zoo, recipe, "train2017", training=True)
+    data = load_data(zoo, recipe, "train", training=True)
     semantic = data.sample(0).semantic
     assert semantic.shape == data.sample(0).size and semantic.max() < len(CLASSES) + len(STUFF)
     assert data.panoptic.things == CLASSES and data.panoptic.stuff == STUFF
@@ -396,7 +396,7 @@ class Oracle(torch.nn.Module):
 
 def test_the_evaluation_of_the_truth_is_perfect(zoo):
     recipe = get_model_entry(NAME).recipe_for("pocket")
-    data = load_data(zoo, recipe, "val2017")
+    data = load_data(zoo, recipe, "val")
     measured = PanopticQuality(data.panoptic)
     model = Oracle(data.panoptic, data.image_ids.tolist())
     detect(model, data, recipe.preprocess, batch_size=2, workers=0, progress=False, quality=measured)

@@ -6,9 +6,10 @@ is asked for, so that the 118,000 images of COCO open in seconds and in little m
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,19 +17,21 @@ import cv2
 import msgspec
 import numpy as np
 
-from detcore.data.images import read_image
+from detcore.data.dataset import Dataset, Wanted
+from detcore.data.drawn import Drawn, Set, Writer, write
 from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import Proposals
-from detcore.data.transforms import Meta, Sample, Transform, apply
+from detcore.data.transforms import Transform
 from detcore.errors import DataError, UsageError
-from detcore.masks import Polygons, rasterise
+from detcore.masks import rasterise
 
 
 class _Image(msgspec.Struct, gc=False):
     id: int
-    file_name: str
     width: int
     height: int
+    file_name: str = ""
+    coco_url: str = ""
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -111,64 +114,59 @@ def _finite(text: bytes) -> bytes:
     return re.sub(rb"(?<=[\s,:\[])-?(?:NaN|Infinity)(?=[\s,\]}])", b"9e9", text)
 
 
-class CocoDataset:
-    """Images of a COCO annotation file with their objects.
+class CocoDataset(Dataset):
+    """Images of a COCO annotation file with their objects; see `Dataset`.
 
-    Boxes without a positive, finite size, smaller than a pixel or outside their image are dropped and counted in one
-    warning. Crowds, and objects whose polygons have no corner, become `ignored` boxes.
-
-    Attributes:
-        class_names: a name for each label.
-        category_ids: the file's category id for each label.
-        image_ids: int64 [n].
-        sizes: int32 [n, 2], (h, w) as the file has them.
-        panoptic: the panoptic annotations, None where they are not asked for.
-
-    Raises:
-        DataError: what is missing, broken or contradictory, with the file and the record.
-        UsageError: a class that the file does not have.
+    Crowds, and objects whose polygons have no corner, are ignored. Files that name pictures by their address alone
+    (LVIS) have them in folders of the address's last part.
     """
 
-    image_ids: np.ndarray
-    sizes: np.ndarray
-    files: list[str]
-    _runs: np.ndarray  # [n, 2], each image's first row in the columns of annotations, and the row after its last
-    _any: np.ndarray  # [n], whether there is any annotation of the classes, good or not
-
     def __init__(self, root: str | Path, annotations: str = "annotations/instances_train2017.json",
-                 images: str = "train2017", *, transforms: Sequence[Transform] = (),
+                 images: str = "train2017", *, layout: str = "coco", transforms: Sequence[Transform] = (),
                  masks: Literal["bitmap", "polygon"] | None = None, classes: Sequence[str] | None = None,
-                 filter_empty: bool = False, min_size: int = 0, proposals: str | Path | None = None,
-                 max_proposals: int | None = None, panoptic: str | None = None) -> None:
+                 filter_empty: bool = False, min_size: int = 0, min_box: int = 0,
+                 proposals: str | Path | None = None, max_proposals: int | None = None,
+                 panoptic: str | None = None) -> None:
         """
         Args:
             root: folder of the data set.
             annotations, images: annotation file and folder of pictures under the root.
+            layout: the name of the form, where another data set's files are like COCO's.
             transforms: what every image goes through in `load`.
             masks: read masks, as bitmaps or as polygons (run lengths are then traced).
             classes: only objects of these names, which get the labels 0, 1, ...; all of the file's otherwise.
             filter_empty: leave out images without any annotation of the classes.
             min_size: leave out images whose shorter side is smaller.
+            min_box: objects narrower or lower count as ignored.
             proposals: file of precomputed proposals, of which the best `max_proposals` are kept.
             panoptic: the split whose panoptic annotations to read too; with `masks`, samples get class maps.
         """
-        self.root, self.annotation_file, self.image_folder = Path(root), Path(root) / annotations, Path(root) / images
-        self.transforms, self.masks, self.max_proposals = tuple(transforms), masks, max_proposals
-        if not self.root.is_dir():
-            raise DataError(f"There is no data set at {root}: no such folder.")
+        super().__init__(root, images, transforms=transforms, masks=masks, max_proposals=max_proposals)
+        self.layout, self.annotation_file = layout, self.root / annotations
         text, content, rows = _read(self.annotation_file)
         if not self.image_folder.is_dir():
             raise DataError(f"There is no image folder {self.image_folder}.")
         self._choose_classes(content.categories, classes)
-        self._arrange(content.images, content.categories, rows)
+        self._take(content.images, content.categories, rows)
         self._text = text if masks else b""
-        keep = self.sizes.min(1, initial=2**31 - 1) >= min_size
-        if filter_empty:
-            keep &= self._any
-        self.image_ids, self.sizes, self._runs = self.image_ids[keep], self.sizes[keep], self._runs[keep]
-        self.files = [f for f, k in zip(self.files, keep) if k]
+        self.ignore_small(min_box)
+        self.leave_out(filter_empty, min_size)
         self.proposals = None if proposals is None else self._read_proposals(proposals)
         self.panoptic = None if panoptic is None else PanopticMaps(root, panoptic, self.category_ids)
+
+    @classmethod
+    def open(cls, root: str | Path, split: str, wanted: Wanted) -> CocoDataset:
+        """A split of a data set in COCO's own layout: "train" is `train2017`, or else `train`, and so on."""
+        name = next((n for n in (f"{split}2017", split) if (Path(root) / f"annotations/instances_{n}.json").exists()),
+                    f"{split}2017")
+        return cls.read(root, f"annotations/instances_{name}.json", name, wanted, panoptic=name)
+
+    @classmethod
+    def read(cls, root: str | Path, annotations: str, images: str, wanted: Wanted, *, layout: str = "coco",
+             panoptic: str | None = None) -> CocoDataset:
+        """What is wanted of an annotation file; `panoptic` names the split of its panoptic maps, if there are any."""
+        options = {f.name: getattr(wanted, f.name) for f in fields(wanted) if f.name != "panoptic"}
+        return cls(root, annotations, images, layout=layout, panoptic=panoptic if wanted.panoptic else None, **options)
 
     def _choose_classes(self, categories: list[_Category], classes: Sequence[str] | None) -> None:
         by_name = {c.name: c.id for c in categories}
@@ -178,11 +176,11 @@ class CocoDataset:
         self.class_names = tuple(classes or by_name)
         self.category_ids = [by_name[name] for name in self.class_names]
 
-    def _arrange(self, images: list[_Image], categories: list[_Category], rows: np.ndarray) -> None:
-        """Images in the file's order and, for each, a run of rows of the good annotations."""
-        file, n = self.annotation_file, len(rows)
+    def _take(self, images: list[_Image], categories: list[_Category], rows: np.ndarray) -> None:
+        """Images in the file's order, and its annotations."""
+        file = self.annotation_file
         self.image_ids = np.array([i.id for i in images], np.int64)
-        self.files = [i.file_name for i in images]
+        self.files = [i.file_name or "/".join(i.coco_url.split("/")[-2:]) for i in images]
         self.sizes = np.array([(i.height, i.width) for i in images], np.int32).reshape(-1, 2)
         ids, count = np.unique(self.image_ids, return_counts=True)
         if (count > 1).any():
@@ -190,33 +188,21 @@ class CocoDataset:
         if (self.sizes < 1).any():
             bad = self.image_ids[(self.sizes < 1).any(1)][0]
             raise DataError(f"Image {bad} of {file} has no positive width and height.")
-        image = _find(self.image_ids, rows["image"])
-        category = _find(np.array([c.id for c in categories]), rows["category"])
+        image = find(self.image_ids, rows["image"])
+        category = find(np.array([c.id for c in categories]), rows["category"])
         for what, found in ("image", image), ("category", category):
             if (found < 0).any():
                 bad = rows[np.argmin(found)]
                 raise DataError(f"Annotation {bad['id']} of {file} belongs to {what} {bad[what]}, "
                                 f"which the file does not have.")
-
         boxes = rows["box"]
         boxes[:, 2:] += boxes[:, :2]
-        size = boxes[:, 2:] - boxes[:, :2]
-        seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
-        good = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & (rows["area"] > 0)
-        if not good.all():
-            warnings.warn(f"{file}: dropped {n - good.sum()} of {n} boxes whose size is zero, negative, not finite or "
-                          f"less than a pixel, or that lie outside their image (the first: annotation "
-                          f"{rows['id'][np.argmin(good)]}).", stacklevel=3)
-        label = _find(np.array(self.category_ids), rows["category"])
-        keep = np.flatnonzero(good & (label >= 0) & ~rows["ignore"])
-        keep = keep[np.argsort(image[keep], kind="stable")]
-        ends = np.searchsorted(image[keep], np.arange(len(images) + 1))
-        self._runs = np.stack([ends[:-1], ends[1:]], 1)
-        self._boxes, self._labels, self._crowd = boxes[keep].astype(np.float32), label[keep], rows["crowd"][keep]
-        self._any = np.bincount(image[label >= 0], minlength=len(images)) > 0
+        taken = self.arrange(
+            image, boxes, find(np.array(self.category_ids), rows["category"]), ignored=rows["crowd"],
+            good=rows["area"] > 0, skip=rows["ignore"], title=lambda row: f"annotation {rows['id'][row]}")
         if self.masks is not None:
-            self._annotation_ids = rows["id"][keep]
-            self._spans = np.stack([rows["begin"][keep], rows["end"][keep]], 1)
+            self._annotation_ids = rows["id"][taken]
+            self._spans = np.stack([rows["begin"][taken], rows["end"][taken]], 1)
 
     def _read_proposals(self, path: str | Path) -> Proposals:
         proposals = Proposals(path)
@@ -225,59 +211,7 @@ class CocoDataset:
             raise DataError(f"The proposal file {path} has nothing for image {missing} of {self.annotation_file}.")
         return proposals
 
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def path(self, index: int) -> Path:
-        """The picture's file."""
-        return self.image_folder / self.files[index]
-
-    def sample(self, index: int) -> Sample:
-        """Image `index` of `len(self)` with all that is known about it, as it is in the files."""
-        image, (start, stop) = self._picture(index), self._runs[index]
-        size, image_id = (image.shape[0], image.shape[1]), int(self.image_ids[index])
-        crowd, boxes, masks = self._crowd[start:stop].copy(), self._boxes[start:stop], None
-        if self.masks is not None:
-            decoded = [self._mask(row, size) for row in range(start, stop)]
-            crowd |= np.array([m is None for m in decoded], bool)
-            kept: list[Any] = [m for m in decoded if m is not None]
-            masks = Polygons(kept, size) if self.masks == "polygon" else np.array(kept, np.uint8).reshape(-1, *size)
-        proposals = None
-        if self.proposals is not None:
-            proposals = self.proposals[image_id][:self.max_proposals, :4]
-        return Sample(image, boxes[~crowd], self._labels[start:stop][~crowd], masks, boxes[crowd], proposals,
-                      self._class_map(image_id, size), Meta(str(self.path(index)), image_id, size))
-
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """Image `index` after the transforms; where they refuse it, another image that `rng` draws."""
-        for _ in range(100):
-            sample = apply(self.transforms, self.sample(index), rng)
-            if sample is not None:
-                return sample
-            index = int(rng.integers(len(self)))
-        raise DataError(f"A hundred images of {self.annotation_file} in a row keep no object through the transforms.")
-
-    def _picture(self, index: int) -> np.ndarray:
-        """The decoded picture, upright unless width and height of the annotation file are those before turning it."""
-        wanted, path = tuple(self.sizes[index]), self.path(index)
-        image = read_image(path)
-        if image.shape[:2] != wanted and image.shape[1::-1] == wanted:
-            image = read_image(path, upright=False)
-        if image.shape[:2] != wanted:
-            raise DataError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels, but {self.annotation_file} says "
-                            f"{wanted[1]} x {wanted[0]} (image {self.image_ids[index]}).")
-        return image
-
-    def _class_map(self, image_id: int, size: tuple[int, int]) -> np.ndarray | None:
-        """uint8 [h, w] class of each pixel, where training needs it."""
-        if self.panoptic is None or self.masks is None:
-            return None
-        return self.panoptic.read(image_id, size).classes()
-
     def _mask(self, row: int, size: tuple[int, int]) -> np.ndarray | list[np.ndarray] | None:
-        """One object's bitmap [h, w] or rings, as `masks` says; None for a crowd or a mask without area."""
-        if self._crowd[row]:
-            return None
         text = self._text[slice(*self._spans[row])]
         try:
             shape = msgspec.json.decode(text, type=_RunLengths | list[list[float]]) if text else []
@@ -336,10 +270,50 @@ def trace(mask: np.ndarray) -> list[np.ndarray]:
     return [(chain[:, 0] + 0.5) / 2 for chain in chains if len(chain) >= 3]
 
 
-def _find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+def find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Where each value stands among the keys; -1 if it does not."""
     if len(keys) == 0:
         return np.full(len(values), -1)
     order = np.argsort(keys, kind="stable")
     place = order[np.searchsorted(keys[order], values).clip(max=len(keys) - 1)]
     return np.where(keys[place] == values, place, -1)
+
+
+# Pocket Zoo in this layout
+
+STUFF_ID = 100  # category id of the first stuff class, less one
+
+
+def write_image(root: Path, drawn: Drawn) -> dict[str, Any]:
+    """Write a picture and its panoptic map; its objects and segments as COCO's records without running numbers."""
+    h, w = drawn.ids.shape
+    # COCO's panoptic maps hold a segment's number as R + 256 G + 65536 B.
+    panoptic = np.stack([np.zeros_like(drawn.ids), np.zeros_like(drawn.ids), drawn.ids], 2)
+    write(root / f"{drawn.split}2017/{drawn.name}.jpg", drawn.jpeg)
+    write(root / f"annotations/panoptic_{drawn.split}2017/{drawn.name}.png", cv2.imencode(".png", panoptic)[1].tobytes())
+    return dict(image=dict(id=drawn.image_id, file_name=f"{drawn.name}.jpg", width=w, height=h),
+                objects=drawn.objects, segments=drawn.segments)
+
+
+def instances(records: Sequence[dict[str, Any]], whole: Set) -> dict[str, Any]:
+    """The content of an annotation file, from the images and objects of `records`."""
+    objects = [dict(o, image_id=r["image"]["id"]) for r in records for o in r["objects"]]
+    return dict(info=whole.info, images=[r["image"] for r in records],
+                categories=[dict(id=i, name=name, supercategory="animal") for i, name in enumerate(whole.classes, 1)],
+                annotations=[dict(id=i, **o) for i, o in enumerate(objects, 1)])
+
+
+def write_split(root: Path, split: str, records: list[dict[str, Any]], whole: Set) -> None:
+    """Write the two annotation files of a split."""
+    content = instances(records, whole)
+    stuff = [dict(id=STUFF_ID + i, name=name, supercategory="scene", isthing=0)
+             for i, name in enumerate(whole.stuff, 1)]
+    panoptic = content | dict(
+        categories=[c | dict(isthing=1) for c in content["categories"]] + stuff,
+        annotations=[dict(image_id=r["image"]["id"], file_name=r["image"]["file_name"][:-3] + "png",
+                          segments_info=r["segments"]) for r in records])
+    for kind, files in ("instances", content), ("panoptic", panoptic):
+        write(root / f"annotations/{kind}_{split}2017.json", json.dumps(files))
+
+
+POCKET = Writer(("annotations", "train2017", "val2017"), write_image, write_split)

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from detcore.data.coco import CocoDataset
+from detcore.data.dataset import Dataset
 from detcore.data.transforms import Meta, Preprocess, Sample
 from detcore.errors import DataError, DetcoreError
 from detcore.masks import Polygons
@@ -108,10 +109,10 @@ def plan_epoch(sizes: np.ndarray, batch_size: int, *, shuffle: bool, seed: int, 
     return [[(int(order[p]), int(p)) for p in batch] for batch in batches if len(batch)]
 
 
-class _Batches(Dataset):
+class _Batches(TorchDataset):
     """Gives the batch for a list of (image, place), or the error to be raised where the batch is used."""
 
-    def __init__(self, dataset: CocoDataset, preprocess: Preprocess, training: bool, seed: int, epoch: int) -> None:
+    def __init__(self, dataset: Dataset, preprocess: Preprocess, training: bool, seed: int, epoch: int) -> None:
         self.dataset, self.preprocess, self.training, self.seed, self.epoch = dataset, preprocess, training, seed, epoch
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> Batch | DetcoreError:
@@ -140,7 +141,7 @@ class Loader:
             yield batch
 
 
-def build_loader(dataset: CocoDataset, batch_size: int, *, preprocess: Preprocess, training: bool = False,
+def build_loader(dataset: Dataset, batch_size: int, *, preprocess: Preprocess, training: bool = False,
                  shuffle: bool | None = None, workers: int = 0, seed: int = 0, epoch: int = 0, start: int = 0,
                  repeat: int = 1, aspect_grouping: bool = False, rank: int = 0, world_size: int = 1,
                  pin_memory: bool = False) -> Loader:

@@ -1,7 +1,5 @@
-"""Pocket Zoo, the embedded data set: small scenes of a zoo, drawn from a seed and written in COCO's layout.
-
-    ROOT/train2017/000000000001.jpg ...    ROOT/annotations/instances_train2017.json
-    ROOT/val2017/...                       ROOT/annotations/panoptic_train2017.json and panoptic_train2017/*.png
+"""Pocket Zoo, the embedded data set: small scenes of a zoo, drawn from a seed and written in the layout of a real data
+set, so that the real readers and evaluations run on it (COCO's if no other is named).
 
 Every image has a random stream of its own, seeded with (seed, split, index): the files do not depend on the number of
 workers, and the first thousand images of a large set are a small set. Drawing goes on where it was interrupted.
@@ -25,16 +23,18 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from detcore.data.coco import STUFF_ID
+from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.data.layouts import get_layout
 from detcore.data.pocket_animals import SPECIES, Random
 from detcore.data.pocket_scenes import STUFF, Scene, paint
 from detcore.errors import DataError, UsageError
 
 CLASSES = tuple(s.name for s in SPECIES)
-SPLITS = ("train2017", "val2017")
+SPLITS = ("train", "val")
 VERSION = 1  # goes up whenever the same seed gives other pictures
 _FACTOR = 3  # canvas pixels a picture pixel
 _CHUNK = 20  # images drawn, and finished, together
-_STUFF_ID = 100  # category id of the first stuff class, less one
 _HIDDEN = 12  # an animal of which fewer pixels are seen is not annotated
 
 
@@ -47,6 +47,7 @@ class Plan:
     seed: int
     size: int
     long_tail: bool
+    layout: str = "coco"
     version: int = VERSION
 
     @property
@@ -65,6 +66,7 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0,
         images, val: number of training and validation images.
         size: height and width in pixels.
         workers: processes; the result does not depend on it.
+        layout: a name of `detcore.data.layouts.LAYOUTS`.
         long_tail: each class half as frequent as the one before.
 
     Returns:
@@ -74,14 +76,13 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0,
         UsageError: a parameter out of range, or a root that holds something else.
         DataError: a folder or file that cannot be written.
     """
-    if layout != "coco":
-        raise UsageError(f"Pocket Zoo has no layout {layout!r}; it is drawn as 'coco'.")
+    writer = get_layout(layout).pocket
     if images < 1 or val < 0 or size < 32 or workers < 1:
         raise UsageError("Pocket Zoo needs at least one image, no negative number of validation images, "
                          "a size of 32 pixels or more and at least one worker.")
-    root, plan = Path(root), Plan(images, val, seed, size, long_tail)
+    root, plan = Path(root), Plan(images, val, seed, size, long_tail, layout)
     try:
-        if _prepare(root, plan):
+        if _prepare(root, plan, writer):
             return root
         chunks = [(split, start) for split, n in zip(SPLITS, (images, val)) for start in range(0, n, _CHUNK)]
         job = partial(_draw_chunk, root, plan)
@@ -89,34 +90,35 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0,
             for done in _run(job, chunks, workers):
                 bar.update(done)
         for split in SPLITS:
-            _assemble(root, plan, split)
-        _write(root / "pocket_zoo.json", json.dumps(asdict(plan) | dict(finished=True)).encode())
+            parts = [json.loads(part.read_text()) for part in sorted((root / ".parts" / split).glob("*.json"))]
+            records = [record for part in parts for record in part]
+            digest = hashlib.sha256("".join(r["digest"] for r in records).encode()).hexdigest()
+            info = dict(description="Pocket Zoo", version=str(plan.version), seed=seed, images_sha256=digest)
+            writer.finish(root, split, [r["kept"] for r in records], Set(CLASSES, STUFF, info))
+        write(root / "pocket_zoo.json", json.dumps(asdict(plan) | dict(finished=True)).encode())
         shutil.rmtree(root / ".parts")
     except OSError as error:
         raise DataError(f"{error.filename or root} cannot be written: {error.strerror or error}.") from error
     return root
 
 
-def _prepare(root: Path, plan: Plan) -> bool:
-    """Make the folders; True if the data set is there already. One of another plan is cleared away."""
+def _prepare(root: Path, plan: Plan, writer: Writer) -> bool:
+    """Make the root; True if the data set is there already. One of another plan is cleared away."""
     stamp = root / "pocket_zoo.json"
     if stamp.exists():
         try:
             found = json.loads(stamp.read_text())
         except ValueError:
             found = {}
-        if {**found, "finished": None} == asdict(plan) | dict(finished=None):
+        if {"layout": "coco", **found, "finished": None} == asdict(plan) | dict(finished=None):
             if found["finished"]:
                 return True
         else:
-            for name in (".parts", "annotations", *SPLITS):
+            for name in (".parts", *get_layout(found.get("layout", "coco")).pocket.clear):
                 shutil.rmtree(root / name, ignore_errors=True)
     elif root.exists() and any(root.iterdir()):
         raise UsageError(f"{root} holds something that is not a Pocket Zoo; name an empty or a new folder.")
-    for split in SPLITS:
-        for folder in (split, f"annotations/panoptic_{split}", f".parts/{split}"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-    _write(stamp, json.dumps(asdict(plan) | dict(finished=False)).encode())
+    write(stamp, json.dumps(asdict(plan) | dict(finished=False)).encode())
     return False
 
 
@@ -149,13 +151,6 @@ def _follow_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
-
-
 def scene(plan: Plan, split: str, index: int) -> Scene:
     """The scene of one image."""
     return paint(Random([plan.seed, SPLITS.index(split), index]), plan.size, plan.weights, _FACTOR)
@@ -168,19 +163,16 @@ def _draw_chunk(root: Path, plan: Plan, split: str, start: int) -> int:
     if not part.exists():
         threads = cv2.getNumThreads()
         cv2.setNumThreads(0)
-        _write(part, json.dumps([_draw_image(root, plan, split, i) for i in range(start, stop)]).encode())
+        write(part, json.dumps([_draw_image(root, plan, split, i) for i in range(start, stop)]).encode())
         cv2.setNumThreads(threads)
     return stop - start
 
 
 def _draw_image(root: Path, plan: Plan, split: str, index: int) -> dict:
-    """Write one image and its panoptic map; its objects and segments as COCO records without running numbers."""
+    """Write one image in the plan's layout: what its writer keeps of it, and the picture's digest."""
     drawn = scene(plan, split, index)
-    # Validation images have numbers of their own, so that both splits can be put together.
-    image_id = index + 1 + (500_000 if split == SPLITS[1] else 0)
-    name = f"{image_id:012}"
     ids = drawn.ids[_FACTOR // 2::_FACTOR, _FACTOR // 2::_FACTOR]
-    objects, segments = [], []
+    numbers, objects, segments = [], [], []
     for number, species, crowd in drawn.animals:
         mask = ids == number
         if mask.sum() < _HIDDEN:
@@ -189,19 +181,18 @@ def _draw_image(root: Path, plan: Plan, split: str, index: int) -> dict:
         record = dict(category_id=species + 1, iscrowd=int(crowd), area=int(mask.sum()))
         segments.append(dict(id=number, bbox=_box(mask), **record))
         objects.append(record | _outline(drawn.ids == number, mask, crowd))
+        numbers.append(number)
     for number in range(1, len(STUFF) + 1):
         mask = ids == number
         if mask.any():
-            segments.append(dict(id=number, category_id=_STUFF_ID + number, iscrowd=0, area=int(mask.sum()),
+            segments.append(dict(id=number, category_id=STUFF_ID + number, iscrowd=0, area=int(mask.sum()),
                                  bbox=_box(mask)))
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     jpeg = cv2.imencode(".jpg", drawn.image, quality)[1].tobytes()
-    # COCO's panoptic maps hold a segment's number as R + 256 G + 65536 B.
-    panoptic = np.stack([np.zeros_like(ids), np.zeros_like(ids), ids], 2)
-    _write(root / split / f"{name}.jpg", jpeg)
-    _write(root / "annotations" / f"panoptic_{split}" / f"{name}.png", cv2.imencode(".png", panoptic)[1].tobytes())
-    return dict(image=dict(id=image_id, file_name=f"{name}.jpg", width=plan.size, height=plan.size),
-                objects=objects, segments=segments, digest=hashlib.sha256(jpeg).hexdigest())
+    # Validation images have numbers of their own, so that both splits can be put together.
+    image_id = index + 1 + (500_000 if split == SPLITS[1] else 0)
+    image = Drawn(split, image_id, drawn.image, jpeg, ids, numbers, objects, segments)
+    return dict(kept=get_layout(plan.layout).pocket.image(root, image), digest=hashlib.sha256(jpeg).hexdigest())
 
 
 def _box(mask: np.ndarray) -> list[int]:
@@ -226,21 +217,3 @@ def _outline(large: np.ndarray, mask: np.ndarray, crowd: bool) -> dict:
     low, high = np.concatenate(polygons).min(0), np.concatenate(polygons).max(0)
     return dict(segmentation=[p.ravel().tolist() for p in polygons],
                 bbox=np.round([*low, *(high - low)], 2).tolist())
-
-
-def _assemble(root: Path, plan: Plan, split: str) -> None:
-    """Put the parts of a split together into its two annotation files."""
-    records = [r for part in sorted((root / ".parts" / split).glob("*.json")) for r in json.loads(part.read_text())]
-    digest = hashlib.sha256("".join(r["digest"] for r in records).encode()).hexdigest()
-    info = dict(description="Pocket Zoo", version=str(plan.version), seed=plan.seed, images_sha256=digest)
-    things = [dict(id=i + 1, name=name, supercategory="animal") for i, name in enumerate(CLASSES)]
-    stuff = [dict(id=_STUFF_ID + i + 1, name=name, supercategory="scene", isthing=0) for i, name in enumerate(STUFF)]
-    images = [r["image"] for r in records]
-    objects = [dict(o, image_id=r["image"]["id"]) for r in records for o in r["objects"]]
-    instances = dict(info=info, images=images, categories=things,
-                     annotations=[dict(id=i + 1, **o) for i, o in enumerate(objects)])
-    panoptic = dict(info=info, images=images, categories=[c | dict(isthing=1) for c in things] + stuff,
-                    annotations=[dict(image_id=r["image"]["id"], file_name=r["image"]["file_name"][:-3] + "png",
-                                      segments_info=r["segments"]) for r in records])
-    for kind, content in (("instances", instances), ("panoptic", panoptic)):
-        _write(root / "annotations" / f"{kind}_{split}.json", json.dumps(content).encode())

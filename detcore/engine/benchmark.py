@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-from detcore.data.coco import CocoDataset
+from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.transforms import Preprocess, Resize
 from detcore.engine.common import describe, load_data, loading_processes, pick_device
@@ -82,7 +82,7 @@ def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | P
         memory=peak_memory_gb())
 
 
-def _forever(data: CocoDataset, preprocess: Preprocess, device: torch.device) -> Iterator[Batch]:
+def _forever(data: Dataset, preprocess: Preprocess, device: torch.device) -> Iterator[Batch]:
     while True:
         for batch in build_loader(data, 1, preprocess=preprocess, workers=loading_processes(device)):
             yield batch.to(device)

@@ -9,12 +9,14 @@ from types import FrameType
 
 import torch
 
-from detcore.data.coco import CocoDataset, fingerprint
+from detcore.data.coco import fingerprint
+from detcore.data.dataset import Dataset, Wanted
+from detcore.data.layouts import find_layout
 from detcore.errors import DetcoreError, UsageError
 from detcore.records import DataInfo
 from detcore.zoo.recipes import Recipe
 
-TRAIN, VAL = "train2017", "val2017"
+TRAIN, VAL = "train", "val"
 
 
 def pick_device(device: str | torch.device | None, processes: int = 1) -> torch.device:
@@ -56,26 +58,25 @@ def output_folder(path: str | Path) -> Path:
 
 
 def load_data(root: str | Path, recipe: Recipe, split: str = VAL, *, training: bool = False,
-              proposals: str | Path | None = None) -> CocoDataset:
-    """A split of a data set in COCO's layout, as a recipe wants it.
+              proposals: str | Path | None = None) -> Dataset:
+    """A split of a data set as a recipe wants it, in the recipe's layout or the one that the files have.
 
     Raises:
         DataError: it is missing or broken.
-        UsageError: the recipe needs precomputed proposals and none are given.
+        UsageError: the recipe needs precomputed proposals and none are given, or masks and the data set has none.
     """
     if recipe.max_proposals and proposals is None:
         raise UsageError("This model takes precomputed proposals: make a file of them with `detcore proposals` and "
                          "name it.")
-    return CocoDataset(
-        root, f"annotations/instances_{split}.json", split, classes=recipe.classes,
-        transforms=recipe.train_transforms if training else recipe.test_transforms,
+    return find_layout(root, recipe.layout).open(Path(root), split, Wanted(
+        classes=recipe.classes, transforms=recipe.train_transforms if training else recipe.test_transforms,
         masks=recipe.masks if training else None, filter_empty=training and recipe.filter_empty,
-        min_size=recipe.min_size if training else 0, proposals=proposals if recipe.max_proposals else None,
-        max_proposals=recipe.max_proposals if training else None,
-        panoptic=split if "panoptic" in recipe.metric else None)
+        min_size=recipe.min_size if training else 0, min_box=recipe.min_box if training else 0,
+        proposals=proposals if recipe.max_proposals else None,
+        max_proposals=recipe.max_proposals if training else None, panoptic="panoptic" in recipe.metric))
 
 
-def describe(dataset: CocoDataset) -> DataInfo:
+def describe(dataset: Dataset) -> DataInfo:
     """A data set as a record names it."""
     return DataInfo(name=dataset.annotation_file.stem, fingerprint=fingerprint(dataset.annotation_file),
                     images=len(dataset))

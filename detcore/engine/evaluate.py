@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from detcore.data.coco import CocoDataset
+from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.proposals import save_proposals
 from detcore.data.transforms import Preprocess
@@ -102,7 +102,7 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
     return Evaluation(results, detections, record)
 
 
-def detect(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, *, batch_size: int = 1,
+def detect(model: nn.Module, dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1,
            workers: int | None = None, rank: int = 0, world_size: int = 1, progress: bool = True,
            title: str = "evaluating", quality: PanopticQuality | None = None) -> list[dict[str, Any]]:
     """The detections in every image of a data set, as in COCO's results files.
@@ -123,7 +123,7 @@ def detect(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, *, ba
     return found if world_size == 1 else gather_object(found)
 
 
-def detect_views(model: nn.Module, dataset: CocoDataset, recipe: Recipe, *, batch_size: int = 1,
+def detect_views(model: nn.Module, dataset: Dataset, recipe: Recipe, *, batch_size: int = 1,
                  workers: int | None = None, progress: bool = True, title: str = "evaluating") -> list[dict[str, Any]]:
     """As `detect`, with the boxes of several views of each image merged (see `TestTimeAugmentation`)."""
     augmentation = recipe.tta or TestTimeAugmentation()
@@ -140,12 +140,12 @@ def detect_views(model: nn.Module, dataset: CocoDataset, recipe: Recipe, *, batc
             for result in augmentation.merge(several).to_coco(image_id, dataset.category_ids)]
 
 
-def panoptic_quality(dataset: CocoDataset) -> PanopticQuality | None:
+def panoptic_quality(dataset: Dataset) -> PanopticQuality | None:
     """What compares panoptic maps with the data set's; None where it has none."""
     return None if dataset.panoptic is None else PanopticQuality(dataset.panoptic)
 
 
-def _predict(model: nn.Module, dataset: CocoDataset, preprocess: Preprocess, batch_size: int, workers: int | None,
+def _predict(model: nn.Module, dataset: Dataset, preprocess: Preprocess, batch_size: int, workers: int | None,
              rank: int, world_size: int, progress: bool, title: str) -> Iterable[tuple[int, Detections]]:
     """Each image's id and detections, in the image's own pixels."""
     device, training = next(model.parameters()).device, model.training
@@ -169,7 +169,7 @@ def predict_batch(model: nn.Module, batch: Batch, preprocess: Preprocess) -> lis
                          output_sizes=[meta.original_size for meta in batch.metas])
 
 
-def score(detections: list[dict[str, Any]], dataset: CocoDataset, kinds: Iterable[str],
+def score(detections: list[dict[str, Any]], dataset: Dataset, kinds: Iterable[str],
           backend: str = DEFAULT_BACKEND, quality: PanopticQuality | None = None) -> dict[str, CocoResult]:
     """Detections against the truth of the data set's images, by kind of evaluation; `quality` has the panoptic one."""
     results = {kind: evaluate_coco(dataset.annotation_file, detections, kind, backend=backend,  # type: ignore[arg-type]
@@ -196,7 +196,7 @@ def flat(results: dict[str, CocoResult]) -> dict[str, float | None]:
     return {f"{kind}_{name}": value for kind, r in results.items() for name, value in r.metrics.items()}
 
 
-def first_images(dataset: CocoDataset, images: int | None) -> CocoDataset:
+def first_images(dataset: Dataset, images: int | None) -> Dataset:
     """The data set cut to its first images; None leaves it whole."""
     if images is not None:
         dataset.image_ids, dataset.sizes = dataset.image_ids[:images], dataset.sizes[:images]

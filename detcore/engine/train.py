@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
-from detcore.data.coco import CocoDataset
+from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.engine.checkpoint import Checkpoints, code_digest
 from detcore.engine.common import (
@@ -211,8 +211,8 @@ class Run:
         best: the best evaluation so far, -1 before the first.
     """
 
-    def __init__(self, entry: ModelEntry, profile: str, model: nn.Module, recipe: Recipe, data: CocoDataset,
-                 val_data: CocoDataset | None, folder: Path, checkpoints: Checkpoints, accelerator: Accelerator, *,
+    def __init__(self, entry: ModelEntry, profile: str, model: nn.Module, recipe: Recipe, data: Dataset,
+                 val_data: Dataset | None, folder: Path, checkpoints: Checkpoints, accelerator: Accelerator, *,
                  steps: int | None, seed: int, batch_size: int | None, clip_norm: float | None, sync_bn: bool,
                  workers: int | None, log_interval: int | None, checkpoint_interval: int | None,
                  progress: bool) -> None:

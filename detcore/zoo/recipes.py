@@ -140,7 +140,9 @@ class Recipe:
         clip_norm: L2 norm of the gradient at most; None for no limit.
         amp: mixed precision.
         val_interval: epochs (or iterations) between evaluations.
+        layout: form of the data set that it was published for, a name of `detcore.data.layouts`.
         filter_empty, min_size: leave out training images without objects, or with a side below `min_size` pixels.
+        min_box: training objects narrower or lower than so many pixels are ignored.
         aspect_grouping: batches of wide images or of high ones.
         classes: the data set's classes used, None for all.
         metric: "bbox", "segm", "panoptic" or "proposal".
@@ -162,8 +164,10 @@ class Recipe:
     clip_norm: float | None = None
     amp: bool = False
     val_interval: int = 1
+    layout: str = "coco"
     filter_empty: bool = True
     min_size: int = 32
+    min_box: int = 0
     aspect_grouping: bool = True
     classes: tuple[str, ...] | None = None
     metric: tuple[str, ...] = ("bbox",)

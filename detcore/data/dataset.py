@@ -1,0 +1,232 @@
+"""What every data set is: pictures, and their objects as columns of arrays.
+
+The readers of the layouts (`detcore.data.coco`, `voc`, `openimages`, ...) fill the columns; what happens to an image on
+its way to the network stands here once.
+"""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from detcore.data.images import read_image
+from detcore.data.panoptic import PanopticMaps
+from detcore.data.proposals import Proposals
+from detcore.data.transforms import Masks, Meta, Sample, Transform, apply
+from detcore.errors import DataError, UsageError
+from detcore.masks import Polygons
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a reader is asked for.
+
+    Attributes:
+        transforms: what every image goes through in `Dataset.load`.
+        masks: form of the masks that samples get; None: boxes alone.
+        classes: only objects of these names, which get the labels 0, 1, ...; None: all.
+        filter_empty: leave out images without any annotation of the classes.
+        min_size: leave out images whose shorter side is smaller.
+        min_box: objects narrower or lower count as ignored.
+        proposals: file of precomputed proposals, of which the best `max_proposals` are kept.
+        panoptic: panoptic annotations too.
+    """
+
+    transforms: Sequence[Transform] = ()
+    masks: Literal["bitmap", "polygon"] | None = None
+    classes: Sequence[str] | None = None
+    filter_empty: bool = False
+    min_size: int = 0
+    min_box: int = 0
+    proposals: str | Path | None = None
+    max_proposals: int | None = None
+    panoptic: bool = False
+
+    def boxes_alone(self, title: str) -> Wanted:
+        """The same, once it is sure that no more than boxes are asked for.
+
+        Raises:
+            UsageError: more is.
+        """
+        for what, asked in ("masks", self.masks), ("panoptic maps", self.panoptic), ("proposals", self.proposals):
+            if asked:
+                raise UsageError(f"{title} is read with boxes alone, but this model needs {what}: train it on a data "
+                                 f"set in COCO's layout.")
+        return self
+
+
+class Columns(TypedDict):
+    """The objects of all images of a data set, as its evaluation takes them.
+
+    `image` int64 [n] ids, `boxes` float32 [n, 4] in pixels, `labels` int64 [n], `flags` bool [n].
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    flags: np.ndarray
+
+
+class Dataset:
+    """Images with their objects.
+
+    Boxes without a positive, finite size, smaller than a pixel or outside their image are dropped and counted in one
+    warning. Objects that are neither to be found nor to be taken for background become `ignored` boxes.
+
+    Attributes:
+        layout: the name of the form that the files have, see `detcore.data.layouts`.
+        annotation_file: the file that messages and records name.
+        class_names: a name for each label.
+        category_ids: the number that results give each label.
+        image_ids: int64 [n].
+        sizes: int32 [n, 2], (h, w) as the annotations have them.
+        files: pictures, under `image_folder`.
+        panoptic: the panoptic annotations, None where they are not asked for.
+
+    Raises:
+        DataError: what is missing, broken or contradictory, with the file and the record.
+        UsageError: a class that there is not, or masks of a data set that has boxes alone.
+    """
+
+    layout: str
+    annotation_file: Path
+    class_names: tuple[str, ...]
+    category_ids: list[int]
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    files: list[str]
+    panoptic: PanopticMaps | None = None
+    proposals: Proposals | None = None
+    _runs: np.ndarray  # [n, 2], each image's first row in the columns of objects, and the row after its last
+    _any: np.ndarray  # [n], whether there is any annotation of the classes, good or not
+
+    def __init__(self, root: str | Path, image_folder: str | Path, *, transforms: Sequence[Transform] = (),
+                 masks: Literal["bitmap", "polygon"] | None = None, max_proposals: int | None = None) -> None:
+        """
+        Args:
+            root: folder of the data set.
+            image_folder: where its pictures are, under the root.
+            transforms: what every image goes through in `load`.
+            masks: form of the masks that samples get; None: boxes alone.
+            max_proposals: how many of the precomputed proposals an image keeps, the best ones.
+        """
+        self.root, self.image_folder = Path(root), Path(root) / image_folder
+        self.transforms, self.masks, self.max_proposals = tuple(transforms), masks, max_proposals
+        if not self.root.is_dir():
+            raise DataError(f"There is no data set at {root}: no such folder.")
+
+    def arrange(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, *, ignored: np.ndarray,
+                flags: np.ndarray | None = None, good: np.ndarray | None = None,
+                skip: np.ndarray | None = None, title: Callable[[int], str] = "object number {}".format) -> np.ndarray:
+        """Take the columns of objects over: the good ones, in the order of their images.
+
+        Args:
+            image: int64 [n], the place of each one's image.
+            boxes: float [n, 4] (x1, y1, x2, y2) in pixels.
+            labels: int64 [n]; below 0 for classes that are not asked for.
+            ignored: bool [n], neither object nor background.
+            flags: bool [n], what the evaluation treats in another way; the ignored ones by default.
+            good: bool [n], what the reader itself has nothing against.
+            skip: bool [n], what is left out without a word.
+            title: what a message calls row i.
+
+        Returns:
+            int64 [m], the rows that were taken, in their new order.
+        """
+        size = boxes[:, 2:] - boxes[:, :2]
+        seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
+        sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & (True if good is None else good)
+        if not sound.all():
+            n = len(boxes)
+            warnings.warn(f"{self.annotation_file}: dropped {n - sound.sum()} of {n} boxes whose size is zero, negative, "
+                          f"not finite or less than a pixel, or that lie outside their image (the first: "
+                          f"{title(int(np.argmin(sound)))}).", stacklevel=4)
+        rows = np.flatnonzero(sound & (labels >= 0) & (True if skip is None else ~skip))
+        rows = rows[np.argsort(image[rows], kind="stable")]
+        ends = np.searchsorted(image[rows], np.arange(len(self.sizes) + 1))
+        self._runs = np.stack([ends[:-1], ends[1:]], 1)
+        self._boxes, self._labels, self._ignored = boxes[rows].astype(np.float32), labels[rows], ignored[rows]
+        self._flags = self._ignored if flags is None else flags[rows]
+        self._any = np.bincount(image[labels >= 0], minlength=len(self.sizes)) > 0
+        return rows
+
+    def select(self, keep: np.ndarray) -> None:
+        """Leave images out: those for which the boolean array [n] is false."""
+        self.image_ids, self.sizes, self._runs = self.image_ids[keep], self.sizes[keep], self._runs[keep]
+        self._any, self.files = self._any[keep], [f for f, k in zip(self.files, keep) if k]
+
+    def leave_out(self, filter_empty: bool, min_size: int) -> None:
+        """Leave out images without any annotation of the classes, or whose shorter side is below `min_size`."""
+        keep = self.sizes.min(1, initial=2**31 - 1) >= min_size
+        self.select(keep & self._any if filter_empty else keep)
+
+    def ignore_small(self, min_box: int) -> None:
+        """Objects narrower or lower than `min_box` pixels count as ignored."""
+        self._ignored = self._ignored | (self._boxes[:, 2:] - self._boxes[:, :2] < min_box).any(1)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def path(self, index: int) -> Path:
+        """The picture's file."""
+        return self.image_folder / self.files[index]
+
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n], [n]: the place of the image of each object, and the object's row in the columns."""
+        count = self._runs[:, 1] - self._runs[:, 0]
+        image = np.repeat(np.arange(len(self)), count)
+        return image, np.arange(len(image)) - np.repeat(count.cumsum() - count, count) + self._runs[image, 0]
+
+    def objects(self) -> Columns:
+        """All objects of the images, as evaluations take them."""
+        image, row = self.rows()
+        return Columns(image=self.image_ids[image], boxes=self._boxes[row], labels=self._labels[row],
+                       flags=self._flags[row])
+
+    def sample(self, index: int) -> Sample:
+        """Image `index` of `len(self)` with all that is known about it, as it is in the files."""
+        image, (start, stop) = self._picture(index), self._runs[index]
+        size, image_id = (image.shape[0], image.shape[1]), int(self.image_ids[index])
+        ignored, boxes = self._ignored[start:stop].copy(), self._boxes[start:stop]
+        masks: Masks | None = None
+        if self.masks is not None:
+            decoded = [None if skip else self._mask(row, size) for row, skip in zip(range(start, stop), ignored)]
+            ignored |= np.array([m is None for m in decoded], bool)
+            kept: list[Any] = [m for m in decoded if m is not None]
+            masks = Polygons(kept, size) if self.masks == "polygon" else np.array(kept, np.uint8).reshape(-1, *size)
+        proposals = None
+        if self.proposals is not None:
+            proposals = self.proposals[image_id][:self.max_proposals, :4]
+        semantic = None
+        if self.panoptic is not None and self.masks is not None:  # training needs it, evaluation has maps of its own
+            semantic = self.panoptic.read(image_id, size).classes()
+        return Sample(image, boxes[~ignored], self._labels[start:stop][~ignored], masks, boxes[ignored], proposals,
+                      semantic, Meta(str(self.path(index)), image_id, size))
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Image `index` after the transforms; where they refuse it, another image that `rng` draws."""
+        for _ in range(100):
+            sample = apply(self.transforms, self.sample(index), rng)
+            if sample is not None:
+                return sample
+            index = int(rng.integers(len(self)))
+        raise DataError(f"A hundred images of {self.annotation_file} in a row keep no object through the transforms.")
+
+    def _mask(self, row: int, size: tuple[int, int]) -> np.ndarray | list[np.ndarray] | None:
+        """One object's bitmap [h, w] or rings, as `masks` says; None where it has no area."""
+        raise NotImplementedError
+
+    def _picture(self, index: int) -> np.ndarray:
+        """The decoded picture, upright unless width and height of the annotations are those before turning it."""
+        wanted, path = tuple(self.sizes[index]), self.path(index)
+        image = read_image(path)
+        if image.shape[:2] != wanted and image.shape[1::-1] == wanted:
+            image = read_image(path, upright=False)
+        if image.shape[:2] != wanted:
+            raise DataError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels, but {self.annotation_file} says "
+                            f"{wanted[1]} x {wanted[0]} (image {self.image_ids[index]}).")
+        return image

@@ -1,0 +1,87 @@
+"""The forms that data sets come in: how each is recognised, opened and checked, and how Pocket Zoo is written in it."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from detcore.data import coco
+from detcore.data.dataset import Dataset, Wanted
+from detcore.data.drawn import Writer
+from detcore.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A file or folder of a data set.
+
+    Attributes:
+        path: under the root; with wildcards where several files are meant.
+        what: what it is, and where it comes from, as a sentence.
+        optional: training and detection do without.
+    """
+
+    path: str
+    what: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A form of data sets.
+
+    Attributes:
+        name, title: for commands, for people.
+        marks: paths (with wildcards) of which one tells that a folder has this form.
+        needed: what must be there.
+        open: reads a split ("train", "val") of the data set in a root.
+        pocket: writes Pocket Zoo in this form.
+    """
+
+    name: str
+    title: str
+    marks: tuple[str, ...]
+    needed: tuple[Needed, ...] = field(repr=False)
+    open: Callable[[Path, str, Wanted], Dataset] = field(repr=False)
+    pocket: Writer = field(repr=False)
+
+    def fits(self, root: Path) -> bool:
+        """Whether a folder looks like this."""
+        return any(next(root.glob(mark), None) is not None for mark in self.marks)
+
+
+COCO = Layout(
+    "coco", "COCO 2017", ("annotations/instances_*.json",), (
+        Needed("train2017", "pictures of the training images: train2017.zip of cocodataset.org"),
+        Needed("val2017", "pictures of the validation images: val2017.zip of cocodataset.org"),
+        Needed("annotations/instances_train2017.json",
+               "objects of the training images: annotations_trainval2017.zip of cocodataset.org"),
+        Needed("annotations/instances_val2017.json",
+               "objects of the validation images: annotations_trainval2017.zip of cocodataset.org"),
+        Needed("annotations/panoptic_train2017.json",
+               "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
+        Needed("annotations/panoptic_val2017.json",
+               "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
+    ), coco.CocoDataset.open, coco.POCKET)
+
+LAYOUTS = {layout.name: layout for layout in (COCO,)}
+
+
+def get_layout(name: str) -> Layout:
+    """A layout by its name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in LAYOUTS:
+        raise UsageError(f"There is no layout {name!r}: it is one of {', '.join(LAYOUTS)}.")
+    return LAYOUTS[name]
+
+
+def find_layout(root: str | Path, first: str = "coco") -> Layout:
+    """The layout of the data set in a folder: the one named first where it fits, or else the first that does.
+
+    Where none does it is the one named first, so that opening it tells what is missing.
+    """
+    named = get_layout(first)
+    return next((layout for layout in (named, *LAYOUTS.values()) if layout.fits(Path(root))), named)
