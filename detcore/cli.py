@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Object detectors: a zoo of models, their training, evaluation and benchmarks.")
-data_app = typer.Typer(no_args_is_help=True, help="Draw or write data sets.")
+data_app = typer.Typer(no_args_is_help=True, help="Draw, write or check data sets.")
 app.add_typer(data_app, name="data")
 
 Name = Annotated[str, typer.Argument(help="A name of the zoo; `detcore list` shows them.")]
-Root = Annotated[Path, typer.Option(help="Folder of a data set in COCO's layout.")]
+Root = Annotated[Path, typer.Option(help="Folder of a data set; `detcore data check` tells which forms there are.")]
 Profile = Annotated[Literal["pocket", "coco"], typer.Option(
     help="pocket: at a size for two CPU cores; coco: as published.")]
+AnyProfile = Annotated[Literal["pocket", "coco"] | None, typer.Option(
+    help="pocket: at a size for two CPU cores; coco: as published, the default with published weights.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one by default.")]
 Weights = Annotated[str | None, typer.Option(help="A file of weights, or 'published'.")]
 Proposals = Annotated[Path | None, typer.Option(help="File of `detcore proposals`, for Fast R-CNN.")]
@@ -35,7 +37,6 @@ BatchSize = Annotated[int | None, typer.Option(help="Images at a time, of each p
 Gpus = Annotated[int, typer.Option(help="Processes to start, a GPU each, or on the CPU with --device cpu.")]
 Precision = Annotated[str | None, typer.Option(help="no, bf16 or fp16; the recipe's by default.")]
 ROOT = Path("data/pocket")
-POCKET: Literal["pocket"] = "pocket"
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -57,7 +58,7 @@ def print_metrics(results: dict[str, Any]) -> None:
         kinds = [kind for kind, result in results.items() if result.per_class]
         print()
         print_table(["class", *(f"{kind} AP" for kind in kinds)],
-                    [[name, *(_share(results[kind].per_class[name]) for kind in kinds)] for name in classes])
+                    [[name, *(_share(results[kind].per_class.get(name)) for kind in kinds)] for name in classes])
 
 
 def _share(value: float | None) -> str | None:
@@ -112,7 +113,7 @@ def show(name: Name, profile: Profile = "coco") -> None:
 
 
 @app.command()
-def train(name: Name, data_root: Root = ROOT, profile: Profile = POCKET,
+def train(name: Name, data_root: Root = ROOT, profile: AnyProfile = None,
           output: Annotated[Path | None, typer.Option(help="Folder; runs/NAME.PROFILE by default.")] = None,
           steps: Annotated[int | None, typer.Option(help="Optimiser steps; the schedule is scaled to them.")] = None,
           seconds: Annotated[float | None, typer.Option(help="Stop after so much time.")] = None,
@@ -151,7 +152,7 @@ def train(name: Name, data_root: Root = ROOT, profile: Profile = POCKET,
 
 @app.command()
 def evaluate(name: Name, checkpoint: Annotated[str, typer.Argument(help="A file of weights, or 'published'.")],
-             data_root: Root = ROOT, profile: Profile = POCKET,
+             data_root: Root = ROOT, profile: AnyProfile = None,
              backend: Annotated[str, typer.Option(help="faster-coco-eval or pycocotools.")] = "faster-coco-eval",
              split: str = "val", proposals: Proposals = None, device: Device = None, batch_size: BatchSize = None,
              workers: Workers = None,
@@ -166,7 +167,7 @@ def evaluate(name: Name, checkpoint: Annotated[str, typer.Argument(help="A file 
 
 
 @app.command()
-def benchmark(name: Name, data_root: Root = ROOT, profile: Profile = POCKET,
+def benchmark(name: Name, data_root: Root = ROOT, profile: AnyProfile = None,
               mode: Annotated[Literal["inference", "training"], typer.Option()] = "inference", weights: Weights = None,
               proposals: Proposals = None, device: Device = None,
               images: Annotated[int, typer.Option(help="Inference: images to time.")] = 2000,
@@ -228,7 +229,7 @@ def predict(name: Annotated[str, typer.Argument(help="A name of the zoo, or a fi
 def proposals(name: Annotated[str, typer.Argument(help="A model of the family rpn.")],
               checkpoint: Annotated[str, typer.Argument(help="A file of weights, or 'published'.")], output: Annotated[
                   Path, typer.Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
-              profile: Profile = POCKET, device: Device = None, batch_size: BatchSize = None,
+              profile: AnyProfile = None, device: Device = None, batch_size: BatchSize = None,
               workers: Workers = None) -> None:
     """Write a region proposal network's proposals, for Fast R-CNN."""
     options = dict(locals())
@@ -272,6 +273,23 @@ def data_pocket(root: Annotated[Path, typer.Option(help="Folder to draw into.")]
     from detcore.data.pocket_zoo import draw
 
     print(f"Pocket Zoo: {draw(**options)}")
+
+
+@data_app.command("check")
+def data_check(root: Annotated[Path, typer.Argument(help="Folder of a data set.")],
+               layout: Annotated[str | None, typer.Option(
+                   help="The form of its files, such as coco, voc or openimages; by default the one they have.")] = None
+               ) -> None:
+    """Tell whether a data set is complete and sound, and where to get what is missing."""
+    from detcore.data.check import check
+    from detcore.errors import DataError
+
+    findings = check(root, layout)
+    for finding in findings:
+        print(f"{finding.verdict:8}{finding.what}{': ' * bool(finding.text)}{finding.text}")
+    wrong = sum(f.verdict in ("missing", "broken") for f in findings)
+    if wrong:
+        raise DataError(f"{root} is not complete: {wrong} of {len(findings)} points above are missing or broken.")
 
 
 @data_app.command("synthetic")

@@ -52,15 +52,15 @@ class Layout:
 
 COCO = Layout(
     "coco", "COCO 2017", ("annotations/instances_*.json",), (
-        Needed("train2017", "pictures of the training images: train2017.zip of cocodataset.org"),
-        Needed("val2017", "pictures of the validation images: val2017.zip of cocodataset.org"),
-        Needed("annotations/instances_train2017.json",
+        Needed("train*", "pictures of the training images: train2017.zip of cocodataset.org"),
+        Needed("val*", "pictures of the validation images: val2017.zip of cocodataset.org"),
+        Needed("annotations/instances_train*.json",
                "objects of the training images: annotations_trainval2017.zip of cocodataset.org"),
-        Needed("annotations/instances_val2017.json",
+        Needed("annotations/instances_val*.json",
                "objects of the validation images: annotations_trainval2017.zip of cocodataset.org"),
-        Needed("annotations/panoptic_train2017.json",
+        Needed("annotations/panoptic_train*.json",
                "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
-        Needed("annotations/panoptic_val2017.json",
+        Needed("annotations/panoptic_val*.json",
                "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
     ), coco.CocoDataset.open, coco.POCKET)
 

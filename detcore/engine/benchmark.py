@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.transforms import Preprocess, Resize
-from detcore.engine.common import describe, load_data, loading_processes, pick_device
+from detcore.engine.common import describe, load_data, loading_processes, pick_device, pick_profile
 from detcore.engine.evaluate import predict_batch
 from detcore.engine.train import train
 from detcore.errors import UsageError
@@ -33,7 +33,7 @@ from detcore.zoo.recipes import Recipe
 
 
 def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | Path | nn.Module | None = None,
-                        profile: str = "pocket", proposals: str | Path | None = None, device: str | None = None,
+                        profile: str | None = None, proposals: str | Path | None = None, device: str | None = None,
                         images: int = 2000, warmup: int = 5, interval: int = 50, fuse: bool = False,
                         say: Callable[[str], None] | None = print) -> Record:
     """Time a model on the validation images, one at a time.
@@ -50,6 +50,7 @@ def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | P
         A record with the mean, median and 95th percentile of an image's time, parameters, FLOPs and memory.
     """
     entry, where = get_model_entry(name), pick_device(device)
+    profile = pick_profile(profile, checkpoint)
     recipe = entry.recipe_for(profile)
     data = load_data(data_root, recipe, proposals=proposals)
     model = checkpoint if isinstance(checkpoint, nn.Module) else create_model(

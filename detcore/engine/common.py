@@ -40,6 +40,11 @@ def pick_device(device: str | torch.device | None, processes: int = 1) -> torch.
     return chosen
 
 
+def pick_profile(profile: str | None, weights: object) -> str:
+    """The profile asked for; None: the published one with published weights, else the one for a small machine."""
+    return profile or ("coco" if weights == "published" else "pocket")
+
+
 def output_folder(path: str | Path) -> Path:
     """The folder, made if it is not there, and known to take files.
 

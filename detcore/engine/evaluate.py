@@ -18,7 +18,16 @@ from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.proposals import save_proposals
 from detcore.data.transforms import Preprocess
-from detcore.engine.common import TRAIN, VAL, describe, load_data, loading_processes, output_folder, pick_device
+from detcore.engine.common import (
+    TRAIN,
+    VAL,
+    describe,
+    load_data,
+    loading_processes,
+    output_folder,
+    pick_device,
+    pick_profile,
+)
 from detcore.errors import DataError, UsageError
 from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, evaluate_coco, load_backend
 from detcore.metrics.panoptic import PanopticQuality
@@ -48,15 +57,16 @@ class Evaluation:
         return self.results[kind]
 
 
-def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, *, profile: str = "pocket",
+def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, *, profile: str | None = None,
              backend: str = DEFAULT_BACKEND, split: str = VAL, proposals: str | Path | None = None,
              device: str | None = None, batch_size: int | None = None, workers: int | None = None,
              images: int | None = None, tta: bool = False, output: str | Path | None = None,
              progress: bool = True) -> Evaluation:
-    """Evaluate a model of the zoo on a data set in COCO's layout.
+    """Evaluate a model of the zoo on a data set, by the data set's own measure.
 
     Args:
         checkpoint: a file of weights, "published", or the model itself.
+        profile: "pocket" or "coco", which is the default with published weights.
         proposals: file of precomputed proposals, for the models that take them.
         batch_size: images at a time; 1 on the coco profile, as published, whose images differ in size.
         images: only the first so many.
@@ -67,7 +77,7 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
         DetcoreError: a wrong name, weights that do not fit, missing data, a folder that cannot be written to; `tta`
             for a model that gives more than boxes.
     """
-    entry = get_model_entry(name)
+    entry, profile = get_model_entry(name), pick_profile(profile, checkpoint)
     recipe, where = entry.recipe_for(profile), pick_device(device)
     if tta and recipe.metric != ("bbox",):
         raise UsageError(f"Test-time augmentation merges boxes alone, but {name} is evaluated by "
@@ -217,7 +227,7 @@ def save_json(path: Path, content: Any) -> None:
 
 
 def make_proposals(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, output: str | Path, *,
-                   profile: str = "pocket", splits: Iterable[str] = (TRAIN, VAL), device: str | None = None,
+                   profile: str | None = None, splits: Iterable[str] = (TRAIN, VAL), device: str | None = None,
                    batch_size: int | None = None, workers: int | None = None, progress: bool = True) -> Path:
     """Write the proposals of a region proposal network for every image of a data set, as Fast R-CNN reads them.
 
@@ -225,7 +235,7 @@ def make_proposals(name: str, checkpoint: str | Path | nn.Module, data_root: str
         UsageError: the model is no proposal network.
         DetcoreError: as in `evaluate`.
     """
-    entry = get_model_entry(name)
+    entry, profile = get_model_entry(name), pick_profile(profile, checkpoint)
     recipe, where = entry.recipe_for(profile), pick_device(device)
     if "proposal" not in recipe.metric:
         raise UsageError(f"{name} makes no proposals: name a model of the family rpn.")

@@ -33,6 +33,7 @@ from detcore.engine.common import (
     loading_processes,
     output_folder,
     pick_device,
+    pick_profile,
 )
 from detcore.engine.evaluate import detect, flat, panoptic_quality, score
 from detcore.engine.journal import Journal, Meter, read_log
@@ -66,19 +67,22 @@ class TrainResult:
     log: list[dict[str, Any]] = field(repr=False)
 
 
-def train(name: str, data_root: str | Path, *, profile: str = "pocket", output: str | Path | None = None,
+def train(name: str, data_root: str | Path, *, profile: str | None = None, output: str | Path | None = None,
           steps: int | None = None, seconds: float | None = None, seed: int = 0, device: str | None = None,
           gpus: int = 1, resume: bool = False, overwrite: bool = True, weights: str | Path | None = None,
           proposals: str | Path | None = None, batch_size: int | None = None, workers: int | None = None,
           mixed_precision: str | None = None, clip_norm: float | None = None, sync_bn: bool = False,
           validate: bool = True, log_interval: int | None = None, checkpoint_interval: int | None = None, keep: int = 2,
           measure: tuple[int, int] = (100, 500), progress: bool = True) -> TrainResult:
-    """Train a model of the zoo by its recipe, on a data set in COCO's layout.
+    """Train a model of the zoo by its recipe, on a data set in any of the layouts.
+
+    With `weights="published"` the data may have other classes than COCO: what depends on their number starts anew.
 
     The output folder gets `model.safetensors` (the last weights), `best.safetensors`, `record.json`, `log.jsonl`,
     `tensorboard/` and `checkpoints/`. Ctrl-C ends the step, writes a checkpoint, and raises KeyboardInterrupt.
 
     Args:
+        profile: "pocket" or "coco", which is the default with published weights.
         output: folder; "runs/NAME.PROFILE" by default.
         steps: optimiser steps; the recipe's schedule is compressed or stretched to them.
         seconds: stop after so much time, wherever the schedule is.
@@ -103,6 +107,7 @@ def train(name: str, data_root: str | Path, *, profile: str = "pocket", output: 
         DetcoreError: in one sentence, before training whatever can be known to be wrong; then a loss that is not
             finite, or a full disk.
     """
+    profile = pick_profile(profile, weights)
     options = {k: v for k, v in locals().items() if k not in ("name", "data_root", "gpus")}
     entry = get_model_entry(name)
     recipe = entry.recipe_for(profile)
