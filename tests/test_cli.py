@@ -93,7 +93,7 @@ def test_data_sets(run, tmp_path):
     (("show", "retinanet_r50_fpn_1x_coc"), "The nearest names are: retinanet_r50_fpn_1x_coco"),
     (("train", MODEL, "--data-root", "/nowhere"), "There is no data set at /nowhere"),
     (("evaluate", MODEL, "/nowhere.pth", "--data-root", "ZOO"), "There is no file of weights at /nowhere.pth."),
-    (("evaluate", MODEL, "published", "--data-root", "ZOO"), "Published weights are of the coco profile"),
+    (("evaluate", MODEL, "published", "--profile", "pocket", "--data-root", "ZOO"), "Published weights are of the coco profile"),
     (("evaluate", "mask-rcnn_r50_fpn_1x_coco", "WEIGHTS", "--data-root", "ZOO"), "does not fit mask-rcnn_r50"),
     (("evaluate", MODEL, "WEIGHTS", "--data-root", "ZOO", "--backend", "abacus"), "no evaluation backend 'abacus'"),
     (("train", MODEL, "--data-root", "ZOO", "--device", "abacus"), "There is no device 'abacus'"),

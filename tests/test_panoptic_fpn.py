@@ -18,6 +18,7 @@ from detcore.data.pocket_zoo import CLASSES, STUFF, draw
 from detcore.data.transforms import Flip, RandomCrop, Resize
 from detcore.engine.common import load_data
 from detcore.engine.evaluate import detect, evaluate
+from detcore.engine.scoring import PanopticWatcher
 from detcore.errors import DataError, UsageError
 from detcore.methods.panoptic_fpn import KEEP, LOSS_WEIGHT, STUFF_AREA, SemanticHead, merge
 from detcore.metrics.panoptic import PanopticQuality, compare
@@ -399,7 +400,8 @@ def test_the_evaluation_of_the_truth_is_perfect(zoo):
     data = load_data(zoo, recipe, "val")
     measured = PanopticQuality(data.panoptic)
     model = Oracle(data.panoptic, data.image_ids.tolist())
-    detect(model, data, recipe.preprocess, batch_size=2, workers=0, progress=False, quality=measured)
+    detect(model, data, recipe.preprocess, batch_size=2, workers=0, progress=False,
+           watched={"panoptic": PanopticWatcher(measured)})
     assert measured.images == 4 and measured.result().metrics["PQ"] == 1
 
 

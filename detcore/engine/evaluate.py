@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from detcore.engine.common import (
     pick_device,
     pick_profile,
 )
+from detcore.engine.scoring import Result, Results, Watcher, score, watchers
 from detcore.errors import DataError, UsageError
-from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, evaluate_coco, load_backend
-from detcore.metrics.panoptic import PanopticQuality
+from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
 from detcore.structures import Detections
 from detcore.tta import TestTimeAugmentation, mirrored
@@ -44,17 +44,17 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-        results: by kind: "bbox", "segm", "proposal", "panoptic".
+        results: by name: "bbox", "segm", "proposal" and "panoptic" as COCO has them, or the data set's own measure.
         detections: as in COCO's results files.
         record: the record of the run.
     """
 
-    results: dict[str, CocoResult]
+    results: Results
     detections: list[dict[str, Any]] = field(repr=False)
     record: Record = field(repr=False)
 
-    def __getitem__(self, kind: str) -> CocoResult:
-        return self.results[kind]
+    def __getitem__(self, name: str) -> Result:
+        return self.results[name]
 
 
 def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, *, profile: str | None = None,
@@ -94,13 +94,13 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
                          f"{len(dataset.class_names)}.")
     clock, batch_size = Clock(where), batch_size or (1 if profile == "coco" else recipe.batch_per_gpu)
     how: dict[str, Any] = dict(batch_size=batch_size, workers=workers, progress=progress, title=name)
-    quality = panoptic_quality(dataset)
+    watched = watchers(dataset, recipe.metric)
     if tta:
         detections = detect_views(model.to(where), dataset, recipe, **how)
     else:
-        detections = detect(model.to(where), dataset, recipe.preprocess, quality=quality, **how)
+        detections = detect(model.to(where), dataset, recipe.preprocess, watched=watched, **how)
     seconds = clock()
-    results = score(detections, dataset, recipe.metric, backend, quality)
+    results = score(detections, dataset, recipe.metric, backend, watched, progress)
     record = Record(
         kind="evaluate", model=name, profile=profile, data=describe(dataset), duration_s=clock(),
         parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type, tta=tta,
@@ -114,22 +114,21 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
 
 def detect(model: nn.Module, dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1,
            workers: int | None = None, rank: int = 0, world_size: int = 1, progress: bool = True,
-           title: str = "evaluating", quality: PanopticQuality | None = None) -> list[dict[str, Any]]:
+           title: str = "evaluating", watched: Mapping[str, Watcher] | None = None) -> list[dict[str, Any]]:
     """The detections in every image of a data set, as in COCO's results files.
 
     The model runs where it is, in evaluation mode, and goes back to its mode. Of several processes each takes its
-    share; all get the whole. Panoptic maps are too large to be kept: `quality` compares each as it comes.
+    share; all get the whole, also what the measures in `watched` have counted.
     """
-    found = []
+    found, watching = [], list((watched or {}).values())
     for image_id, detections in _predict(model, dataset, preprocess, batch_size, workers, rank, world_size,
                                          progress and rank == 0, title):
         found += detections.to_coco(image_id, dataset.category_ids)
-        if quality is not None:
-            assert detections.panoptic is not None
-            quality.add(image_id, detections.panoptic.cpu().numpy())
-    if world_size > 1 and quality is not None:
-        shares = gather_object([(quality.counts, quality.images)])
-        quality.counts, quality.images = sum(c for c, _ in shares), sum(n for _, n in shares)
+        for watcher in watching:
+            watcher.add(image_id, detections)
+    if world_size > 1:
+        for watcher in watching:
+            watcher.take(gather_object([watcher.share()]))
     return found if world_size == 1 else gather_object(found)
 
 
@@ -148,11 +147,6 @@ def detect_views(model: nn.Module, dataset: Dataset, recipe: Recipe, *, batch_si
             found.setdefault(image_id, []).append((mirrored(one, widths[image_id]) if flipped else one).to("cpu"))
     return [result for image_id, several in found.items()
             for result in augmentation.merge(several).to_coco(image_id, dataset.category_ids)]
-
-
-def panoptic_quality(dataset: Dataset) -> PanopticQuality | None:
-    """What compares panoptic maps with the data set's; None where it has none."""
-    return None if dataset.panoptic is None else PanopticQuality(dataset.panoptic)
 
 
 def _predict(model: nn.Module, dataset: Dataset, preprocess: Preprocess, batch_size: int, workers: int | None,
@@ -179,20 +173,11 @@ def predict_batch(model: nn.Module, batch: Batch, preprocess: Preprocess) -> lis
                          output_sizes=[meta.original_size for meta in batch.metas])
 
 
-def score(detections: list[dict[str, Any]], dataset: Dataset, kinds: Iterable[str],
-          backend: str = DEFAULT_BACKEND, quality: PanopticQuality | None = None) -> dict[str, CocoResult]:
-    """Detections against the truth of the data set's images, by kind of evaluation; `quality` has the panoptic one."""
-    results = {kind: evaluate_coco(dataset.annotation_file, detections, kind, backend=backend,  # type: ignore[arg-type]
-                                   category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist())
-               for kind in kinds if kind != "panoptic"}
-    return results if quality is None else results | {"panoptic": quality.result()}
-
-
-def summary(results: dict[str, CocoResult]) -> dict[str, Any]:
+def summary(results: Results) -> dict[str, Any]:
     """Results as a record takes them: metrics, AP of each class, precision over recall."""
     curves: dict[str, list[float | None]] = {}
     for kind, result in results.items():
-        if kind in ("bbox", "segm"):
+        if isinstance(result, CocoResult) and kind in ("bbox", "segm"):
             curves["recall"] = RECALLS.round(2).tolist()
             for iou in (IOUS[0], IOUS[5]):
                 curves[f"{kind}_precision_{100 * iou:.0f}"] = [
@@ -201,7 +186,7 @@ def summary(results: dict[str, CocoResult]) -> dict[str, Any]:
                 per_class={kind: r.per_class for kind, r in results.items() if r.per_class})
 
 
-def flat(results: dict[str, CocoResult]) -> dict[str, float | None]:
+def flat(results: Results) -> dict[str, float | None]:
     """All metrics by names such as "bbox_AP"."""
     return {f"{kind}_{name}": value for kind, r in results.items() for name, value in r.metrics.items()}
 
@@ -209,8 +194,7 @@ def flat(results: dict[str, CocoResult]) -> dict[str, float | None]:
 def first_images(dataset: Dataset, images: int | None) -> Dataset:
     """The data set cut to its first images; None leaves it whole."""
     if images is not None:
-        dataset.image_ids, dataset.sizes = dataset.image_ids[:images], dataset.sizes[:images]
-        dataset.files = dataset.files[:images]
+        dataset.select(np.arange(len(dataset)) < images)
     return dataset
 
 

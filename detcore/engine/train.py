@@ -35,9 +35,10 @@ from detcore.engine.common import (
     pick_device,
     pick_profile,
 )
-from detcore.engine.evaluate import detect, flat, panoptic_quality, score
+from detcore.engine.evaluate import detect, flat
 from detcore.engine.journal import Journal, Meter, read_log
 from detcore.engine.launch import launch
+from detcore.engine.scoring import score, watchers
 from detcore.errors import DetcoreError, UsageError
 from detcore.records import Record, peak_memory_gb, read_record
 from detcore.structures import Images, Target
@@ -403,9 +404,9 @@ class Run:
         assert self.val_data is not None
         found = detect(self.model, self.val_data, self.recipe.preprocess, batch_size=self.batch_size,
                        workers=self.workers, rank=self.rank, world_size=self.world, progress=self.progress,
-                       quality=(quality := panoptic_quality(self.val_data)))
+                       watched=(watched := watchers(self.val_data, self.recipe.metric)))
         if self.main:
-            results = score(found, self.val_data, self.recipe.metric, quality=quality)
+            results = score(found, self.val_data, self.recipe.metric, watched=watched, progress=self.progress)
             self.journal.write(self.step, flat(results))
             value = next(iter(results.values())).headline
             if value > self.best:

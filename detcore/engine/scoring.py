@@ -1,0 +1,125 @@
+"""Detections against the truth, by the rules of the data set they were made in.
+
+COCO's layout is counted as COCO does it; VOC, LVIS, Cityscapes, Open Images and WIDER FACE have rules of their own.
+What is found comes as COCO's results (a dict for each detection), whatever the data set.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from detcore.data.coco import CocoDataset
+from detcore.data.dataset import Dataset
+from detcore.metrics.coco import DEFAULT_BACKEND, CocoResult, evaluate_coco
+from detcore.metrics.panoptic import PanopticQuality
+from detcore.metrics.ranking import Boxes
+from detcore.metrics.voc import VocResult, evaluate_voc
+from detcore.structures import Detections
+
+Result = CocoResult | VocResult
+Results = dict[str, Result]
+Found = Sequence[Mapping[str, Any]]
+
+
+class Watcher(Protocol):
+    """A measure that looks at each image's detections as they come, because masks and maps are too large to be kept."""
+
+    def add(self, image_id: int, found: Detections) -> None:
+        """Compare an image's detections, on any device, with its truth."""
+
+    def share(self) -> Any:
+        """What this process has counted so far."""
+
+    def take(self, shares: Sequence[Any]) -> None:
+        """The counts of all processes in place of this one's."""
+
+    def result(self) -> Result:
+        """The measure."""
+
+
+@dataclass
+class PanopticWatcher:
+    """Panoptic quality."""
+
+    quality: PanopticQuality
+
+    def add(self, image_id: int, found: Detections) -> None:
+        assert found.panoptic is not None
+        self.quality.add(image_id, found.panoptic.cpu().numpy())
+
+    def share(self) -> Any:
+        return self.quality.counts, self.quality.images
+
+    def take(self, shares: Sequence[Any]) -> None:
+        self.quality.counts, self.quality.images = sum(c for c, _ in shares), sum(n for _, n in shares)
+
+    def result(self) -> Result:
+        return self.quality.result()
+
+
+def watchers(dataset: Dataset, kinds: Iterable[str]) -> dict[str, Watcher]:
+    """The measures that must see every image, by name."""
+    found: dict[str, Watcher] = {}
+    if dataset.panoptic is not None:
+        found["panoptic"] = PanopticWatcher(PanopticQuality(dataset.panoptic))
+    return found
+
+
+def score(detections: Found, dataset: Dataset, kinds: Iterable[str], backend: str = DEFAULT_BACKEND,
+          watched: Mapping[str, Watcher] | None = None, progress: bool = False) -> Results:
+    """Detections against the truth of the data set's images, by name of the measure.
+
+    Args:
+        kinds: what the model gives: "bbox", "segm", "proposal", "panoptic".
+        backend: for COCO's own measures.
+        watched: measures that have seen the images.
+    """
+    kinds = [kind for kind in kinds if kind != "panoptic"]
+    if "proposal" in kinds or dataset.layout not in RULES:
+        rule = coco
+    else:
+        rule = RULES[dataset.layout]
+    results = rule(detections, dataset, kinds, backend, progress)
+    return results | {name: watcher.result() for name, watcher in (watched or {}).items()}
+
+
+def coco(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+    """COCO's average precision, or recall of proposals; of data in other forms as of its boxes."""
+    truth = dataset.annotation_file if isinstance(dataset, CocoDataset) else as_coco(dataset)
+    return {kind: evaluate_coco(truth, detections, kind, backend=backend,  # type: ignore[arg-type]
+                                category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist())
+            for kind in kinds}
+
+
+def as_coco(dataset: Dataset) -> dict[str, Any]:
+    """The content of a COCO annotation file with a data set's boxes; what is flagged in it is a crowd."""
+    objects = dataset.objects()
+    sides = np.concatenate([objects["boxes"][:, :2], objects["boxes"][:, 2:] - objects["boxes"][:, :2]], 1)
+    return dict(
+        images=[dict(id=i, height=h, width=w) for i, (h, w) in zip(dataset.image_ids.tolist(), dataset.sizes.tolist())],
+        categories=[dict(id=i, name=name) for i, name in zip(dataset.category_ids, dataset.class_names)],
+        annotations=[dict(image_id=image, bbox=box, category_id=dataset.category_ids[label], iscrowd=int(flag))
+                     for image, box, label, flag in zip(objects["image"].tolist(), sides.tolist(),
+                                                        objects["labels"].tolist(), objects["flags"].tolist())])
+
+
+def columns(detections: Found, dataset: Dataset) -> Boxes:
+    """Results as columns of arrays, with labels in place of category ids."""
+    label = {category: i for i, category in enumerate(dataset.category_ids)}
+    boxes = np.array([d["bbox"] for d in detections], float).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return Boxes(np.array([d["image_id"] for d in detections], np.int64), boxes,
+                 np.array([label[d["category_id"]] for d in detections], np.int64),
+                 np.array([d["score"] for d in detections], float))
+
+
+def voc(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+    """VOC 2007's average precision: eleven points, boxes that end with their last pixel."""
+    return {"voc": evaluate_voc(Boxes(**dataset.objects()), columns(detections, dataset), dataset.class_names,
+                                images=len(dataset))}
+
+
+RULES = {"voc": voc}
