@@ -166,8 +166,8 @@ BORDER = 128  # pixels from the image's rim within which no window's middle lies
 
 @dataclass(frozen=True)
 class CornerCrop:
-    """Cut a window of `size` (h, w) times a ratio at a random place and put what it has of the image around the middle of
-    a canvas of its size (CornerNet, Law & Deng 2018, section 4.1).
+    """Cut a window of `size` (h, w) times a ratio at a random place and put what it has of the image around the middle
+    of a canvas of its size (CornerNet, Law & Deng 2018, section 4.1).
 
     Objects whose centre lies outside the window go, the others' boxes are clipped; one at least is left, where there
     was one and `ATTEMPTS` found it, otherwise None.

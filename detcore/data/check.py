@@ -46,7 +46,7 @@ def check(root: str | Path, layout: str | None = None, *, progress: bool = True)
     if not root.is_dir():
         raise DataError(f"There is no data set at {root}: no such folder.")
     found = [Finding("ok" if form.fits(root) else "missing", str(root), f"read as {form.title} (layout {form.name})")]
-    found += [_file(root, needed.path, needed.what, needed.optional) for needed in form.needed]
+    found += [_file(form.home(root), needed.path, needed.what, needed.optional) for needed in form.needed]
     for split in ("train", "val"):
         found += _split(root, form, split, progress)
     return found

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from detcore.data.dataset import Dataset, Wanted
-from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.data.drawn import Drawn, Set, Writer, png, write
 from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import Proposals
 from detcore.data.transforms import Transform
@@ -290,7 +290,7 @@ def write_image(root: Path, drawn: Drawn) -> dict[str, Any]:
     # COCO's panoptic maps hold a segment's number as R + 256 G + 65536 B.
     panoptic = np.stack([np.zeros_like(drawn.ids), np.zeros_like(drawn.ids), drawn.ids], 2)
     write(root / f"{drawn.split}2017/{drawn.name}.jpg", drawn.jpeg)
-    write(root / f"annotations/panoptic_{drawn.split}2017/{drawn.name}.png", cv2.imencode(".png", panoptic)[1].tobytes())
+    write(root / f"annotations/panoptic_{drawn.split}2017/{drawn.name}.png", png(panoptic))
     return dict(image=dict(id=drawn.image_id, file_name=f"{drawn.name}.jpg", width=w, height=h),
                 objects=drawn.objects, segments=drawn.segments)
 

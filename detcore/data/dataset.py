@@ -59,6 +59,9 @@ class Wanted:
         return self
 
 
+EVERYTHING = Wanted()
+
+
 class Columns(TypedDict):
     """The objects of all images of a data set, as its evaluation takes them.
 
@@ -142,8 +145,8 @@ class Dataset:
         sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & (True if good is None else good)
         if not sound.all():
             n = len(boxes)
-            warnings.warn(f"{self.annotation_file}: dropped {n - sound.sum()} of {n} boxes whose size is zero, negative, "
-                          f"not finite or less than a pixel, or that lie outside their image (the first: "
+            warnings.warn(f"{self.annotation_file}: dropped {n - sound.sum()} of {n} boxes whose size is zero, "
+                          f"negative, not finite or less than a pixel, or that lie outside their image (the first: "
                           f"{title(int(np.argmin(sound)))}).", stacklevel=4)
         rows = np.flatnonzero(sound & (labels >= 0) & (True if skip is None else ~skip))
         rows = rows[np.argsort(image[rows], kind="stable")]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 
@@ -59,13 +60,18 @@ class Writer:
 
     Attributes:
         clear: what stands in the root, to be removed before another data set is drawn.
-        image: writes an image and what belongs to it alone into the root; what it gives (as JSON) is kept until the end.
+        image: writes an image and what belongs to it alone into the root; what it gives (as JSON) is kept to the end.
         finish: writes what belongs to a split as a whole, from what `image` gave, in the order of the images.
     """
 
     clear: tuple[str, ...]
     image: Callable[[Path, Drawn], Any]
     finish: Callable[[Path, str, list[Any], Set], None]
+
+
+def png(image: np.ndarray) -> bytes:
+    """The content of a PNG file."""
+    return cv2.imencode(".png", image)[1].tobytes()
 
 
 def write(path: Path, data: bytes | str) -> None:

@@ -69,7 +69,8 @@ class InstaBoost:
         h, w = sample.size
         y, x = np.nonzero(mask)
         middle = (float(x.mean()), float(y.mean())) if len(x) else (0.0, 0.0)
-        move: np.ndarray = cv2.getRotationMatrix2D(middle, rng.uniform(-self.angle, self.angle), rng.uniform(*self.scale))
+        angle, scale = rng.uniform(-self.angle, self.angle), rng.uniform(*self.scale)
+        move: np.ndarray = cv2.getRotationMatrix2D(middle, angle, scale)
         shift = rng.uniform(-self.shift, self.shift, 2) * np.array([w, h])
         if self.guided and len(x):
             shift = draw_shift(likeness(sample.image, mask), mask, rng)

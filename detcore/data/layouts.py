@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detcore.data import coco
+from detcore.data import coco, voc
 from detcore.data.dataset import Dataset, Wanted
 from detcore.data.drawn import Writer
 from detcore.errors import UsageError
@@ -36,6 +36,7 @@ class Layout:
         needed: what must be there.
         open: reads a split ("train", "val") of the data set in a root.
         pocket: writes Pocket Zoo in this form.
+        home: the folder that all paths start from, for the one that a user names.
     """
 
     name: str
@@ -44,10 +45,11 @@ class Layout:
     needed: tuple[Needed, ...] = field(repr=False)
     open: Callable[[Path, str, Wanted], Dataset] = field(repr=False)
     pocket: Writer = field(repr=False)
+    home: Callable[[Path], Path] = field(default=Path, repr=False)
 
     def fits(self, root: Path) -> bool:
         """Whether a folder looks like this."""
-        return any(next(root.glob(mark), None) is not None for mark in self.marks)
+        return any(next(self.home(root).glob(mark), None) is not None for mark in self.marks)
 
 
 COCO = Layout(
@@ -64,7 +66,29 @@ COCO = Layout(
                "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
     ), coco.CocoDataset.open, coco.POCKET)
 
-LAYOUTS = {layout.name: layout for layout in (COCO,)}
+OF_2007 = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar of host.robots.ox.ac.uk/pascal/VOC"
+OF_2012 = "VOCtrainval_11-May-2012.tar of host.robots.ox.ac.uk/pascal/VOC"
+VOC = Layout(
+    "voc", "PASCAL VOC 2007 and 2012", ("VOC20*/ImageSets/Main",), (
+        Needed("VOC2007/ImageSets/Main/trainval.txt", f"list of training images: {OF_2007}"),
+        Needed("VOC2007/ImageSets/Main/test.txt", f"list of test images: {OF_2007}"),
+        Needed("VOC2007/JPEGImages", f"pictures: {OF_2007}"),
+        Needed("VOC2007/Annotations", f"objects: {OF_2007}"),
+        Needed("VOC2012/ImageSets/Main/trainval.txt", f"list of more training images: {OF_2012}", optional=True),
+        Needed("VOC2012/JPEGImages", f"pictures: {OF_2012}", optional=True),
+        Needed("VOC2012/Annotations", f"objects: {OF_2012}", optional=True),
+    ), voc.VocDataset, voc.POCKET, voc.devkit)
+
+CONVERTED = "made from VOC's XML files by a converter to COCO's format"
+VOC_COCO = Layout(
+    "voc-coco", "PASCAL VOC in COCO's format", ("annotations/voc0712_trainval.json",), (
+        Needed("annotations/voc0712_trainval.json", f"objects of the training images: {CONVERTED}"),
+        Needed("annotations/voc07_test.json", f"objects of the test images: {CONVERTED}"),
+        Needed("VOC2007/JPEGImages", f"pictures: {OF_2007}"),
+        Needed("VOC2012/JPEGImages", f"pictures: {OF_2012}", optional=True),
+    ), voc.open_coco_format, voc.POCKET, voc.devkit)
+
+LAYOUTS = {layout.name: layout for layout in (COCO, VOC, VOC_COCO)}
 
 
 def get_layout(name: str) -> Layout:

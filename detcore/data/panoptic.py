@@ -79,7 +79,8 @@ class PanopticMaps:
         except FileNotFoundError:
             raise DataError(f"There is no file of panoptic annotations {self.file}.") from None
         except (OSError, msgspec.MsgspecError) as error:
-            raise DataError(f"The panoptic annotations {self.file} cannot be read: {str(error).rstrip('.')}.") from error
+            problem = str(error).rstrip(".")
+            raise DataError(f"The panoptic annotations {self.file} cannot be read: {problem}.") from error
         names = {c.id: c.name for c in content.categories}
         stuff_ids = [c.id for c in content.categories if not c.isthing]
         missing = [i for i in thing_ids if i not in names]

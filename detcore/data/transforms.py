@@ -90,7 +90,8 @@ class Sample:
 
         return replace(self, image=image, boxes=mapped(self.boxes), ignored=mapped(self.ignored),
                        proposals=None if self.proposals is None else mapped(self.proposals),
-                       masks=None if self.masks is None else masks(self.masks), semantic=semantic, meta=meta or self.meta)
+                       masks=None if self.masks is None else masks(self.masks), semantic=semantic,
+                       meta=meta or self.meta)
 
 
 class Transform(Protocol):
@@ -382,7 +383,7 @@ class Preprocess:
         return [(self.on_canvas(h) // 2 - h // 2, self.on_canvas(w) // 2 - w // 2) for h, w in sizes]
 
     def __call__(self, batch: Tensor, sizes: list[tuple[int, int]], training: bool = False) -> Images:
-        """Normalise a batch [N, 3, H, W] (uint8 or float32) on its own device; the padding is zero after normalisation."""
+        """Normalise a batch [N, 3, H, W] (uint8 or float32) on its own device; then the padding is zero."""
         x = (batch.flip(1) if self.rgb else batch).float()
         x = (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
         origins = None if training or self.canvas is None else self.origins(sizes)

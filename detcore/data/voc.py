@@ -1,0 +1,227 @@
+"""PASCAL VOC: an XML file of objects for each picture, and lists of pictures.
+
+    VOC2007/JPEGImages/000005.jpg    VOC2007/Annotations/000005.xml    VOC2007/ImageSets/Main/trainval.txt, test.txt
+    VOC2012/...                                                        ImageSets/Main/aeroplane_trainval.txt, ...
+
+Trained on `trainval` of both years, tested on `test` of 2007.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from detcore.data.coco import CocoDataset, instances
+from detcore.data.dataset import EVERYTHING, Dataset, Wanted
+from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.errors import DataError
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+SPLITS = {"train": (("VOC2007", "trainval"), ("VOC2012", "trainval")), "val": (("VOC2007", "test"),)}
+
+
+@dataclass
+class Described:
+    """What XML files say, object by object.
+
+    Attributes:
+        files: of the pictures; sizes: their (h, w).
+        image: of each object, the place in `files`; boxes: its (x1, y1, x2, y2); labels; difficult.
+    """
+
+    files: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    image: list[int] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+
+    def fill(self, dataset: Dataset) -> None:
+        """Hand all over to a data set."""
+        dataset.files, dataset.image_ids = self.files, np.arange(1, len(self.files) + 1)
+        dataset.sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
+        dataset.arrange(np.array(self.image, np.int64), np.array(self.boxes, float).reshape(-1, 4),
+                        np.array(self.labels, np.int64), ignored=np.array(self.difficult, bool),
+                        title=lambda row: f"one in {self.files[self.image[row]]}")
+
+
+class VocDataset(Dataset):
+    """VOC's images with their boxes; difficult objects are ignored in training and flagged for the evaluation.
+
+    The last pixel of a box is inside, and pixels are counted from 1; as in the original, both ends become one less.
+    Classes are those that `ImageSets/Main` has lists for, in alphabetical order, or else VOC's own twenty.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", wanted: Wanted = EVERYTHING) -> None:
+        """
+        Args:
+            root: the folder that holds `VOC2007` and `VOC2012`, or one that holds it as `VOCdevkit`.
+            split: "train" or "val".
+        """
+        root = devkit(root)
+        super().__init__(root, "", transforms=wanted.boxes_alone("PASCAL VOC").transforms)
+        self.layout = "voc"
+        years = [(year, part) for year, part in SPLITS[split] if (root / year).is_dir()]
+        if not years:
+            raise DataError(f"{root} holds none of the folders {', '.join(year for year, _ in SPLITS[split])}.")
+        self.annotation_file = lists(root, *years[0])
+        self.class_names = tuple(wanted.classes or class_names(self.annotation_file.parent))
+        self.category_ids = list(range(1, len(self.class_names) + 1))
+        found = Described()
+        for year, part in years:
+            names = lists(root, year, part).read_text().split()
+            read_xml([(root / year / f"Annotations/{name}.xml", f"{year}/JPEGImages/{name}.jpg") for name in names],
+                     root, self.class_names, found, offset=-1, title=f"{year} {part}")
+        found.fill(self)
+        self.ignore_small(wanted.min_box)
+        self.leave_out(wanted.filter_empty, wanted.min_size)
+
+
+def devkit(root: str | Path) -> Path:
+    """The folder that holds the years."""
+    return Path(root) / "VOCdevkit" if (Path(root) / "VOCdevkit").is_dir() else Path(root)
+
+
+def lists(root: Path, year: str, part: str) -> Path:
+    """The list of the pictures of a part of a year.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = root / year / f"ImageSets/Main/{part}.txt"
+    if not path.is_file():
+        raise DataError(f"There is no list of pictures {path}.")
+    return path
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The classes that a folder of lists has lists for."""
+    return tuple(sorted(path.stem.removesuffix("_trainval") for path in folder.glob("*_trainval.txt"))) or CLASSES
+
+
+def read_xml(files: Iterable[tuple[Path, str]], folder: Path, classes: Sequence[str], found: Described, *,
+             offset: int, title: str) -> None:
+    """Read XML files and add what they say to `found`.
+
+    Args:
+        files: each with its picture under `folder`.
+        offset: what is added to all coordinates.
+
+    Raises:
+        DataError: a file is missing or broken.
+    """
+    label = {name: i for i, name in enumerate(classes)}
+    for path, picture in tqdm(files, desc=f"reading {title}", unit="img", leave=False, delay=3):
+        try:
+            tree = ElementTree.fromstring(path.read_bytes())
+            size = tree.find("size")
+            if size is None:
+                with Image.open(folder / picture) as image:
+                    found.sizes.append((image.height, image.width))
+            else:
+                found.sizes.append((int(_text(size, "height")), int(_text(size, "width"))))
+            for thing in tree.iter("object"):
+                name = _text(thing, "name")
+                if name not in label:
+                    continue
+                box = thing.find("bndbox")
+                if box is None:
+                    raise ValueError("an object has no bndbox")
+                corners = [int(float(_text(box, side))) + offset for side in ("xmin", "ymin", "xmax", "ymax")]
+                found.image.append(len(found.files))
+                found.boxes.append([float(c) for c in corners])
+                found.labels.append(label[name])
+                found.difficult.append(thing.findtext("difficult", "0").strip() not in ("0", ""))
+        except FileNotFoundError as error:
+            raise DataError(f"There is no file {error.filename}.") from None
+        except (ElementTree.ParseError, ValueError, OSError) as error:
+            raise DataError(f"The annotation file {path} is broken: {error}.") from error
+        found.files.append(picture)
+
+
+def _text(element: ElementTree.Element, name: str) -> str:
+    text = element.findtext(name)
+    if text is None or not text.strip():
+        raise ValueError(f"{element.tag} has no {name}")
+    return text.strip()
+
+
+def open_coco_format(root: Path, split: str, wanted: Wanted) -> CocoDataset:
+    """VOC converted to COCO's format: `annotations/voc0712_trainval.json` and `voc07_test.json`, with pictures named
+    from the root on, or from `VOC2007` on."""
+    root = devkit(root)
+    data = CocoDataset.read(root, f"annotations/{'voc0712_trainval' if split == 'train' else 'voc07_test'}.json", "",
+                            wanted, layout="voc-coco")
+    if len(data) and not data.path(0).exists() and (root / "VOC2007" / data.files[0]).exists():
+        data.image_folder = root / "VOC2007"
+    return data
+
+
+# Pocket Zoo in this layout
+
+def xml(folder: str, image: Mapping[str, Any], objects: Sequence[tuple[str, Sequence[float], bool]]) -> str:
+    """The XML file of a picture (COCO's record of it) with `objects`: name, (xmin, ymin, xmax, ymax), difficult."""
+    root = ElementTree.Element("annotation")
+    for key, value in ("folder", folder), ("filename", Path(image["file_name"]).name):
+        ElementTree.SubElement(root, key).text = value
+    size = ElementTree.SubElement(root, "size")
+    for key, number in ("width", image["width"]), ("height", image["height"]), ("depth", 3):
+        ElementTree.SubElement(size, key).text = str(number)
+    for kind, corners, difficult in objects:
+        thing = ElementTree.SubElement(root, "object")
+        ElementTree.SubElement(thing, "name").text = kind
+        ElementTree.SubElement(thing, "difficult").text = str(int(difficult))
+        box = ElementTree.SubElement(thing, "bndbox")
+        for key, corner in zip(("xmin", "ymin", "xmax", "ymax"), corners):
+            ElementTree.SubElement(box, key).text = f"{corner:g}"
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def year_of(drawn: Drawn) -> str:
+    """Every second training image is of 2012."""
+    return "VOC2012" if drawn.split == "train" and drawn.image_id % 2 == 0 else "VOC2007"
+
+
+def whole_pixels(box: Sequence[float]) -> tuple[int, int, int, int]:
+    """The first and the last pixel, counted from 1, of a box (x, y, w, h)."""
+    x, y, w, h = box
+    return round(x) + 1, round(y) + 1, max(round(x + w), round(x) + 2), max(round(y + h), round(y) + 2)
+
+
+def write_image(root: Path, drawn: Drawn) -> dict[str, Any]:
+    """Write a picture."""
+    h, w = drawn.ids.shape
+    year = year_of(drawn)
+    write(root / f"{year}/JPEGImages/{drawn.name}.jpg", drawn.jpeg)
+    return dict(year=year, name=drawn.name, objects=drawn.objects, image=dict(
+        id=drawn.image_id, file_name=f"{year}/JPEGImages/{drawn.name}.jpg", width=w, height=h))
+
+
+def write_split(root: Path, split: str, records: list[dict[str, Any]], whole: Set) -> None:
+    """Write the XML files (in which crowds are difficult objects), the lists, and the same in COCO's format."""
+    for year, part in SPLITS[split]:
+        mine = [r for r in records if r["year"] == year]
+        for r in mine:
+            objects = [(whole.classes[o["category_id"] - 1], whole_pixels(o["bbox"]), bool(o["iscrowd"]))
+                       for o in r["objects"]]
+            write(root / f"{year}/Annotations/{r['name']}.xml", xml(year, r["image"], objects))
+        write(root / f"{year}/ImageSets/Main/{part}.txt", "".join(f"{r['name']}\n" for r in mine))
+        for number, name in enumerate(whole.classes, 1):
+            has = [any(o["category_id"] == number for o in r["objects"]) for r in mine]
+            write(root / f"{year}/ImageSets/Main/{name}_{part}.txt",
+                  "".join(f"{r['name']} {1 if h else -1:2}\n" for r, h in zip(mine, has)))
+    write(root / f"annotations/{'voc0712_trainval' if split == 'train' else 'voc07_test'}.json",
+          json.dumps(instances(records, whole)))
+
+
+POCKET = Writer(("VOC2007", "VOC2012", "annotations"), write_image, write_split)
