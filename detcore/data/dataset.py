@@ -88,6 +88,7 @@ class Dataset:
         image_ids: int64 [n].
         sizes: int32 [n, 2], (h, w) as the annotations have them.
         files: pictures, under `image_folder`.
+        labels: int64, of all objects, in the order of the rows that `rows` names.
         panoptic: the panoptic annotations, None where they are not asked for.
 
     Raises:
@@ -102,6 +103,7 @@ class Dataset:
     image_ids: np.ndarray
     sizes: np.ndarray
     files: list[str]
+    labels: np.ndarray
     panoptic: PanopticMaps | None = None
     proposals: Proposals | None = None
     _runs: np.ndarray  # [n, 2], each image's first row in the columns of objects, and the row after its last
@@ -152,7 +154,7 @@ class Dataset:
         rows = rows[np.argsort(image[rows], kind="stable")]
         ends = np.searchsorted(image[rows], np.arange(len(self.sizes) + 1))
         self._runs = np.stack([ends[:-1], ends[1:]], 1)
-        self._boxes, self._labels, self._ignored = boxes[rows].astype(np.float32), labels[rows], ignored[rows]
+        self._boxes, self.labels, self._ignored = boxes[rows].astype(np.float32), labels[rows], ignored[rows]
         self._flags = self._ignored if flags is None else flags[rows]
         self._any = np.bincount(image[labels >= 0], minlength=len(self.sizes)) > 0
         return rows
@@ -187,7 +189,7 @@ class Dataset:
     def objects(self) -> Columns:
         """All objects of the images, as evaluations take them."""
         image, row = self.rows()
-        return Columns(image=self.image_ids[image], boxes=self._boxes[row], labels=self._labels[row],
+        return Columns(image=self.image_ids[image], boxes=self._boxes[row], labels=self.labels[row],
                        flags=self._flags[row])
 
     def sample(self, index: int) -> Sample:
@@ -207,7 +209,7 @@ class Dataset:
         semantic = None
         if self.panoptic is not None and self.masks is not None:  # training needs it, evaluation has maps of its own
             semantic = self.panoptic.read(image_id, size).classes()
-        return Sample(image, boxes[~ignored], self._labels[start:stop][~ignored], masks, boxes[ignored], proposals,
+        return Sample(image, boxes[~ignored], self.labels[start:stop][~ignored], masks, boxes[ignored], proposals,
                       semantic, Meta(str(self.path(index)), image_id, size))
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from detcore.data import coco, voc
+from detcore.data import cityscapes, coco, lvis, voc
 from detcore.data.dataset import Dataset, Wanted
 from detcore.data.drawn import Writer
 from detcore.errors import UsageError
@@ -66,6 +66,15 @@ COCO = Layout(
                "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
     ), coco.CocoDataset.open, coco.POCKET)
 
+OF_LVIS = "of lvisdataset.org"
+LVIS = Layout(
+    "lvis", "LVIS v1", ("annotations/lvis_v1_*.json",), (
+        Needed("train2017", "most pictures: train2017.zip of cocodataset.org"),
+        Needed("val2017", "the other pictures: val2017.zip of cocodataset.org"),
+        Needed("annotations/lvis_v1_train.json", f"objects of the training images: lvis_v1_train.json.zip {OF_LVIS}"),
+        Needed("annotations/lvis_v1_val.json", f"objects of the validation images: lvis_v1_val.json.zip {OF_LVIS}"),
+    ), lvis.open_lvis, lvis.POCKET)
+
 OF_2007 = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar of host.robots.ox.ac.uk/pascal/VOC"
 OF_2012 = "VOCtrainval_11-May-2012.tar of host.robots.ox.ac.uk/pascal/VOC"
 VOC = Layout(
@@ -88,7 +97,19 @@ VOC_COCO = Layout(
         Needed("VOC2012/JPEGImages", f"pictures: {OF_2012}", optional=True),
     ), voc.open_coco_format, voc.POCKET, voc.devkit)
 
-LAYOUTS = {layout.name: layout for layout in (COCO, VOC, VOC_COCO)}
+OF_CITYSCAPES = "of cityscapes-dataset.com"
+FROM_MAPS = "objects in COCO's format, made from the maps of instances when they are first read"
+CITYSCAPES = Layout(
+    "cityscapes", "Cityscapes", ("leftImg8bit", "annotations/instancesonly_filtered_gtFine_*.json"), (
+        Needed("leftImg8bit/train", f"pictures to train on: leftImg8bit_trainvaltest.zip {OF_CITYSCAPES}"),
+        Needed("leftImg8bit/val", f"pictures to evaluate on: leftImg8bit_trainvaltest.zip {OF_CITYSCAPES}"),
+        Needed("gtFine/train", f"maps of instances: gtFine_trainvaltest.zip {OF_CITYSCAPES}"),
+        Needed("gtFine/val", f"maps of instances: gtFine_trainvaltest.zip {OF_CITYSCAPES}"),
+        Needed("annotations/instancesonly_filtered_gtFine_train.json", FROM_MAPS, optional=True),
+        Needed("annotations/instancesonly_filtered_gtFine_val.json", FROM_MAPS, optional=True),
+    ), cityscapes.CityscapesDataset.open, cityscapes.POCKET)
+
+LAYOUTS = {layout.name: layout for layout in (COCO, LVIS, VOC, VOC_COCO, CITYSCAPES)}
 
 
 def get_layout(name: str) -> Layout:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from detcore.data.dataset import Dataset
+from detcore.data.sampling import Sampling, epoch_images
 from detcore.data.transforms import Meta, Preprocess, Sample
 from detcore.errors import DataError, DetcoreError
 from detcore.masks import Polygons
@@ -76,8 +77,8 @@ def _target(sample: Sample, size: tuple[int, int]) -> Target:
                   torch.from_numpy(sample.ignored), proposals, semantic, image_id=sample.meta.image_id)
 
 
-def plan_epoch(sizes: np.ndarray, batch_size: int, *, shuffle: bool, seed: int, epoch: int, repeat: int = 1,
-               aspect_grouping: bool = False, rank: int = 0, world_size: int = 1,
+def plan_epoch(sizes: np.ndarray, batch_size: int, *, shuffle: bool, seed: int, epoch: int,
+               images: np.ndarray | None = None, aspect_grouping: bool = False, rank: int = 0, world_size: int = 1,
                fill: bool = False) -> list[list[tuple[int, int]]]:
     """One rank's batches of an epoch, each a list of (image, place in the epoch).
 
@@ -87,14 +88,15 @@ def plan_epoch(sizes: np.ndarray, batch_size: int, *, shuffle: bool, seed: int, 
         sizes: [n, 2], (h, w) of the images.
         batch_size: images a rank.
         shuffle: draw a new order for each (seed, epoch).
-        repeat: an epoch goes over the data set so many times.
+        images: int64, those of the epoch; each once by default.
         aspect_grouping: put wide images with wide ones and tall with tall, to pad less; what is left over at the end
             is mixed.
         fill: take images from the beginning again where the last batch would give the ranks unequal shares.
     """
-    n, whole = len(sizes) * repeat, batch_size * world_size
-    order = np.random.default_rng([seed, epoch]).permutation(n) if shuffle else np.arange(n)
-    order = order % max(len(sizes), 1)
+    order = np.arange(len(sizes)) if images is None else images
+    n, whole = len(order), batch_size * world_size
+    if shuffle:
+        order = order[np.random.default_rng([seed, epoch]).permutation(n)]
     places = np.arange(n)
     if aspect_grouping:
         tall = sizes[order, 1] < sizes[order, 0]
@@ -143,14 +145,15 @@ class Loader:
 
 def build_loader(dataset: Dataset, batch_size: int, *, preprocess: Preprocess, training: bool = False,
                  shuffle: bool | None = None, workers: int = 0, seed: int = 0, epoch: int = 0, start: int = 0,
-                 repeat: int = 1, aspect_grouping: bool = False, rank: int = 0, world_size: int = 1,
-                 pin_memory: bool = False) -> Loader:
+                 repeat: int = 1, sampling: Sampling | None = None, aspect_grouping: bool = False, rank: int = 0,
+                 world_size: int = 1, pin_memory: bool = False) -> Loader:
     """The batches of an epoch of one rank, from batch `start` on.
 
     Args:
         batch_size: images a rank.
         training: use the recipe's fixed size if there is one, and give every rank equally many images.
         shuffle: as `training` if not given.
+        repeat, sampling: see `epoch_images`.
         workers: processes that load; 0 loads in this one. The batches do not depend on it.
 
     Raises:
@@ -159,8 +162,8 @@ def build_loader(dataset: Dataset, batch_size: int, *, preprocess: Preprocess, t
     if len(dataset) == 0:
         raise DataError(f"{dataset.annotation_file} has no image left to load.")
     batches = plan_epoch(dataset.sizes, batch_size, shuffle=training if shuffle is None else shuffle, seed=seed,
-                         epoch=epoch, repeat=repeat, aspect_grouping=aspect_grouping, rank=rank, world_size=world_size,
-                         fill=training)
+                         epoch=epoch, images=epoch_images(dataset, repeat, sampling, seed, epoch),
+                         aspect_grouping=aspect_grouping, rank=rank, world_size=world_size, fill=training)
     return Loader(DataLoader(_Batches(dataset, preprocess, training, seed, epoch), batch_size=None,
                              sampler=batches[start:],  # type: ignore[arg-type]  # any iterable with a length
                              num_workers=workers, collate_fn=_same,  # type: ignore[arg-type]

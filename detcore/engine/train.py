@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
+from detcore.data.sampling import epoch_images
 from detcore.engine.checkpoint import Checkpoints, code_digest
 from detcore.engine.common import (
     TRAIN,
@@ -240,7 +241,8 @@ class Run:
                                                           build_optimizer(self.model, recipe.optimizer, self.lr))
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
-        self.per_epoch = -(-len(data) * recipe.repeat // (self.batch_size * self.world))
+        shown = len(epoch_images(data, recipe.repeat, recipe.sampling))
+        self.per_epoch = -(-shown // (self.batch_size * self.world))
         self.length = recipe.iterations or (recipe.epochs or 1) * self.per_epoch
         self.steps = self.length if steps is None else steps
         every = recipe.val_interval * (self.per_epoch if recipe.epochs else 1)
@@ -341,8 +343,8 @@ class Run:
             loader = build_loader(
                 self.data, self.batch_size, preprocess=self.recipe.preprocess, training=True, workers=self.workers,
                 seed=self.settings["seed"], epoch=epoch, start=self.step % self.per_epoch, repeat=self.recipe.repeat,
-                aspect_grouping=self.recipe.aspect_grouping, rank=self.rank, world_size=self.world,
-                pin_memory=self.device.type == "cuda")
+                sampling=self.recipe.sampling, aspect_grouping=self.recipe.aspect_grouping, rank=self.rank,
+                world_size=self.world, pin_memory=self.device.type == "cuda")
             for batch in loader:
                 yield batch
                 if self.step == self.steps:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from detcore.data.sampling import Sampling
 from detcore.data.transforms import (
     FilterBoxes,
     Flip,
@@ -136,6 +137,7 @@ class Recipe:
         schedule: of the learning rate.
         epochs, iterations: length of the training; one of them is None.
         repeat: times that an epoch runs through the data set.
+        sampling: how images of rare classes are shown more often; None: all equally often.
         batch_size, batch_per_gpu: images a step in all, and of each GPU as published.
         clip_norm: L2 norm of the gradient at most; None for no limit.
         amp: mixed precision.
@@ -159,6 +161,7 @@ class Recipe:
     epochs: int | None = 12
     iterations: int | None = None
     repeat: int = 1
+    sampling: Sampling | None = None
     batch_size: int = 16
     batch_per_gpu: int = 2
     clip_norm: float | None = None

@@ -1,0 +1,134 @@
+"""Cityscapes: streets of German cities, with a map of instances for each picture.
+
+    leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png
+    gtFine/train/aachen/aachen_000000_000019_gtFine_instanceIds.png
+    annotations/instancesonly_filtered_gtFine_train.json    in COCO's format, made from the maps where it is not there
+
+A pixel of a map holds 1000 times the number of its class plus the instance's own, or the class's number alone where a
+group of objects is not told apart.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from detcore.data.coco import CocoDataset
+from detcore.data.dataset import Wanted
+from detcore.data.drawn import Drawn, Set, Writer, png, write
+from detcore.errors import DataError
+from detcore.masks import encode_rle
+
+# The classes of the instance task with their official numbers.
+CLASSES = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}
+INSTANCE = 1000
+PICTURE, MAP = "_leftImg8bit.png", "_gtFine_instanceIds.png"
+
+
+class CityscapesDataset(CocoDataset):
+    """Cityscapes' images with their objects; groups that are not told apart are ignored."""
+
+    @classmethod
+    def open(cls, root: str | Path, split: str, wanted: Wanted) -> CityscapesDataset:
+        """The training or validation images.
+
+        Raises:
+            DataError: files are missing or broken, or the annotation file has to be made and cannot be written.
+        """
+        file = annotation_file(Path(root), split)
+        if not file.exists() and (Path(root) / "gtFine" / split).is_dir():
+            convert(root, split)
+        data = cls.read(root, str(file.relative_to(root)), f"leftImg8bit/{split}", wanted, layout="cityscapes")
+        assert isinstance(data, CityscapesDataset)
+        data.split = split
+        return data
+
+    split: str
+
+    def instance_map(self, image_id: int) -> np.ndarray:
+        """int64 [h, w], the official map of an image.
+
+        Raises:
+            DataError: there is none.
+        """
+        index = int(np.flatnonzero(self.image_ids == image_id)[0])
+        return read_map(self.root / "gtFine" / self.split / self.files[index].replace(PICTURE, MAP))
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    """The objects of a split in COCO's format."""
+    return root / f"annotations/instancesonly_filtered_gtFine_{split}.json"
+
+
+def read_map(path: Path) -> np.ndarray:
+    """int64 [h, w] map of instances.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim != 2:
+        raise DataError(f"The map of instances {path} cannot be read.")
+    return values.astype(np.int64)
+
+
+def convert(root: str | Path, split: str, classes: Mapping[int, str] = CLASSES) -> Path:
+    """Write the objects of all maps of a split as a file in COCO's format.
+
+    Raises:
+        DataError: there are no maps, one is broken, or the file cannot be written.
+    """
+    root = Path(root)
+    maps = sorted((root / "gtFine" / split).glob(f"*/*{MAP}"))
+    if not maps:
+        raise DataError(f"There are no maps of instances (*{MAP}) in {root / 'gtFine' / split}.")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, path in enumerate(tqdm(maps, desc=f"objects of {split}", unit="img", leave=False, delay=3), 1):
+        values = read_map(path)
+        images.append(dict(id=image_id, file_name=f"{path.parent.name}/{path.name.replace(MAP, PICTURE)}",
+                           height=values.shape[0], width=values.shape[1]))
+        for value in np.unique(values[values >= min(classes)]).tolist():
+            category = value // INSTANCE if value >= INSTANCE else value
+            if category in classes:
+                mask = values == value
+                annotations.append(dict(
+                    id=len(annotations) + 1, image_id=image_id, category_id=category, iscrowd=int(value < INSTANCE),
+                    area=int(mask.sum()), bbox=list(cv2.boundingRect(mask.astype(np.uint8))),
+                    segmentation=encode_rle(mask[None])[0]))
+    file = annotation_file(root, split)
+    try:
+        write(file, json.dumps(dict(images=images, annotations=annotations,
+                                    categories=[dict(id=i, name=name) for i, name in classes.items()])))
+    except OSError as error:
+        raise DataError(f"The annotation file {file} is not there, and cannot be made from the maps of instances: "
+                        f"{error.strerror}.") from error
+    return file
+
+
+# Pocket Zoo in this layout
+
+def write_image(root: Path, drawn: Drawn) -> None:
+    """Write a picture and its map. Stuff has numbers below those of the classes."""
+    numbers = list(CLASSES)
+    value = np.arange(256, dtype=np.uint16)  # of each segment's number
+    for place, (number, thing) in enumerate(zip(drawn.numbers, drawn.objects)):
+        category = numbers[thing["category_id"] - 1]
+        value[number] = category if thing["iscrowd"] else category * INSTANCE + place
+    name = f"zoo/zoo_{drawn.image_id:06}_000019"
+    write(root / f"leftImg8bit/{drawn.split}/{name}{PICTURE}", png(drawn.image))
+    write(root / f"gtFine/{drawn.split}/{name}{MAP}", png(value[drawn.ids]))
+
+
+def write_split(root: Path, split: str, records: list[Any], whole: Set) -> None:
+    """Write the annotation file."""
+    if records:
+        convert(root, split, dict(zip(CLASSES, whole.classes)))
+
+
+POCKET = Writer(("leftImg8bit", "gtFine", "annotations"), write_image, write_split)
