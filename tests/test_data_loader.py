@@ -61,7 +61,8 @@ def test_ranks_see_together_what_one_process_would_see(data):
        st.integers(0, 2**31))
 def test_an_epoch_goes_over_all_images_on_any_number_of_ranks(n, batch, world, shuffle, grouping, repeat, seed):
     sizes = np.random.default_rng(seed).integers(1, 100, (n, 2))
-    ranks = [plan_epoch(sizes, batch, shuffle=shuffle, seed=seed, epoch=0, images=np.tile(np.arange(len(sizes)), repeat), aspect_grouping=grouping,
+    images = np.tile(np.arange(n), repeat)
+    ranks = [plan_epoch(sizes, batch, shuffle=shuffle, seed=seed, epoch=0, images=images, aspect_grouping=grouping,
                         rank=r, world_size=world, fill=fill) for fill in (False, True) for r in range(world)]
     plain, filled = ranks[:world], ranks[world:]
     seen = [image for rank in plain for b in rank for image, _ in b]
