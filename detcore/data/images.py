@@ -1,14 +1,19 @@
 """Reading picture files of any usual kind as 8-bit BGR."""
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
 
+from detcore.data.drawn import write
 from detcore.errors import DataError
 
 
@@ -67,3 +72,53 @@ def _decode_slowly(path: str | Path, data: bytes, upright: bool) -> np.ndarray:
         raise DataError(f"{path} is not an image file.") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"The image file {path} is damaged: {error}.") from error
+
+
+SAVED = 50_000  # pictures whose sizes are read between two writes of the file that keeps them
+
+
+def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
+    """int32 [n, 2], (h, w) of pictures, from their files' heads, or from the file `kept` of an earlier time.
+
+    Raises:
+        DataError: a picture is missing or broken.
+    """
+    digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
+    sizes = np.zeros((len(files), 2), np.int32)
+    try:
+        with np.load(kept, allow_pickle=False) as file:
+            if str(file["digest"]) == digest:
+                sizes = file["sizes"].copy()
+    except (OSError, ValueError, KeyError, EOFError):
+        pass  # there is none, or it is of no use
+
+    def read(index: int) -> tuple[int, int]:
+        with Image.open(folder / files[index]) as image:
+            return image.height, image.width
+
+    left = np.flatnonzero(sizes[:, 0] == 0)
+    with ThreadPoolExecutor(16) as pool, tqdm(total=len(left), desc=f"sizes of {folder.name}", unit="img", leave=False,
+                                              delay=3) as bar:
+        for start in range(0, len(left), SAVED):
+            part = left[start:start + SAVED]
+            try:
+                for index, size in zip(part, pool.map(read, part.tolist())):
+                    sizes[index] = size
+                    bar.update()
+            except FileNotFoundError as error:
+                raise DataError(f"There is no image file {error.filename}.") from None
+            except (OSError, ValueError) as error:
+                raise DataError(f"A picture of {folder} cannot be read: {error}.") from error
+            finally:
+                _keep(kept, sizes, digest)
+    return sizes
+
+
+def _keep(path: Path, sizes: np.ndarray, digest: str) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, sizes=sizes, digest=np.array(digest))
+    try:
+        write(path, buffer.getvalue())
+    except OSError as error:
+        warnings.warn(f"The sizes of the pictures cannot be kept in {path} ({error.strerror}): they will be read "
+                      f"anew.", stacklevel=4)

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from detcore.data import cityscapes, coco, lvis, voc
+from detcore.data import cityscapes, coco, lvis, openimages, voc, widerface
 from detcore.data.dataset import Dataset, Wanted
 from detcore.data.drawn import Writer
 from detcore.errors import UsageError
@@ -109,7 +110,48 @@ CITYSCAPES = Layout(
         Needed("annotations/instancesonly_filtered_gtFine_val.json", FROM_MAPS, optional=True),
     ), cityscapes.CityscapesDataset.open, cityscapes.POCKET)
 
-LAYOUTS = {layout.name: layout for layout in (COCO, LVIS, VOC, VOC_COCO, CITYSCAPES)}
+OF_OPENIMAGES = "of storage.googleapis.com/openimages"
+OPENIMAGES = Layout(
+    "openimages", "Open Images v6", (openimages.BOXES["train"], openimages.BOXES["val"]), (
+        Needed(openimages.FOLDERS["train"], f"pictures to train on: the download page {OF_OPENIMAGES}"),
+        Needed(openimages.FOLDERS["val"], f"pictures to evaluate on: the download page {OF_OPENIMAGES}"),
+        Needed(openimages.BOXES["train"], f"boxes: v6/oidv6-train-annotations-bbox.csv {OF_OPENIMAGES}"),
+        Needed(openimages.BOXES["val"], f"boxes: v5/validation-annotations-bbox.csv {OF_OPENIMAGES}"),
+        Needed(openimages.CLASSES, f"classes: v5/class-descriptions-boxable.csv {OF_OPENIMAGES}"),
+        Needed(openimages.HIERARCHY, f"hierarchy of classes: 2018_04/bbox_labels_600_hierarchy.json {OF_OPENIMAGES}"),
+        Needed(openimages.VERIFIED, "classes that were looked for in each image: v5/validation-annotations-human-"
+               f"imagelabels-boxable.csv {OF_OPENIMAGES}", optional=True),
+    ), openimages.OpenImagesDataset, openimages.POCKET)
+
+OF_CHALLENGE = "the challenge's page of storage.googleapis.com/openimages"
+CHALLENGE = Layout(
+    "openimages-challenge", "Open Images challenge 2019",
+    (openimages.CHALLENGE_BOXES["train"], openimages.CHALLENGE_BOXES["val"]), (
+        Needed(openimages.FOLDERS["train"], f"pictures to train on: the download page {OF_OPENIMAGES}"),
+        Needed(openimages.FOLDERS["val"], f"pictures to evaluate on: the download page {OF_OPENIMAGES}"),
+        Needed(openimages.CHALLENGE_BOXES["train"], f"boxes, as text made from the table of {OF_CHALLENGE}"),
+        Needed(openimages.CHALLENGE_BOXES["val"], f"boxes, as text made from the table of {OF_CHALLENGE}"),
+        Needed(openimages.CHALLENGE_CLASSES, f"codes, names and numbers of the classes: {OF_CHALLENGE}"),
+        Needed("challenge2019/c*_*.np", "hierarchy of the classes as an array; or the next", optional=True),
+        Needed(openimages.CHALLENGE_HIERARCHY, f"hierarchy of the classes: {OF_CHALLENGE}", optional=True),
+        Needed(openimages.CHALLENGE_VERIFIED, f"classes that were looked for in each image: {OF_CHALLENGE}",
+               optional=True),
+    ), partial(openimages.OpenImagesDataset, challenge=True), openimages.POCKET)
+
+OF_WIDER = "of shuoyang1213.me/WIDERFACE"
+WIDER_FACE = Layout(
+    "wider_face", "WIDER FACE", ("WIDER_train", "WIDER_val"), (
+        Needed("WIDER_train/images", f"pictures to train on: WIDER_train.zip {OF_WIDER}"),
+        Needed("WIDER_val/images", f"pictures to evaluate on: WIDER_val.zip {OF_WIDER}"),
+        Needed("wider_face_split/wider_face_train_bbx_gt.txt",
+               f"faces: wider_face_split.zip {OF_WIDER}; or train.txt and WIDER_train/Annotations", optional=True),
+        Needed("wider_face_split/wider_face_val_bbx_gt.txt",
+               f"faces: wider_face_split.zip {OF_WIDER}; or val.txt and WIDER_val/Annotations", optional=True),
+        Needed("*/**/wider_hard_val.mat", f"which faces are easy, medium and hard: eval_tools.zip {OF_WIDER}, its four "
+               f"files of ground_truth into wider_face_split", optional=True),
+    ), widerface.WiderFaceDataset, widerface.POCKET)
+
+LAYOUTS = {layout.name: layout for layout in (COCO, LVIS, VOC, VOC_COCO, CITYSCAPES, OPENIMAGES, CHALLENGE, WIDER_FACE)}
 
 
 def get_layout(name: str) -> Layout:

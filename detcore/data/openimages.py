@@ -1,0 +1,311 @@
+"""Open Images v6 and its challenge of 2019: tables of boxes, and a hierarchy of classes.
+
+    OpenImages/train/*.jpg, OpenImages/validation/*.jpg
+    annotations/oidv6-train-annotations-bbox.csv, validation-annotations-bbox.csv, class-descriptions-boxable.csv,
+        bbox_labels_600_hierarchy.json, validation-annotations-human-imagelabels-boxable.csv
+    challenge2019/challenge-2019-{train,validation}-detection-bbox.txt, cls-label-description.csv, class_label_tree.np,
+        challenge-2019-validation-detection-human-imagelabels.csv
+
+Boxes are shares of the picture's width and height, so the sizes of all pictures are read from their files once, and
+kept beside the annotations.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from detcore.data.dataset import EVERYTHING, Dataset, Wanted
+from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.data.images import picture_sizes
+from detcore.errors import DataError
+
+FOLDERS = {"train": "OpenImages/train", "val": "OpenImages/validation"}
+BOXES = {"train": "annotations/oidv6-train-annotations-bbox.csv", "val": "annotations/validation-annotations-bbox.csv"}
+CLASSES, HIERARCHY = "annotations/class-descriptions-boxable.csv", "annotations/bbox_labels_600_hierarchy.json"
+VERIFIED = "annotations/validation-annotations-human-imagelabels-boxable.csv"
+CHALLENGE_BOXES = {split: f"challenge2019/challenge-2019-{name}-detection-bbox.txt"
+                   for split, name in (("train", "train"), ("val", "validation"))}
+CHALLENGE_CLASSES = "challenge2019/cls-label-description.csv"
+CHALLENGE_TREE = "challenge2019/class_label_tree.np"
+CHALLENGE_HIERARCHY = "challenge2019/challenge-2019-label500-hierarchy.json"
+CHALLENGE_VERIFIED = "challenge2019/challenge-2019-validation-detection-human-imagelabels.csv"
+
+
+class Rows:
+    """What a table of boxes says.
+
+    Attributes:
+        names: of the images; image: of each box, the place in `names`.
+        labels, groups: of each box; boxes: four shares for each, x1, y1, x2, y2.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.image, self.labels, self.groups, self.boxes = array("i"), array("h"), array("b"), array("f")
+
+
+class OpenImagesDataset(Dataset):
+    """Open Images with its boxes; those around groups are flagged for the evaluation.
+
+    Attributes:
+        ancestors: bool [C, C]: [i, j] where class j is i or above it.
+    """
+
+    ancestors: np.ndarray
+
+    def __init__(self, root: str | Path, split: str = "train", wanted: Wanted = EVERYTHING, *,
+                 challenge: bool = False) -> None:
+        """
+        Args:
+            split: "train" or "val".
+            challenge: the 500 classes and the boxes of the challenge of 2019.
+        """
+        super().__init__(root, FOLDERS[split], transforms=wanted.boxes_alone("Open Images").transforms)
+        self.layout, self.split, self.challenge = f"openimages{'-challenge' * challenge}", split, challenge
+        self.annotation_file = self.root / (CHALLENGE_BOXES if challenge else BOXES)[split]
+        self._label, self.class_names = read_classes(self.root / (CHALLENGE_CLASSES if challenge else CLASSES))
+        self.category_ids = list(range(1, len(self.class_names) + 1))
+        self.ancestors = self._read_ancestors()
+        if not self.image_folder.is_dir():
+            raise DataError(f"There is no image folder {self.image_folder}.")
+        read = read_blocks if challenge else read_table
+        rows = read(self.annotation_file, self._label)
+        self.files = [f"{name}.jpg" for name in rows.names]
+        self.image_ids = np.arange(1, len(self.files) + 1)
+        self.sizes = picture_sizes(self.image_folder, self.files, self.annotation_file.with_suffix(".sizes.npz"))
+        image = np.array(rows.image, np.int64)
+        boxes = np.array(rows.boxes, np.float64).reshape(-1, 4) * np.tile(self.sizes[image][:, ::-1], 2)
+        group = np.array(rows.groups, bool)
+        self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=np.zeros(len(boxes), bool), flags=group,
+                     title=lambda row: f"one in {rows.names[image[row]]}")
+        self.ignore_small(wanted.min_box)
+        self.leave_out(wanted.filter_empty, wanted.min_size)
+
+    def _read_ancestors(self) -> np.ndarray:
+        tree, named = self.root / CHALLENGE_TREE, self.root / (CHALLENGE_HIERARCHY if self.challenge else HIERARCHY)
+        if self.challenge and tree.exists() and not named.exists():
+            return read_tree(tree, len(self.class_names))
+        return read_hierarchy(named, self._label)
+
+    def verified(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n], [n]: ids of images, and a class that people have looked for in each, whether it is there or not.
+
+        Where the file of these labels is missing, a warning says so, and there are none: only classes that have a box
+        in an image are known to have been looked for.
+        """
+        path = self.root / (CHALLENGE_VERIFIED if self.challenge else VERIFIED)
+        if self.split != "val" or not path.exists():
+            warnings.warn(f"There is no file {path} of the classes that were looked for in each image: detections of "
+                          f"classes that have no box in an image are left out.", stacklevel=2)
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        place = {file.removesuffix(".jpg"): int(i) for file, i in zip(self.files, self.image_ids)}
+        found = [(place[name], self._label[label]) for name, label in read_columns(path, ("ImageID", "LabelName"))
+                 if name in place and label in self._label]
+        image, label = np.array(found, np.int64).reshape(-1, 2).T
+        return image, label
+
+
+def open_lines(path: Path) -> io.TextIOWrapper:
+    """A text file, open.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    try:
+        return open(path, encoding="utf-8", newline="")
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise DataError(f"The file {path} cannot be read: {error.strerror}.") from error
+
+
+def read_columns(path: Path, names: Sequence[str]) -> Iterator[list[str]]:
+    """The rows of a table that starts with the names of its columns, cut to some of them.
+
+    Raises:
+        DataError: there is no such file or column, or a row is too short.
+    """
+    with open_lines(path) as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if missing := [name for name in names if name not in header]:
+            raise DataError(f"The table {path} has no column {missing[0]}; it starts with {','.join(header)[:100]!r}.")
+        columns = [header.index(name) for name in names]
+        try:
+            for row in reader:
+                yield [row[c] for c in columns]
+        except (IndexError, csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"Line {reader.line_num} of {path} is broken: {error}.") from error
+
+
+def read_classes(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The label of each class's code, and the classes' names by label.
+
+    Lines are a code and a name; in the challenge also a number from 1 on, which decides the order.
+    """
+    with open_lines(path) as file:
+        rows = [row for row in csv.reader(file) if row]
+    try:
+        rows.sort(key=lambda row: int(row[2]) if len(row) > 2 else 0)
+        return {row[0]: i for i, row in enumerate(rows)}, tuple(row[1] for row in rows)
+    except (IndexError, ValueError) as error:
+        raise DataError(f"The list of classes {path} is broken: {error}.") from error
+
+
+def read_table(path: Path, label: Mapping[str, int]) -> Rows:
+    """The boxes of a table of Open Images.
+
+    Raises:
+        DataError: a file that is missing or broken, a class that is not in the list of classes.
+    """
+    rows = Rows()
+    places: dict[str, int] = {}
+    columns = "ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf"
+    for number, (name, code, x1, y1, x2, y2, group) in enumerate(
+            tqdm(read_columns(path, columns), desc=f"reading {path.name}", unit="box", unit_scale=True, leave=False,
+                 delay=3), 2):
+        try:
+            place = places.setdefault(name, len(places))
+            rows.labels.append(label[code])
+            rows.boxes.extend((float(x1), float(y1), float(x2), float(y2)))
+        except KeyError:
+            raise DataError(f"Line {number} of {path} has the class {code}, which the list of classes does not "
+                            f"have.") from None
+        except ValueError as error:
+            raise DataError(f"Line {number} of {path} is broken: {error}.") from error
+        rows.image.append(place)
+        rows.groups.append(group == "1")
+    rows.names = list(places)
+    return rows
+
+
+def read_blocks(path: Path, label: Mapping[str, int]) -> Rows:
+    """The boxes of a text file of the challenge: for each image its file, a line that is not used, the number of its
+    boxes, and their lines of class (from 1 on), x1, y1, x2, y2 and whether it is a group.
+
+    Raises:
+        DataError: a file that is missing or broken.
+    """
+    rows, number = Rows(), 0
+    with open_lines(path) as file:
+        try:
+            while name := next(file, "").strip():
+                count = int(list(islice(file, 2))[1])
+                lines = list(islice(file, count))
+                if len(lines) < count:
+                    raise ValueError("the file ends within an image")
+                number += 3 + count
+                for line in lines:
+                    kind, x1, y1, x2, y2, group, *_ = line.split()
+                    if not 1 <= int(kind) <= len(label):
+                        raise ValueError(f"there is no class {kind}")
+                    rows.boxes.extend((float(x1), float(y1), float(x2), float(y2)))
+                    rows.image.append(len(rows.names))
+                    rows.labels.append(int(kind) - 1)
+                    rows.groups.append(int(group))
+                rows.names.append(Path(name).stem)
+        except (ValueError, IndexError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is broken near line {number}: {error}.") from error
+    return rows
+
+
+def read_hierarchy(path: Path, label: Mapping[str, int]) -> np.ndarray:
+    """bool [C, C]: [i, j] where j is i or above it, from the tree of classes; what has no label does not count."""
+    above = np.eye(len(label), dtype=bool)
+
+    def walk(node: Mapping[str, Any], parents: tuple[int, ...]) -> None:
+        for child in node.get("Subcategory", ()):
+            mine = label.get(child["LabelName"])
+            if mine is not None:
+                above[mine, list(parents)] = True
+            walk(child, parents if mine is None else (*parents, mine))
+
+    with open_lines(path) as file:
+        try:
+            walk(json.load(file), ())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(f"The hierarchy of classes {path} is broken: {error}.") from error
+    return above
+
+
+def read_tree(path: Path, classes: int) -> np.ndarray:
+    """The same from the original's array of the challenge, whose first row and column stand for no class."""
+    try:
+        tree = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"The hierarchy of classes {path} cannot be read: {error}.") from error
+    if tree.shape != (classes + 1, classes + 1):
+        raise DataError(f"The hierarchy of classes {path} is an array {list(tree.shape)}, not one of {classes} "
+                        f"classes.")
+    return tree[1:, 1:].astype(bool) | np.eye(classes, dtype=bool)
+
+
+# Pocket Zoo in this layout
+
+KINDS = {"Mammal": ("elephant", "giraffe", "zebra", "lion"), "Bird": ("penguin", "flamingo"),
+         "Reptile": ("crocodile", "tortoise")}
+
+
+def write_image(root: Path, drawn: Drawn) -> dict[str, Any]:
+    """Write a picture."""
+    h, w = drawn.ids.shape
+    write(root / f"{FOLDERS[drawn.split]}/{drawn.name}.jpg", drawn.jpeg)
+    return dict(name=drawn.name, objects=[
+        (o["category_id"] - 1, *(v / side for v, side in zip(_corners(o["bbox"]), (w, h, w, h))), o["iscrowd"])
+        for o in drawn.objects])
+
+
+def _corners(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x, y, w, h = box
+    return x, y, x + w, y + h
+
+
+def write_split(root: Path, split: str, records: list[dict[str, Any]], whole: Set) -> None:
+    """Write the tables of a split, of Open Images and of the challenge. Crowds are groups; above the animals stand
+    their kinds, and above these "Animal"."""
+    names = [*whole.classes, *KINDS, "Animal"]
+    codes = [f"/m/zoo{i:02}" for i in range(len(names))]
+
+    def node(name: str, *children: dict[str, Any]) -> dict[str, Any]:
+        return dict(LabelName=codes[names.index(name)]) | (dict(Subcategory=list(children)) if children else {})
+
+    tree = dict(LabelName="/m/0bl9f", Subcategory=[
+        node("Animal", *(node(kind, *map(node, animals)) for kind, animals in KINDS.items()))])
+    for classes, numbered in (CLASSES, False), (CHALLENGE_CLASSES, True):
+        write(root / classes, "".join(f"{code},{name}{f',{i}' if numbered else ''}\n"
+                                      for i, (code, name) in enumerate(zip(codes, names), 1)))
+    write(root / HIERARCHY, json.dumps(tree))
+    write(root / CHALLENGE_HIERARCHY, json.dumps(tree))
+
+    table = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,"
+             "IsInside"]
+    blocks = []
+    for number, record in enumerate(records):
+        blocks += [f"{record['name']}.jpg", f"# {number}", str(len(record["objects"]))]
+        for label, x1, y1, x2, y2, group in record["objects"]:
+            table.append(f"{record['name']},drawn,{codes[label]},1,{x1:.6f},{x2:.6f},{y1:.6f},{y2:.6f},0,0,{group},1,0")
+            blocks.append(f"{label + 1} {x1:.6f} {y1:.6f} {x2:.6f} {y2:.6f} {group}")
+    write(root / BOXES[split], "\n".join(table) + "\n")
+    write(root / CHALLENGE_BOXES[split], "\n".join(blocks) + "\n")
+    if split == "val":
+        # Somebody has looked for every second class that is not there.
+        looked = [(r["name"], label, int(label in there)) for i, r in enumerate(records)
+                  for there in ({o[0] for o in r["objects"]},) for label in range(len(whole.classes))
+                  if label in there or (i + label) % 2 == 0]
+        write(root / VERIFIED, "ImageID,Source,LabelName,Confidence\n" + "".join(
+            f"{name},verification,{codes[label]},{sure}\n" for name, label, sure in looked))
+        write(root / CHALLENGE_VERIFIED, "ImageID,LabelName,Confidence\n" + "".join(
+            f"{name},{codes[label]},{sure}\n" for name, label, sure in looked))
+
+
+POCKET = Writer(("OpenImages", "annotations", "challenge2019"), write_image, write_split)

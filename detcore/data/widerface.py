@@ -1,0 +1,196 @@
+"""WIDER FACE: faces of all sizes, by the kind of event.
+
+    WIDER_train/images/0--Parade/*.jpg, WIDER_val/images/...
+    wider_face_split/wider_face_train_bbx_gt.txt, wider_face_val_bbx_gt.txt    the annotations as published
+    train.txt, val.txt, WIDER_train/Annotations/*.xml                          or the same in VOC's form
+    wider_face_split/wider_{face,easy,medium,hard}_val.mat                     which faces count, for the evaluation
+
+Faces marked as invalid are ignored in training.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcore.data.dataset import EVERYTHING, Columns, Dataset, Wanted
+from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.data.images import picture_sizes
+from detcore.data.voc import Described, read_xml, xml
+from detcore.errors import DataError
+
+CLASSES = ("face",)
+SETTINGS = ("easy", "medium", "hard")
+INVALID = 7  # the place of the mark in a line of the annotations
+TRUTH_FOLDERS = ("wider_face_split", "eval_tools/ground_truth")
+
+
+class WiderFaceDataset(Dataset):
+    """WIDER FACE's images with their faces."""
+
+    def __init__(self, root: str | Path, split: str = "train", wanted: Wanted = EVERYTHING) -> None:
+        """
+        Args:
+            split: "train" or "val".
+        """
+        super().__init__(root, f"WIDER_{split}/images", transforms=wanted.boxes_alone("WIDER FACE").transforms)
+        self.layout, self.class_names, self.category_ids = "wider_face", CLASSES, [1]
+        if not self.image_folder.is_dir():
+            raise DataError(f"There is no image folder {self.image_folder}.")
+        text, names = self.root / f"wider_face_split/wider_face_{split}_bbx_gt.txt", self.root / f"{split}.txt"
+        if text.exists() or not names.exists():
+            self.annotation_file = text
+            found = read_text(text)
+            sizes = picture_sizes(self.image_folder, found.files, text.with_suffix(".sizes.npz"))
+            found.sizes = [(int(h), int(w)) for h, w in sizes]
+        else:
+            self.annotation_file = names
+            found = Described()
+            folder = self.root / f"WIDER_{split}/Annotations"
+            # A picture's name begins with the number of its event, whose folder has that number and a name.
+            events = {event.name.partition("--")[0]: event.name for event in self.image_folder.iterdir()}
+            listed = [Path(name).name for name in names.read_text().split()]
+            read_xml([(folder / f"{name}.xml", f"{events.get(name.partition('_')[0], '.')}/{name}.jpg")
+                      for name in listed], self.image_folder, CLASSES, found, offset=0, title=f"faces of {split}")
+        found.fill(self)
+        self.ignore_small(wanted.min_box)
+        self.leave_out(wanted.filter_empty, wanted.min_size)
+
+    def official_truth(self) -> tuple[Columns, dict[str, np.ndarray]]:
+        """All faces of the images as the official evaluation has them, and which of them count as easy, medium, hard.
+
+        Raises:
+            DataError: its files are missing or broken.
+        """
+        place = {file: int(i) for file, i in zip(self.files, self.image_ids)}
+        faces = read_cells(self.truth_file("face"), "face_bbx_list")
+        counted = {setting: read_cells(self.truth_file(setting), "gt_list") for setting in SETTINGS}
+        known = [file for file in faces if file in place]
+        boxes = [faces[file].astype(float).reshape(-1, 4) for file in known]
+        count = [len(b) for b in boxes]
+        corners = np.concatenate([*boxes, np.zeros((0, 4))])
+        corners[:, 2:] += corners[:, :2]
+        counts = {}
+        for setting, cells in counted.items():
+            flags = [np.isin(np.arange(1, n + 1), cells.get(file, ())) for file, n in zip(known, count)]
+            counts[setting] = np.concatenate([*flags, np.zeros(0, bool)])
+        image = np.repeat(np.array([place[file] for file in known], np.int64), count)
+        columns = Columns(image=image, boxes=corners.astype(np.float32), labels=np.zeros(len(image), np.int64),
+                          flags=np.zeros(len(image), bool))
+        return columns, counts
+
+    def truth_file(self, name: str) -> Path:
+        """A file of the official evaluation."""
+        for folder in TRUTH_FOLDERS:
+            if (path := self.root / folder / f"wider_{name}_val.mat").exists():
+                return path
+        raise DataError(f"There is no file wider_{name}_val.mat in {self.root / TRUTH_FOLDERS[0]}: it is in "
+                        f"eval_tools.zip of shuoyang1213.me/WIDERFACE, in its folder ground_truth.")
+
+
+def read_text(path: Path) -> Described:
+    """The published annotations: a picture, the number of its faces, and for each x, y, w, h and six marks.
+
+    Where there is no face, a line of zeros follows all the same.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"There is no annotation file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The annotation file {path} cannot be read: {error}.") from error
+    found, number = Described(), 0
+    try:
+        while number < len(lines) and lines[number].strip():
+            picture, count = lines[number].strip(), int(lines[number + 1])
+            number += 2
+            for line in lines[number:number + count]:
+                x, y, w, h, *marks = (int(v) for v in line.split())
+                found.image.append(len(found.files))
+                found.boxes.append([x, y, x + w, y + h])
+                found.labels.append(0)
+                found.difficult.append(bool(marks[INVALID - 4]))
+            if len(lines) < number + max(count, 1):
+                raise ValueError("the file ends within a picture")
+            found.files.append(picture)
+            number += max(count, 1)
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path} is broken near line {number + 1}: {error}.") from error
+    return found
+
+
+def read_cells(path: Path, name: str) -> dict[str, np.ndarray]:
+    """What a list of the official evaluation has for each picture, by "EVENT/PICTURE.jpg".
+
+    Raises:
+        DataError: the file is broken.
+    """
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(str(path))
+        events, files, cells = (content[key].ravel() for key in ("event_list", "file_list", name))
+        return {f"{event.ravel()[0]}/{file.ravel()[0]}.jpg": np.asarray(cell)
+                for event, of_event, of_cells in zip(events, files, cells)
+                for file, cell in zip(of_event.ravel(), of_cells.ravel())}
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, NotImplementedError) as error:
+        raise DataError(f"The file {path} of the official evaluation cannot be read: {error}.") from error
+
+
+# Pocket Zoo in this layout
+
+EVENT = "0--Zoo"
+LEAST = {"easy": 40, "medium": 24, "hard": 8}  # height in pixels from which an animal counts, here
+
+
+def write_image(root: Path, drawn: Drawn) -> dict[str, Any]:
+    """Write a picture; each animal is a face, crowds are invalid."""
+    h, w = drawn.ids.shape
+    write(root / f"WIDER_{drawn.split}/images/{EVENT}/0_Zoo_{drawn.name}.jpg", drawn.jpeg)
+    boxes = [[*map(round, o["bbox"][:2]), *(max(round(v), 2) for v in o["bbox"][2:]), o["iscrowd"]]
+             for o in drawn.objects]
+    return dict(image=dict(file_name=f"0_Zoo_{drawn.name}.jpg", width=w, height=h), boxes=boxes)
+
+
+def write_split(root: Path, split: str, records: list[dict[str, Any]], whole: Set) -> None:
+    """Write the annotations as text and as XML, and the files of the evaluation."""
+    lines, names = [], []
+    for record in records:
+        name = Path(record["image"]["file_name"]).stem
+        names.append(name)
+        lines += [f"{EVENT}/{name}.jpg", str(len(record["boxes"]))]
+        lines += [f"{x} {y} {w} {h} 0 0 0 {crowd} 0 0" for x, y, w, h, crowd in record["boxes"]] or ["0 " * 9 + "0"]
+        faces = [("face", (x, y, x + w, y + h), bool(crowd)) for x, y, w, h, crowd in record["boxes"]]
+        write(root / f"WIDER_{split}/Annotations/{name}.xml", xml(EVENT, record["image"], faces))
+    write(root / f"wider_face_split/wider_face_{split}_bbx_gt.txt", "\n".join(lines) + "\n")
+    write(root / f"{split}.txt", "".join(f"{name}\n" for name in names))
+    if split == "val":
+        boxes = [np.array(r["boxes"], float).reshape(-1, 5) for r in records]
+        write_cells(root, "face", names, "face_bbx_list", [b[:, :4] for b in boxes])
+        for setting, least in LEAST.items():
+            write_cells(root, setting, names, "gt_list", [
+                1 + np.flatnonzero((b[:, 3] >= least) & (b[:, 4] == 0))[:, None] for b in boxes])
+
+
+def write_cells(root: Path, name: str, pictures: Sequence[str], key: str, values: Sequence[np.ndarray]) -> None:
+    """Write a file of the official evaluation, with one event."""
+    from scipy.io import savemat
+
+    def cells(items: Sequence[Any]) -> np.ndarray:
+        out = np.empty((len(items), 1), object)
+        for i, item in enumerate(items):
+            out[i, 0] = item
+        return out
+
+    path = root / TRUTH_FOLDERS[0] / f"wider_{name}_val.mat"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(str(path), {"event_list": cells([EVENT]), "file_list": cells([cells(pictures)]),
+                        key: cells([cells(values)])})
+
+
+POCKET = Writer(("WIDER_train", "WIDER_val", "wider_face_split", "train.txt", "val.txt"), write_image, write_split)
