@@ -113,10 +113,15 @@ def convert(root: str | Path, split: str, classes: Mapping[int, str] = CLASSES) 
 
 # Pocket Zoo in this layout
 
+# Numbers of terrain, walls, roads and so on, which are not void.
+STUFF = {"sky": 23, "grass": 22, "water": 11, "sand": 7, "path": 8, "tree": 21}
+
+
 def write_image(root: Path, drawn: Drawn) -> None:
-    """Write a picture and its map. Stuff has numbers below those of the classes."""
+    """Write a picture and its map."""
     numbers = list(CLASSES)
-    value = np.arange(256, dtype=np.uint16)  # of each segment's number
+    value = np.zeros(256, np.uint16)  # of each segment's number
+    value[1:len(STUFF) + 1] = list(STUFF.values())
     for place, (number, thing) in enumerate(zip(drawn.numbers, drawn.objects)):
         category = numbers[thing["category_id"] - 1]
         value[number] = category if thing["iscrowd"] else category * INSTANCE + place

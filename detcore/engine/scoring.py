@@ -5,21 +5,31 @@ What is found comes as COCO's results (a dict for each detection), whatever the 
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from detcore.data.cityscapes import CityscapesDataset
 from detcore.data.coco import CocoDataset
 from detcore.data.dataset import Dataset
+from detcore.data.openimages import OpenImagesDataset
+from detcore.data.widerface import WiderFaceDataset
+from detcore.errors import DataError
+from detcore.metrics import ranking
+from detcore.metrics.cityscapes import CityscapesAP
 from detcore.metrics.coco import DEFAULT_BACKEND, CocoResult, evaluate_coco
+from detcore.metrics.lvis import evaluate_lvis
+from detcore.metrics.openimages import evaluate_openimages
 from detcore.metrics.panoptic import PanopticQuality
 from detcore.metrics.ranking import Boxes
-from detcore.metrics.voc import VocResult, evaluate_voc
+from detcore.metrics.voc import evaluate_voc
+from detcore.metrics.wider_face import evaluate_wider_face
 from detcore.structures import Detections
 
-Result = CocoResult | VocResult
+Result = CocoResult | ranking.Result
 Results = dict[str, Result]
 Found = Sequence[Mapping[str, Any]]
 
@@ -60,11 +70,35 @@ class PanopticWatcher:
         return self.quality.result()
 
 
+@dataclass
+class CityscapesWatcher:
+    """Cityscapes' average precision of masks."""
+
+    dataset: CityscapesDataset
+    measure: CityscapesAP
+
+    def add(self, image_id: int, found: Detections) -> None:
+        assert found.masks is not None
+        self.measure.add(self.dataset.instance_map(image_id), found.masks.cpu().numpy(), found.labels.cpu().numpy(),
+                         found.scores.float().cpu().numpy())
+
+    def share(self) -> Any:
+        return self.measure.counted
+
+    def take(self, shares: Sequence[Any]) -> None:
+        self.measure.counted = [counted for share in shares for counted in share]
+
+    def result(self) -> Result:
+        return self.measure.result()
+
+
 def watchers(dataset: Dataset, kinds: Iterable[str]) -> dict[str, Watcher]:
     """The measures that must see every image, by name."""
     found: dict[str, Watcher] = {}
     if dataset.panoptic is not None:
         found["panoptic"] = PanopticWatcher(PanopticQuality(dataset.panoptic))
+    if isinstance(dataset, CityscapesDataset) and "segm" in kinds:
+        found["cityscapes"] = CityscapesWatcher(dataset, CityscapesAP(dataset.category_ids, dataset.class_names))
     return found
 
 
@@ -78,10 +112,7 @@ def score(detections: Found, dataset: Dataset, kinds: Iterable[str], backend: st
         watched: measures that have seen the images.
     """
     kinds = [kind for kind in kinds if kind != "panoptic"]
-    if "proposal" in kinds or dataset.layout not in RULES:
-        rule = coco
-    else:
-        rule = RULES[dataset.layout]
+    rule = coco if "proposal" in kinds else RULES.get(dataset.layout, coco)
     results = rule(detections, dataset, kinds, backend, progress)
     return results | {name: watcher.result() for name, watcher in (watched or {}).items()}
 
@@ -90,7 +121,8 @@ def coco(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str
     """COCO's average precision, or recall of proposals; of data in other forms as of its boxes."""
     truth = dataset.annotation_file if isinstance(dataset, CocoDataset) else as_coco(dataset)
     return {kind: evaluate_coco(truth, detections, kind, backend=backend,  # type: ignore[arg-type]
-                                category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist())
+                                category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist(),
+                                progress=progress)
             for kind in kinds}
 
 
@@ -122,4 +154,33 @@ def voc(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str,
                                 images=len(dataset))}
 
 
-RULES = {"voc": voc}
+def lvis(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+    """LVIS's average precision."""
+    return {kind: evaluate_lvis(dataset.annotation_file, detections, kind,  # type: ignore[arg-type]
+                                image_ids=dataset.image_ids.tolist(), progress=progress) for kind in kinds}
+
+
+def openimages(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+    """Open Images' average precision."""
+    assert isinstance(dataset, OpenImagesDataset)
+    image, label = dataset.verified()
+    verified = Boxes(image, np.zeros((len(image), 4)), label)
+    return {"openimages": evaluate_openimages(Boxes(**dataset.objects()), columns(detections, dataset),
+                                              dataset.class_names, dataset.ancestors, verified, images=len(dataset))}
+
+
+def wider_face(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+    """VOC's average precision, as the zoo publishes it, and the data set's own where its files are there."""
+    assert isinstance(dataset, WiderFaceDataset)
+    results = voc(detections, dataset, kinds, backend, progress)
+    try:
+        truth, counts = dataset.official_truth()
+    except DataError as error:
+        warnings.warn(f"Easy, medium and hard faces are not told apart. {error}", stacklevel=2)
+        return results
+    return results | {"wider_face": evaluate_wider_face(Boxes(**truth), columns(detections, dataset), counts,
+                                                        images=len(dataset))}
+
+
+RULES = {"voc": voc, "lvis": lvis, "openimages": openimages, "openimages-challenge": openimages,
+         "wider_face": wider_face}

@@ -11,12 +11,13 @@ import importlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from detcore.errors import DataError, UsageError
 
@@ -29,6 +30,7 @@ DETECTION_LIMITS, PROPOSAL_LIMITS = (1, 10, 100), (100, 300, 1000)
 AREAS = ("", "s", "m", "l")  # suffixes: any area, below 32^2 pixels, up to 96^2, above
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
+GROUP = 20  # classes that are compared at a time: the libraries keep something for each pair of image and class
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class CocoResult:
 
 def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind = "bbox", *,
                   backend: str = DEFAULT_BACKEND, category_ids: Sequence[int] | None = None,
-                  image_ids: Sequence[int] | None = None, limits: tuple[int, int, int] | None = None) -> CocoResult:
+                  image_ids: Sequence[int] | None = None, limits: tuple[int, int, int] | None = None,
+                  progress: bool = False) -> CocoResult:
     """Compare detections with the ground truth of a COCO annotation file.
 
     Args:
@@ -78,6 +81,7 @@ def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mappi
         backend: "faster-coco-eval" or "pycocotools".
         category_ids, image_ids: evaluate only these; all of the file by default.
         limits: three numbers of detections an image, for the recalls; precision takes the last.
+        progress: show a bar.
 
     Raises:
         UsageError: an unknown kind or backend.
@@ -85,40 +89,103 @@ def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mappi
     """
     if kind not in KINDS:
         raise UsageError(f"There is no COCO evaluation {kind!r}: it is one of {', '.join(KINDS)}.")
+    content = read_truth(truth, results)
+    limits = limits or (PROPOSAL_LIMITS if kind == "proposal" else DETECTION_LIMITS)
+    counts = count(content, results, kind, backend, category_ids, image_ids, limits, progress)
+    metrics = {} if kind == "proposal" else counts.average_precision()
+    return counts.result(kind, metrics | counts.average_recall())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Precision and recall of every class, NaN where it has no object.
+
+    Attributes:
+        precision: [10, 101, classes, 4, limits], by `IOUS`, `RECALLS` and `AREAS`; recall: [10, classes, 4, limits].
+        limits: numbers of detections.
+        names: of the classes.
+        images, objects: how many there are.
+    """
+
+    precision: np.ndarray
+    recall: np.ndarray
+    limits: Sequence[int]
+    names: Sequence[str]
+    images: int
+    objects: int
+
+    def average_precision(self) -> dict[str, float | None]:
+        """AP, at two thresholds, and by area, with the most detections."""
+        p = self.precision[..., -1]
+        values = {"AP": p[..., 0], "AP50": p[0, ..., 0], "AP75": p[5, ..., 0]}
+        values |= {f"AP{area}": p[..., a] for a, area in enumerate(AREAS) if area}
+        return {name: mean(v) for name, v in values.items()}
+
+    def average_recall(self) -> dict[str, float | None]:
+        """AR with each number of detections, and by area with the most."""
+        values = {f"AR{n}": self.recall[..., 0, i] for i, n in enumerate(self.limits)}
+        values |= {f"AR{area}": self.recall[..., a, -1] for a, area in enumerate(AREAS) if area}
+        return {name: mean(v) for name, v in values.items()}
+
+    def result(self, kind: Kind, metrics: dict[str, float | None]) -> CocoResult:
+        """The result with these metrics."""
+        precision = self.precision[..., 0, -1]
+        per_class = {} if kind == "proposal" else {n: mean(precision[:, :, k]) for k, n in enumerate(self.names)}
+        return CocoResult(kind, metrics, per_class, precision, self.images, self.objects)
+
+
+def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: str,
+          category_ids: Sequence[int] | None, image_ids: Sequence[int] | None, limits: Sequence[int],
+          progress: bool, **options: Any) -> Counts:
+    """Let a library compare results with the truth, a group of classes after the other.
+
+    Args:
+        content: from `read_truth`; the other arguments as in `evaluate_coco`.
+        options: of the library's evaluation.
+    """
     coco_class, eval_class = load_backend(backend)
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    classes = sorted(names if category_ids is None else category_ids)
+    images = sorted({image["id"] for image in content["images"]} if image_ids is None else image_ids)
+    together = len(classes) if kind == "proposal" else GROUP
+    groups = [classes[i:i + together] for i in range(0, len(classes), together)] or [[]]
+    objects, found = _by_class(content["annotations"]), _detections(results, kind)
+    shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(limits)
+    precision, recall = [], []
+    with tqdm(total=len(classes), desc=f"counting {kind}", unit="class", disable=not progress, leave=False) as bar:
+        for group in groups:
+            with contextlib.redirect_stdout(io.StringIO()):  # both libraries talk
+                ground, detected = (_index(coco_class, content, [a for c in group for a in of_class.get(c, ())])
+                                    for of_class in (objects, found))
+                run = eval_class(ground, detected, "segm" if kind == "segm" else "bbox", **options)
+                run.params.maxDets = list(limits)
+                run.params.useCats = int(kind != "proposal")
+                run.params.imgIds, run.params.catIds = images, group
+                run.evaluate()
+                run.accumulate()
+            precision.append(_nan(run.eval["precision"]).reshape(shape))
+            recall.append(_nan(run.eval["recall"]).reshape(shape[:1] + shape[2:]))
+            bar.update(len(group))
+    wanted, shown = set(classes), set(images)
+    number = sum(not a["iscrowd"] and a["image_id"] in shown and (kind == "proposal" or a["category_id"] in wanted)
+                 for a in content["annotations"])
+    return Counts(np.concatenate(precision, 2), np.concatenate(recall, 1), limits, [names[c] for c in classes],
+                  len(shown), number)
+
+
+def read_truth(truth: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sound content of an annotation file, or of what it would hold, that has the images of all results.
+
+    Raises:
+        DataError: it cannot be read, or a result is of an image that it does not have.
+    """
     content = _clean(truth if isinstance(truth, Mapping) else _read(Path(truth)))
     known = {image["id"] for image in content["images"]}
     stray = next((r["image_id"] for r in results if r["image_id"] not in known), None)
     if stray is not None:
         name = "the ground truth" if isinstance(truth, Mapping) else truth
         raise DataError(f"There are detections of image {stray}, which {name} does not have.")
-    limits = limits or (PROPOSAL_LIMITS if kind == "proposal" else DETECTION_LIMITS)
-    with contextlib.redirect_stdout(io.StringIO()):  # both libraries talk
-        ground, found = (_index(coco_class, c) for c in (content, _detections(content, results, kind)))
-        run = eval_class(ground, found, "segm" if kind == "segm" else "bbox")
-        run.params.maxDets = list(limits)
-        run.params.useCats = int(kind != "proposal")
-        run.params.imgIds = sorted(known if image_ids is None else image_ids)
-        names = {c["id"]: c["name"] for c in content["categories"]}
-        run.params.catIds = sorted(names if category_ids is None else category_ids)
-        run.evaluate()
-        run.accumulate()
-    shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(limits)
-    precision = _nan(run.eval["precision"]).reshape(shape)
-    recall = _nan(run.eval["recall"]).reshape(shape[:1] + shape[2:])
-    metrics = {} if kind == "proposal" else {
-        "AP": precision[..., 0, -1], "AP50": precision[0, ..., 0, -1], "AP75": precision[5, ..., 0, -1],
-        **{f"AP{area}": precision[..., a, -1] for a, area in enumerate(AREAS) if area}}
-    metrics |= {f"AR{n}": recall[..., 0, i] for i, n in enumerate(limits)}
-    metrics |= {f"AR{area}": recall[..., a, -1] for a, area in enumerate(AREAS) if area}
-    chosen, classes = set(run.params.imgIds), set(run.params.catIds)
-    return CocoResult(
-        kind, {name: _mean(values) for name, values in metrics.items()},
-        {} if kind == "proposal" else {names[c]: _mean(precision[:, :, k, 0, -1])
-                                       for k, c in enumerate(run.params.catIds)},
-        precision[..., 0, -1], len(chosen),
-        sum(not a["iscrowd"] and a["image_id"] in chosen and (kind == "proposal" or a["category_id"] in classes)
-            for a in content["annotations"]))
+    return content
 
 
 def load_backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -155,8 +222,15 @@ def _clean(content: Mapping[str, Any]) -> dict[str, Any]:
         annotations=[{"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a, "id": i} for i, a in enumerate(sound, 1)])
 
 
-def _detections(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, Any]:
-    """Results in the form of an annotation file; a mask's area decides whether it is small, else the box's."""
+def _by_class(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for annotation in annotations:
+        found.setdefault(annotation["category_id"], []).append(annotation)
+    return found
+
+
+def _detections(results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[int, list[dict[str, Any]]]:
+    """Results in the form of annotations, by class; a mask's area decides whether it is small, else the box's."""
     from pycocotools import mask as coco_mask
 
     annotations = []
@@ -168,7 +242,7 @@ def _detections(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], 
             entry["area"] = entry["bbox"][2] * entry["bbox"][3]
             entry.pop("segmentation", None)
         annotations.append(entry)
-    return dict(images=truth["images"], categories=truth["categories"], annotations=annotations)
+    return _by_class(annotations)
 
 
 def _packed(rle: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,9 +250,9 @@ def _packed(rle: Mapping[str, Any]) -> dict[str, Any]:
     return dict(size=rle["size"], counts=counts.encode() if isinstance(counts, str) else counts)
 
 
-def _index(coco_class: Callable[..., Any], content: dict[str, Any]) -> Any:
+def _index(coco_class: Callable[..., Any], content: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:
     coco = coco_class()
-    coco.dataset = content
+    coco.dataset = content | dict(annotations=annotations)
     coco.createIndex()
     return coco
 
@@ -188,5 +262,6 @@ def _nan(values: np.ndarray) -> np.ndarray:
     return np.where(np.asarray(values) > -1, values, np.nan)
 
 
-def _mean(values: np.ndarray) -> float | None:
+def mean(values: np.ndarray) -> float | None:
+    """The mean of what is known, None where nothing is."""
     return None if np.isnan(values).all() else float(np.nanmean(values))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detcore.metrics.ranking import Boxes, best, curves, first_of_each, key
-from detcore.metrics.voc import VocResult, summary
+from detcore.metrics.ranking import Boxes, Result, best, curves, first_of_each, key
+from detcore.metrics.voc import summary
 
 IOU = 0.5
 INSIDE = 0.5  # share of a detection that must lie in a group's box
@@ -20,7 +20,7 @@ INSIDE = 0.5  # share of a detection that must lie in a group's box
 
 def evaluate_openimages(truth: Boxes, detections: Boxes, class_names: Sequence[str], ancestors: np.ndarray,
                         verified: Boxes, *, images: int, iou: float = IOU,
-                        inside: float = INSIDE) -> VocResult:
+                        inside: float = INSIDE) -> Result:
     """Compare detections with the truth.
 
     Args:

@@ -116,9 +116,33 @@ def curves(labels: np.ndarray, scores: np.ndarray, right: np.ndarray, objects: n
         labels, scores: [n] of ranked detections; right: bool [n], which of them are.
         objects: int [classes], how many can be found.
     """
+    order = np.lexsort((-scores, labels))
+    ends = np.searchsorted(labels[order], np.arange(len(objects) + 1))
     found = []
-    for label, count in enumerate(objects):
-        mine = labels == label
-        hit = right[mine][np.argsort(-scores[mine], kind="stable")].cumsum()
+    for start, stop, count in zip(ends, ends[1:], objects):
+        hit = right[order[start:stop]].cumsum()
         found.append(Curve(hit / np.maximum(np.arange(1, len(hit) + 1), EPS), hit / max(count, EPS), int(count)))
     return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation gives.
+
+    Attributes:
+        metrics: fractions of 1, None where there is nothing to be found; the first one stands for the result.
+        per_class: average precision of each class, None where it has no object.
+        images, objects: how many were evaluated; objects that do not count are not among them.
+        curves: precision over recall, of each class or setting.
+    """
+
+    metrics: dict[str, float | None]
+    per_class: dict[str, float | None]
+    images: int
+    objects: int
+    curves: dict[str, Curve] = field(default_factory=dict, repr=False)
+
+    @property
+    def headline(self) -> float:
+        """The one number that stands for the result."""
+        return next(iter(self.metrics.values())) or 0.0

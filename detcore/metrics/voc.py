@@ -7,40 +7,16 @@ it counts neither way. VOC 2007 reads the precision at eleven recalls; a box is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from detcore.metrics.ranking import Boxes, Curve, best, curves, first_of_each
+from detcore.metrics.ranking import Boxes, Curve, Result, best, curves, first_of_each
 
 IOU = 0.5
 
 
-@dataclass(frozen=True)
-class VocResult:
-    """What the evaluation gives.
-
-    Attributes:
-        metrics: AP50, the mean over the classes that have objects.
-        per_class: AP50 of each class, None where it has no object.
-        curves: precision over recall of each class.
-        images, objects: how many were evaluated; difficult objects are not counted.
-    """
-
-    metrics: dict[str, float | None]
-    per_class: dict[str, float | None]
-    curves: dict[str, Curve] = field(repr=False)
-    images: int
-    objects: int
-
-    @property
-    def headline(self) -> float:
-        """The one number that stands for the result."""
-        return self.metrics["AP50"] or 0.0
-
-
 def evaluate_voc(truth: Boxes, detections: Boxes, class_names: Sequence[str], *, images: int,
-                 iou: float = IOU, eleven_points: bool = True, pixels: bool = True) -> VocResult:
+                 iou: float = IOU, eleven_points: bool = True, pixels: bool = True) -> Result:
     """Compare detections with the truth.
 
     Args:
@@ -64,10 +40,10 @@ def evaluate_voc(truth: Boxes, detections: Boxes, class_names: Sequence[str], *,
     return summary(class_names, ranked, eleven_points, images)
 
 
-def summary(class_names: Sequence[str], ranked: Sequence[Curve], eleven_points: bool, images: int) -> VocResult:
+def summary(class_names: Sequence[str], ranked: Sequence[Curve], eleven_points: bool, images: int) -> Result:
     """Average precision of each class, and its mean."""
     value = Curve.eleven_points if eleven_points else Curve.area
     per_class = {name: value(c) if c.objects else None for name, c in zip(class_names, ranked)}
     known = [v for v in per_class.values() if v is not None]
-    return VocResult({"AP50": float(np.mean(known)) if known else None}, per_class, dict(zip(class_names, ranked)),
-                     images, sum(c.objects for c in ranked))
+    return Result({"AP50": float(np.mean(known)) if known else None}, per_class, images,
+                  sum(c.objects for c in ranked), dict(zip(class_names, ranked)))
