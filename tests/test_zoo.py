@@ -14,6 +14,7 @@ import detcore
 from detcore.data import transforms as T
 from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
+from detcore.data.sampling import ClassAware, ClassBalanced
 from detcore.errors import UsageError
 from detcore.zoo.entries import published_results
 from detcore.zoo.models import MODELS
@@ -31,6 +32,9 @@ FAMILIES = {"rpn", "fast_rcnn", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "ret
             "openimages", "wider_face", "ssd", "yolo", "efficientnet", "centripetalnet", "deformable_detr",
             "maskformer", "mask2former"}
 CANVAS = 128  # CentripetalNet's
+LAYOUTS = {"CocoDataset": "coco", "CocoPanopticDataset": "coco", "LVISV1Dataset": "lvis", "VOCDataset": "voc",
+           "CityscapesDataset": "cityscapes", "OpenImagesDataset": "openimages",
+           "OpenImagesChallengeDataset": "openimages-challenge", "WIDERFaceDataset": "wider_face"}
 
 
 def on_meta(name: str, **options) -> torch.nn.Module:
@@ -185,8 +189,15 @@ def test_recipe(name):
     *wrappers, dataset = row["train_dataset"]
     dataset = dataset.get("datasets", [dataset])[0]
     assert ours.repeat == (wrappers[0].get("times", 1) if wrappers else 1)
-    kept = dict(filter_empty_gt=False, min_size=0) | dataset.get("filter_cfg", {})
-    assert (ours.filter_empty, ours.min_size) == (kept["filter_empty_gt"], kept["min_size"])
+    kept = dict(filter_empty_gt=False, min_size=0, bbox_min_size=0) | dataset.get("filter_cfg", {})
+    assert (ours.filter_empty, ours.min_size, ours.min_box) == (
+        kept["filter_empty_gt"], kept["min_size"], kept["bbox_min_size"])
+    voc_format = "voc" in dataset["ann_file"].lower() and dataset["type"] == "CocoDataset"
+    assert ours.layout == ("voc-coco" if voc_format else LAYOUTS[dataset["type"]])
+    balanced = [w["oversample_thr"] for w in wrappers if w["type"] == "ClassBalancedDataset"]
+    # The reference says nothing of class-aware sampling; the names do.
+    aware = ClassAware() if "-cas-" in name else None
+    assert ours.sampling == (ClassBalanced(*balanced) if balanced else aware)
     names = dataset.get("metainfo", {}).get("classes")
     assert ours.classes == (tuple(names) if names else None)
     # Some of the original's mask models evaluate their boxes alone, though their mask AP is published too.

@@ -22,8 +22,10 @@ from detcore.backbones.regnet import RegNet
 from detcore.backbones.resnet import ResNet, resnet_c4, resnet_dc5, resnext
 from detcore.backbones.swin import SWIN_B, SWIN_L, SWIN_S, SWIN_T, Size, Swin
 from detcore.backbones.vgg import SSDVGG
+from detcore.data import voc
 from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
+from detcore.data.sampling import ClassAware, ClassBalanced
 from detcore.data.transforms import (
     AsFloat,
     Choice,
@@ -568,7 +570,7 @@ REGNET = [
 
 CITYSCAPES_8E = change(train_transforms=(ResizeRange((2048, 800), (2048, 1024)), Flip()),
                        test_transforms=(Resize((2048, 1024)),), optimizer=SGD(lr=0.01), epochs=8, repeat=8,
-                       schedule=Schedule((7,), 8), batch_per_gpu=1)
+                       schedule=Schedule((7,), 8), batch_per_gpu=1, layout="cityscapes")
 
 CITYSCAPES = [
     *family("cityscapes", faster_rcnn, BOXES, pocket.FASTER_RCNN,
@@ -578,14 +580,11 @@ CITYSCAPES = [
 ]
 
 VOC_4E = change(train_transforms=(Resize((1000, 600)), Flip()), test_transforms=(Resize((1000, 600)),),
-                optimizer=SGD(lr=0.01), epochs=4, repeat=3, schedule=Schedule((3,), 4, warmup_iters=0))
+                optimizer=SGD(lr=0.01), epochs=4, repeat=3, schedule=Schedule((3,), 4, warmup_iters=0), min_box=32)
+IN_COCO_FORMAT = change(layout="voc-coco", min_box=0)
 VOC_18K = change(train_transforms=(ResizeChoice(tuple((1333, s) for s in range(480, 801, 32))), Flip()), epochs=None,
                  iterations=18_000, val_interval=3000,
                  schedule=Schedule((12_000, 16_000), 18_000, by_epoch=False, warmup_iters=100))
-
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 
 SSD_CROP = (Expand(), MinIoUCrop())
 
@@ -600,19 +599,19 @@ def ssd_recipe(size: int, *, colours_first: bool = False, **fields: Any) -> Reci
 
 def ssd_voc(size: int) -> Recipe:
     return ssd_recipe(size, optimizer=SGD(lr=1e-3, weight_decay=5e-4), schedule=Schedule((16, 20), 24), epochs=24,
-                      repeat=10, batch_size=64, batch_per_gpu=8)
+                      repeat=10, batch_size=64, batch_per_gpu=8, layout="voc")
 
 
 PASCAL_VOC = [
     *family(
-        "pascal_voc", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+        "pascal_voc", faster_rcnn, replace(BOXES, layout="voc"), pocket.FASTER_RCNN,
         row("faster-rcnn_r50_fpn_1x_voc0712", R50, VOC_4E),
-        row("faster-rcnn_r50_fpn_1x_voc0712-cocofmt", R50, VOC_4E, classes(*VOC_CLASSES)),
+        row("faster-rcnn_r50_fpn_1x_voc0712-cocofmt", R50, VOC_4E, IN_COCO_FORMAT, classes(*voc.CLASSES)),
         row("faster-rcnn_r50-caffe-c4_ms-18k_voc0712", R50_C4, VOC_18K, neck="c4"),
         num_classes=20,
     ),
-    *family("pascal_voc", retinanet, BOXES, pocket.RETINANET, row("retinanet_r50_fpn_1x_voc0712", R50, VOC_4E),
-            num_classes=20),
+    *family("pascal_voc", retinanet, replace(BOXES, layout="voc"), pocket.RETINANET,
+            row("retinanet_r50_fpn_1x_voc0712", R50, VOC_4E), num_classes=20),
     *family("pascal_voc", ssd, ssd_voc(300), pocket.SSD, row("ssd300_voc0712", VGG16, layout=SSD300_VOC),
             num_classes=20),
     *family("pascal_voc", ssd, ssd_voc(512), pocket.SSD, row("ssd512_voc0712", VGG16, layout=SSD512_VOC),
@@ -622,15 +621,18 @@ PASCAL_VOC = [
 OPEN_IMAGES_1X = change(
     train_transforms=(Resize((1024, 800)), Flip()), test_transforms=(Resize((1024, 800)),), optimizer=SGD(lr=0.08),
     schedule=Schedule(warmup_iters=26_000, warmup_factor=1 / 64), batch_size=64, clip_norm=35.0,
-    filter_empty=False, min_size=0)
+    layout="openimages", filter_empty=False, min_size=0)
+OPEN_IMAGES_CHALLENGE, CLASS_AWARE = change(layout="openimages-challenge"), change(sampling=ClassAware())
 
 OPEN_IMAGES = [
     *family(
         "openimages", faster_rcnn, BOXES, pocket.FASTER_RCNN,
         row("faster-rcnn_r50_fpn_32xb2-1x_openimages", R50, OPEN_IMAGES_1X),
-        row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages", R50, OPEN_IMAGES_1X),
-        row("faster-rcnn_r50_fpn_32xb2-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
-        row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages-challenge", R50, OPEN_IMAGES_1X, num_classes=500),
+        row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages", R50, OPEN_IMAGES_1X, CLASS_AWARE),
+        row("faster-rcnn_r50_fpn_32xb2-1x_openimages-challenge", R50, OPEN_IMAGES_1X, OPEN_IMAGES_CHALLENGE,
+            num_classes=500),
+        row("faster-rcnn_r50_fpn_32xb2-cas-1x_openimages-challenge", R50, OPEN_IMAGES_1X, OPEN_IMAGES_CHALLENGE,
+            CLASS_AWARE, num_classes=500),
         num_classes=601,
     ),
     *family("openimages", retinanet, BOXES, pocket.RETINANET,
@@ -639,7 +641,7 @@ OPEN_IMAGES = [
         "openimages", ssd,
         ssd_recipe(300, colours_first=True, optimizer=SGD(lr=0.04, weight_decay=5e-4),
                    schedule=Schedule(warmup_iters=20_000), repeat=3, batch_size=256, batch_per_gpu=8,
-                   filter_empty=False, min_size=0),
+                   layout="openimages", filter_empty=False, min_size=0),
         pocket.SSD,
         row("ssd300_32xb8-36e_openimages", VGG16, layout=SSD300_VOC),
         num_classes=601,
@@ -648,7 +650,8 @@ OPEN_IMAGES = [
 
 WIDER_FACE = [
     *family(
-        "wider_face", retinanet, replace(BOXES, optimizer=SGD(lr=0.01)), pocket.RETINANET,
+        "wider_face", retinanet, replace(BOXES, optimizer=SGD(lr=0.01), layout="wider_face", min_box=17),
+        pocket.RETINANET,
         row("retinanet_r50_fpn_1x_widerface", R50,
             change(train_transforms=(Resize((640, 640)), Flip()), test_transforms=(Resize((640, 640)),))),
         num_classes=1,
@@ -656,7 +659,8 @@ WIDER_FACE = [
     *family(
         "wider_face", ssd,
         ssd_recipe(300, colours_first=True, optimizer=SGD(lr=0.012, weight_decay=5e-4), clip_norm=35.0,
-                   schedule=Schedule((16, 20), 24, warmup_iters=1000), epochs=24, batch_size=256, batch_per_gpu=32),
+                   schedule=Schedule((16, 20), 24, warmup_iters=1000), epochs=24, batch_size=256, batch_per_gpu=32,
+                   layout="wider_face", min_box=17),
         pocket.SSD,
         row("ssd300_8xb32-24e_widerface", VGG16),
         num_classes=1,
@@ -686,28 +690,31 @@ MS_RCNN = family(
     row("ms-rcnn_x101-64x4d_fpn_2x_coco", X101_64X4D, SCHEDULE_2X),
 )
 
-LVIS_2X = (MULTI_SCALE, SCHEDULE_2X, change(val_interval=24))
+LVIS_2X = (MULTI_SCALE, SCHEDULE_2X, change(val_interval=24, layout="lvis"))
+BALANCED = change(sampling=ClassBalanced(1e-3))
 
 SEESAW_LOSS = [
     *family(
         "seesaw_loss", seesaw_mask_rcnn, MASKS, pocket.SEESAW_MASK_RCNN,
         row("mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1", R50, *LVIS_2X),
-        row("mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X),
+        row("mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X, BALANCED),
         row("mask-rcnn_r50_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R50, *LVIS_2X, normed_masks=True),
-        row("mask-rcnn_r50_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r50_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R50, *LVIS_2X, BALANCED,
+            normed_masks=True),
         row("mask-rcnn_r101_fpn_seesaw-loss_random-ms-2x_lvis-v1", R101, *LVIS_2X),
-        row("mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X, BALANCED),
         row("mask-rcnn_r101_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R101, *LVIS_2X, normed_masks=True),
-        row("mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X, normed_masks=True),
+        row("mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X, BALANCED,
+            normed_masks=True),
         num_classes=1203,
     ),
     *family(
         "seesaw_loss", seesaw_cascade_mask_rcnn, MASKS, pocket.SEESAW_CASCADE_MASK_RCNN,
         row("cascade-mask-rcnn_r101_fpn_seesaw-loss_random-ms-2x_lvis-v1", R101, *LVIS_2X),
-        row("cascade-mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X),
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X, BALANCED),
         row("cascade-mask-rcnn_r101_fpn_seesaw-loss-normed-mask_random-ms-2x_lvis-v1", R101, *LVIS_2X,
             normed_masks=True),
-        row("cascade-mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X,
+        row("cascade-mask-rcnn_r101_fpn_seesaw-loss-normed-mask_sample1e-3-ms-2x_lvis-v1", R101, *LVIS_2X, BALANCED,
             normed_masks=True),
         num_classes=1203,
     ),
