@@ -131,6 +131,7 @@ def read_cells(path: Path, name: str) -> dict[str, np.ndarray]:
         DataError: the file is broken.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         content = loadmat(str(path))
@@ -138,7 +139,7 @@ def read_cells(path: Path, name: str) -> dict[str, np.ndarray]:
         return {f"{event.ravel()[0]}/{file.ravel()[0]}.jpg": np.asarray(cell)
                 for event, of_event, of_cells in zip(events, files, cells)
                 for file, cell in zip(of_event.ravel(), of_cells.ravel())}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, MatReadError) as error:
         raise DataError(f"The file {path} of the official evaluation cannot be read: {error}.") from error
 
 
@@ -150,11 +151,11 @@ LEAST = {"easy": 40, "medium": 24, "hard": 8}  # height in pixels from which an 
 
 def write_image(root: Path, drawn: Drawn) -> dict[str, Any]:
     """Write a picture; each animal is a face, crowds are invalid."""
-    h, w = drawn.ids.shape
+    height, width = drawn.ids.shape
     write(root / f"WIDER_{drawn.split}/images/{EVENT}/0_Zoo_{drawn.name}.jpg", drawn.jpeg)
-    boxes = [[*map(round, o["bbox"][:2]), *(max(round(v), 2) for v in o["bbox"][2:]), o["iscrowd"]]
-             for o in drawn.objects]
-    return dict(image=dict(file_name=f"0_Zoo_{drawn.name}.jpg", width=w, height=h), boxes=boxes)
+    boxes = [[round(x), round(y), max(round(x + w) - round(x), 2), max(round(y + h) - round(y), 2), crowd]
+             for (x, y, w, h), crowd in ((o["bbox"], o["iscrowd"]) for o in drawn.objects)]
+    return dict(image=dict(file_name=f"0_Zoo_{drawn.name}.jpg", width=width, height=height), boxes=boxes)
 
 
 def write_split(root: Path, split: str, records: list[dict[str, Any]], whole: Set) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -109,8 +109,10 @@ class ModelEntry:
         return self.builder(self.backbone.slim.build(), num_classes or self.pocket.num_classes, **options)
 
     def recipe_for(self, profile: str) -> Recipe:
-        """The published recipe, or the pocket profile's."""
-        return self.pocket.recipe if check_profile(profile) == "pocket" else self.recipe
+        """The published recipe, or the pocket profile's, which keeps the published data set's form and sampling."""
+        if check_profile(profile) == "pocket":
+            return replace(self.pocket.recipe, layout=self.recipe.layout, sampling=self.recipe.sampling)
+        return self.recipe
 
     def backbone_weights(self, profile: str) -> str | None:
         """Where the pretrained backbone is, as `load_backbone` takes it; None where training starts from scratch."""
