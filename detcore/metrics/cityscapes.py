@@ -72,8 +72,9 @@ class CityscapesAP:
             if inside.any():
                 kept.append((labels[i], scores[i], inside.sum(), inside[void].sum()))
                 shared.append(np.where(label == labels[i], inside, 0)[known])
-        mask_of, object_of = np.nonzero(np.array(shared, np.int64).reshape(len(kept), len(known)))
-        pairs = np.stack([mask_of, object_of, np.array(shared, np.int64).reshape(len(kept), -1)[mask_of, object_of]], 1)
+        table = np.array(shared, np.int64).reshape(len(kept), len(known))
+        mask_of, object_of = np.nonzero(table)
+        pairs = np.stack([mask_of, object_of, table[mask_of, object_of]], 1)
         objects = np.stack([label[known], pixels[known], values[known] < INSTANCE], 1).astype(float)
         self.counted.append(Counted(objects, np.array(kept, float).reshape(-1, 4), pairs))
 
