@@ -65,15 +65,29 @@ def _share(value: float | None) -> str | None:
     return None if value is None else f"{value:.3f}"
 
 
+COLUMNS = ("box_ap", "mask_ap", "panoptic_quality", "average_recall", "training_memory_gb", "inference_ms")
+Sorting = Literal["name", "box-ap", "mask-ap", "pq", "recall", "memory", "time"]
+
+
 @app.command("list")
 def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildcards.")] = "*",
                  family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
-                 weights: Annotated[bool, typer.Option("--weights", help="Only those with published weights.")] = False
+                 backbone: Annotated[str | None, typer.Option(
+                     help="Only with this backbone, such as resnet-50 or 'swin*'.")] = None,
+                 min_ap: Annotated[float | None, typer.Option(
+                     help="Only with at least this published box AP, in percent.")] = None,
+                 has_weights: Annotated[bool, typer.Option("--has-weights", "--weights", help="Only those with "
+                                                           "published weights.")] = False,
+                 sort: Annotated[Sorting, typer.Option(help="Best first, or least memory or time first.")] = "name",
+                 reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+                 backbones: Annotated[bool, typer.Option("--backbones", help="The pretrained backbones.")] = False
                  ) -> None:
     """List the models of the zoo with their published results."""
     from detcore.zoo.entries import Published
-    from detcore.zoo.models import MODELS, get_model_entry, list_models
+    from detcore.zoo.models import MODELS, find_backbones, get_model_entry, list_models
 
+    if backbones:
+        return list_backbones()
     names = list_models(pattern)
     if not names:
         if "*" not in pattern:
@@ -82,14 +96,32 @@ def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildca
     families = {e.family for e in MODELS.values()}
     if family and family not in families:
         raise UsageError(f"There is no family {family!r}: it is one of {', '.join(sorted(families))}.")
-    chosen = [e for e in map(get_model_entry, names) if family in (None, e.family) and (e.checkpoint or not weights)]
+    wanted = find_backbones(backbone) if backbone else None
     rows = []
-    for entry in chosen:
+    for entry in map(get_model_entry, names):
         told = entry.published or Published()
-        rows.append([entry.name, entry.family, told.box_ap, told.mask_ap, told.average_recall, told.training_memory_gb,
-                     told.inference_ms, "yes" if entry.checkpoint else ""])
-    print_table(["name", "family", "box AP", "mask AP", "AR1000", "train GB", "ms/image", "weights"], rows)
-    print(f"\n{len(rows)} models; the results are the published ones.")
+        if (family in (None, entry.family) and (wanted is None or entry.backbone.name in wanted)
+                and (min_ap is None or (told.box_ap or 0) >= min_ap) and (entry.checkpoint or not has_weights)):
+            rows.append([entry.name, *(getattr(told, column) for column in COLUMNS), "yes" if entry.checkpoint else ""])
+    order = ("name", "box-ap", "mask-ap", "pq", "recall", "memory", "time").index(sort)
+    known = sorted((row for row in rows if row[order] is not None), key=lambda row: row[order],
+                   reverse=(sort in ("box-ap", "mask-ap", "pq", "recall")) != reverse)
+    rows = known + [row for row in rows if row[order] is None]
+    print_table(["name", "box AP", "mask AP", "PQ", "AR1000", "train GB", "ms/image", "weights"], rows)
+    print(f"\n{len(rows)} models; the results are the published ones, times of a V100.")
+
+
+def list_backbones() -> None:
+    """The pretrained backbones: where they come from and what they want of an image."""
+    from detcore.zoo.models import BACKBONES, MODELS
+    from detcore.zoo.weights import weights_file
+
+    print_table(["backbone", "origin", "file", "sha256", "mean", "std", "order", "models"], [
+        [b.name, b.origin, weights_file(b.weights) if b.weights else None, b.sha256,
+         *(" ".join(f"{v:g}" for v in values) for values in (b.preprocess.mean, b.preprocess.std)),
+         "RGB" if b.preprocess.rgb else "BGR",
+         sum((e.backbone.name, e.backbone.weights) == (b.name, b.weights) for e in MODELS.values())]
+        for b in BACKBONES])
 
 
 @app.command()
@@ -105,10 +137,17 @@ def show(name: Name, profile: Profile = "coco") -> None:
     print_table(["part", "kind", "parameters", "trained"],
                 [[p.name, p.kind, p.parameters, p.trainable] for p in summarize(entry.build(profile=profile))])
     recipe = entry.recipe_for(profile)
+    print(f"\nbackbone: {entry.backbone.name}, weights of {entry.backbone.origin}: "
+          f"{entry.backbone_weights(profile) or 'none, it is trained from scratch'}")
     print("\nrecipe")
-    print_table(["", ""], [[f"  {f.name}", getattr(recipe, f.name)] for f in fields(recipe)])
+    for f in fields(recipe):
+        value = getattr(recipe, f.name)
+        if isinstance(value, tuple) and f.name.endswith("transforms"):
+            print_table([f"  {f.name}", ""], [["", step] for step in value])
+        elif value is not None:
+            print(f"  {f.name:<16}{value}")
     if profile == "coco" and entry.published:
-        print("\npublished")
+        print("\npublished (MMDetection model zoo, release 3.3)")
         print_table(["", ""], [[f"  {k}", v] for k, v in asdict(entry.published).items() if v is not None])
 
 

@@ -14,6 +14,7 @@ from detcore.data.transforms import Preprocess
 from detcore.errors import UsageError
 from detcore.zoo.pocket import SLIM, Pocket, Slim
 from detcore.zoo.recipes import TORCHVISION, Recipe
+from detcore.zoo.weights import announced_hash, weights_file
 
 Profile = Literal["coco", "pocket"]
 PROFILES = ("coco", "pocket")
@@ -63,17 +64,30 @@ class Backbone:
     """A backbone, and what its pretrained weights are.
 
     Attributes:
+        name: for people.
+        origin: who trained the pretrained weights, or the framework that did: "TorchVision", "MSRA", "Caffe2", "Pycls"
+            and so on; "none" where training starts from random weights.
         build: makes the network; slim: one of the same form at the pocket profile's size.
         preprocess: how the pretrained weights want their images.
         weights: where they are, as `load_backbone` takes it; None: training starts from random weights.
         pocket_weights: whether training starts from pretrained weights in the pocket profile.
     """
 
+    name: str
+    origin: str
     build: Callable[..., nn.Module]
     weights: str | None
     preprocess: Preprocess = TORCHVISION
     slim: Slim = SLIM
     pocket_weights: bool = True
+
+    @property
+    def sha256(self) -> str | None:
+        """The first digits of the SHA-256 of the file of weights, None where its name does not tell them.
+
+        torchvision's own names and addresses tell them, too.
+        """
+        return announced_hash(weights_file(self.weights)) if self.weights else None
 
 
 @dataclass(frozen=True)

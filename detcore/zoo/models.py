@@ -9,19 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
 from torch import nn
 
-from detcore.backbones.darknet import Darknet, leaky
-from detcore.backbones.efficientnet import EfficientNet
-from detcore.backbones.hourglass import Hourglass
-from detcore.backbones.mobilenet import MobileNetV2
-from detcore.backbones.regnet import RegNet
-from detcore.backbones.resnet import ResNet, resnet_c4, resnet_dc5, resnext
-from detcore.backbones.swin import SWIN_B, SWIN_L, SWIN_S, SWIN_T, Size, Swin
-from detcore.backbones.vgg import SSDVGG
 from detcore.data import voc
 from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
@@ -39,7 +30,6 @@ from detcore.data.transforms import (
     Transform,
 )
 from detcore.errors import UsageError
-from detcore.layers.deform import DeformConv2d
 from detcore.losses import SmoothL1, bounded_iou_loss, ciou_loss, giou_loss, iou_loss
 from detcore.methods.autoassign import autoassign
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
@@ -65,29 +55,73 @@ from detcore.methods.retinanet import retinanet
 from detcore.methods.rpn import Limits, rpn
 from detcore.methods.seesaw_loss import seesaw_cascade_mask_rcnn, seesaw_mask_rcnn
 from detcore.methods.ssd import SSD300_VOC, SSD512, SSD512_VOC, ssd, ssdlite
-from detcore.methods.weight_standardization import WSConv2d, ws_faster_rcnn, ws_mask_rcnn
+from detcore.methods.weight_standardization import ws_faster_rcnn, ws_mask_rcnn
 from detcore.methods.yolov3 import COCO_ANCHORS_320, yolov3
 from detcore.tta import TestTimeAugmentation
 from detcore.zoo import pocket
+from detcore.zoo.backbones import (
+    DARKNET53,
+    EFFICIENTNET_B3,
+    HOURGLASS104,
+    MOBILENET_LEAKY,
+    MOBILENET_SCRATCH,
+    R18,
+    R50,
+    R50_C4,
+    R50_CAFFE,
+    R50_DC5,
+    R50_DCN,
+    R50_DCN2,
+    R50_DCN2_4,
+    R50_GN,
+    R50_GN_CONTRIB,
+    R50_SCRATCH,
+    R50_STILL,
+    R50_TNR,
+    R50_WHOLE,
+    R50_WS,
+    R101,
+    R101_CAFFE,
+    R101_DCN,
+    R101_GN,
+    R101_WHOLE,
+    R101_WS,
+    SWIN_B_384,
+    SWIN_B_384_22K,
+    SWIN_L_384_22K,
+    SWIN_S_224,
+    SWIN_T_224,
+    VGG16,
+    X1_6G,
+    X3_2G,
+    X4G,
+    X6_4G,
+    X8G,
+    X12G,
+    X50_WS,
+    X101_32X4D,
+    X101_32X8D,
+    X101_64X4D,
+    X101_DCN,
+    X101_DCN_C4,
+    X101_WS,
+    X400M,
+    X800M,
+    deformed,
+)
 from detcore.zoo.entries import Backbone, ModelEntry
-from detcore.zoo.pocket import SLIM, SLIM_GN, SLIM_MOBILENET, SLIM_REGNET, SLIM_VGG, SLIM_WS, slim_resnet
 from detcore.zoo.recipes import (
-    CAFFE,
-    CAFFE2,
-    DARKNET,
     DETECTRON,
     MIXED_PRECISION,
     MULTI_SCALE,
     MULTI_SCALE_3X,
     POLYGONS,
-    PYCLS,
     SCHEDULE_2X,
     SCHEDULE_3X,
     SCHEDULE_20E,
     SCHEDULE_90K,
     SGD,
     TORCHVISION,
-    VGG,
     Adam,
     AdamW,
     Change,
@@ -97,83 +131,6 @@ from detcore.zoo.recipes import (
     change,
     large_scale_jitter,
 )
-
-# Backbones. Converted files (MSRA's ResNets, Caffe2's and others' ResNeXts) are named by address.
-FILES = "https://download.openmmlab.com/pretrain/third_party/"
-MSRA_50, MSRA_101 = FILES + "resnet50_msra-5891d200.pth", FILES + "resnet101_msra-6cc46731.pth"
-
-R18 = Backbone(partial(ResNet, 18), "ResNet18_Weights.IMAGENET1K_V1")
-R50 = Backbone(partial(ResNet, 50), "ResNet50_Weights.IMAGENET1K_V1")
-R50_TNR = Backbone(partial(ResNet, 50), "ResNet50_Weights.IMAGENET1K_V2")
-R101 = Backbone(partial(ResNet, 101), "ResNet101_Weights.IMAGENET1K_V1")
-R50_CAFFE = Backbone(partial(ResNet, 50, style="caffe"), MSRA_50, CAFFE)
-R101_CAFFE = Backbone(partial(ResNet, 101, style="caffe"), MSRA_101, CAFFE)
-SLIM_C4, SLIM_DC5 = (replace(SLIM, build=partial(slim_resnet, layout)) for layout in (resnet_c4, resnet_dc5))
-R50_C4 = Backbone(partial(resnet_c4, 50), MSRA_50, CAFFE, SLIM_C4)
-R50_DC5 = Backbone(partial(resnet_dc5, 50), MSRA_50, CAFFE, SLIM_DC5)
-X101_32X4D = Backbone(partial(resnext, 101, 32, 4), FILES + "resnext101_32x4d-a5af3160.pth")
-X101_64X4D = Backbone(partial(resnext, 101, 64, 4), FILES + "resnext101_64x4d-ee2c6f71.pth")
-X101_32X8D = Backbone(partial(resnext, 101, 32, 8, norm_fixed=True), FILES + "resnext101_32x8d-1516f1aa.pth", CAFFE2)
-
-GN: dict[str, Any] = dict(norm="gn")
-WS: dict[str, Any] = dict(norm="gn", conv=WSConv2d)
-R50_GN = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn-9186a21c.pth", CAFFE, SLIM_GN)
-R101_GN = Backbone(partial(ResNet, 101, **GN), FILES + "resnet101_gn-cac0ab98.pth", CAFFE, SLIM_GN)
-R50_GN_CONTRIB = Backbone(partial(ResNet, 50, **GN), FILES + "resnet50_gn_thangvubk-ad1730dd.pth", slim=SLIM_GN)
-R50_SCRATCH = Backbone(partial(ResNet, 50, frozen_stages=-1, **GN), None, slim=SLIM_GN, pocket_weights=False)
-R50_WS = Backbone(partial(ResNet, 50, **WS), FILES + "resnet50_gn_ws-15beedd8.pth", slim=SLIM_WS)
-R101_WS = Backbone(partial(ResNet, 101, **WS), FILES + "resnet101_gn_ws-3e3c308c.pth", slim=SLIM_WS)
-X50_WS = Backbone(partial(resnext, 50, 32, 4, **WS), FILES + "resnext50_32x4d_gn_ws-0d87ac85.pth", slim=SLIM_WS)
-X101_WS = Backbone(partial(resnext, 101, 32, 4, **WS), FILES + "resnext101_32x4d_gn_ws-34ac1a9e.pth", slim=SLIM_WS)
-
-
-VGG16 = Backbone(SSDVGG, FILES + "vgg16_caffe-292e1171.pth", VGG, SLIM_VGG)
-DARKNET53 = Backbone(Darknet, FILES + "darknet53-a628ea1b.pth", DARKNET, pocket.SLIM_DARKNET)
-# YOLOv3's activation instead of the one that the weights were trained with.
-MOBILENET_LEAKY = Backbone(
-    partial(MobileNetV2, (2, 4, 6), act=leaky),
-    "https://download.openmmlab.com/mmdetection/v2.0/third_party/mobilenet_v2_batch256_imagenet-ff34753d.pth",
-    slim=pocket.SLIM_MOBILENET_LEAKY)
-EFFICIENTNET_B3 = Backbone(
-    EfficientNet, "https://download.openmmlab.com/mmclassification/v0/efficientnet/"
-    "efficientnet-b3_3rdparty_8xb32-aa_in1k_20220119-5b4887a0.pth", slim=pocket.SLIM_EFFICIENTNET)
-HOURGLASS104 = Backbone(Hourglass, None, replace(TORCHVISION, pad_to=1, canvas=128), pocket.SLIM_HOURGLASS)
-MOBILENET_SCRATCH = Backbone(MobileNetV2, None, replace(TORCHVISION, pad_to=1), SLIM_MOBILENET)
-
-
-# Batch norm stays as it is; in the others all stages are trained too.
-R50_STILL = replace(R50, build=partial(R50.build, norm_fixed=True))
-R50_WHOLE, R101_WHOLE = (replace(b, build=partial(b.build, frozen_stages=-1, norm_fixed=True)) for b in (R50, R101))
-
-
-def swin(size: Size, file: str) -> Backbone:
-    """A Swin Transformer, with the weights of its authors."""
-    address = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_"
-    return Backbone(partial(Swin, size), f"{address}{file}.pth", slim=pocket.SLIM_SWIN)
-
-
-SWIN_T_224, SWIN_S_224 = swin(SWIN_T, "tiny_patch4_window7_224"), swin(SWIN_S, "small_patch4_window7_224")
-SWIN_B_384, SWIN_B_384_22K = (swin(SWIN_B, f"base_patch4_window12_384{data}") for data in ("", "_22k"))
-SWIN_L_384_22K = swin(SWIN_L, "large_patch4_window12_384_22k")
-
-
-def deformed(backbone: Backbone, stages: tuple[int, ...] = (1, 2, 3), **options: Any) -> Backbone:
-    """A backbone some of whose stages (c3 to c5) are deformable; options as in `DeformConv2d`."""
-    deform: dict[str, Any] = dict(deform=partial(DeformConv2d, **options), deform_stages=stages)
-    slim = replace(backbone.slim, build=partial(backbone.slim.build, **deform))
-    return replace(backbone, build=partial(backbone.build, **deform), slim=slim)
-
-
-R50_DCN, R101_DCN, X101_DCN = deformed(R50), deformed(R101), deformed(X101_32X4D)
-X101_DCN_C4 = deformed(X101_32X4D, stages=(2, 3))
-R50_DCN2 = deformed(R50, modulated=True)
-R50_DCN2_4 = deformed(R50, modulated=True, offset_groups=4)
-
-
-def regnet(design: str, digest: str) -> Backbone:
-    """A RegNetX, with the weights of its authors, converted."""
-    file = "regnetx_" + {"4GF": "4.0gf", "8GF": "8.0gf"}.get(design, design.lower())
-    return Backbone(partial(RegNet, design), f"{FILES}{file}-{digest}.pth", PYCLS, SLIM_REGNET)
 
 
 @dataclass(frozen=True)
@@ -519,10 +476,6 @@ LIBRA_RCNN = [
 DYNAMIC_RCNN = family("dynamic_rcnn", dynamic_rcnn, BOXES, pocket.FASTER_RCNN,
                       row("dynamic-rcnn_r50_fpn_1x_coco", R50))
 
-X400M, X800M = regnet("400MF", "a5b10d96"), regnet("800MF", "1f4be4c7")
-X1_6G, X3_2G = regnet("1.6GF", "5791c176"), regnet("3.2GF", "c2599b0f")
-X4G, X6_4G = regnet("4GF", "a88f671e"), regnet("6.4GF", "006af45d")
-X8G, X12G = regnet("8GF", "3c68abe7"), regnet("12GF", "4c2a3350")
 REGNET_SGD, CLIPPED = SGD(weight_decay=5e-5), change(clip_norm=35.0)
 # As published: trained with torchvision's normalisation, unlike the backbone.
 MULTI_SCALE_POLY_3X = (MULTI_SCALE_3X, POLYGONS, CLIPPED, change(preprocess=TORCHVISION))
@@ -966,6 +919,23 @@ def get_model_entry(name: str) -> ModelEntry:
     if name not in MODELS:
         raise UsageError(f"There is no model {name!r}. {_offer(get_close_matches(name, MODELS, 3, 0.5))}")
     return MODELS[name]
+
+
+BACKBONES = tuple({(e.backbone.name, e.backbone.weights): e.backbone for e in MODELS.values()}.values())
+
+
+def find_backbones(words: str) -> set[str]:
+    """The names of the backbones that a text is in, whatever its case, or that it matches with wildcards.
+
+    Raises:
+        UsageError: there is none; the message tells the names.
+    """
+    pattern = words.lower() if any(c in words for c in "*?[") else f"*{words.lower()}*"
+    found = {b.name for b in BACKBONES if fnmatchcase(b.name.lower(), pattern)}
+    if not found:
+        names = ", ".join(sorted({b.name for b in BACKBONES}))
+        raise UsageError(f"There is no backbone {words!r} in the zoo: it has {names}.")
+    return found
 
 
 def _offer(names: Iterable[str]) -> str:

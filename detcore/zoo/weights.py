@@ -321,14 +321,26 @@ def _backbone_parts(model: nn.Module) -> Iterator[nn.Module]:
 
 def find(source: str | Path) -> Path:
     """The local file of a source of weights: torchvision's name of them, an address (fetched), or a path."""
-    text = str(source)
-    if re.match(r"https?://", text):
-        return fetch(text)
-    if re.fullmatch(r"\w+_Weights\.\w+", text):
+    address = weights_address(str(source))
+    return fetch(address) if address else Path(source)
+
+
+def weights_address(source: str) -> str | None:
+    """Where a source of weights is to be fetched from; None for a path.
+
+    Raises:
+        WeightsError: torchvision has no weights of this name.
+    """
+    if re.fullmatch(r"\w+_Weights\.\w+", source):
         from torchvision.models import get_weight
 
         try:
-            return fetch(get_weight(text).url)
+            return get_weight(source).url
         except (KeyError, ValueError, AttributeError) as error:
-            raise WeightsError(f"torchvision has no weights {text!r}.") from error
-    return Path(source)
+            raise WeightsError(f"torchvision has no weights {source!r}.") from error
+    return source if re.match(r"https?://", source) else None
+
+
+def weights_file(source: str) -> str:
+    """The name of a source's file."""
+    return (weights_address(source) or source).rpartition("/")[2]
