@@ -57,7 +57,7 @@ def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes [N, ..., 4] moved inside their images; sizes [N, 2] holds each image's (h, w)."""
-    limit = sizes.flip(-1).repeat(1, 2).to(boxes).reshape(len(boxes), *[1] * (boxes.dim() - 2), 4)
+    limit = sizes.flip(-1).repeat(1, 2).to(boxes).reshape(boxes.shape[0], *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
@@ -115,13 +115,21 @@ def size_tensor(sizes: list[tuple[int, int]], like: Tensor) -> Tensor:
     return sizes_cpu.to(like.device, non_blocking=True)
 
 
+@torch.library.custom_op("detcore::grouped_nms", mutates_args=())
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Greedy non-maximum suppression within groups: indices of the boxes [P, 4] that stay, best first.
 
     Groups are kept apart by moving each to a place of its own. With many images and classes such places lie far out,
     where float32 no longer resolves a pixel, so boxes are compared in float64.
+
+    An operator of its own, so that an exported graph can hold it as one node.
     """
     return batched_nms(boxes.double(), scores.double(), groups, iou_threshold)
+
+
+@grouped_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    return groups.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
 
 def nms_per_image(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float,
@@ -141,18 +149,16 @@ def nms_per_image(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, 
     where = valid.flatten().nonzero()[:, 0]
     flat_group = (image * (groups.max() + 1 if p else 1) + groups).flatten()[where]
     kept = where[grouped_nms(boxes.reshape(-1, 4)[where], scores.flatten()[where], flat_group, iou_threshold)]
-    # `kept` is sorted by score over the whole batch; a stable sort by image leaves each image best first.
+    # `kept` is sorted by score over the whole batch, so a box's place is the number of its image's boxes before it.
     owner = kept // max(p, 1)
-    kept = kept[owner.sort(stable=True).indices]
-    owner = kept // max(p, 1)
-    first = torch.searchsorted(owner, torch.arange(n, device=owner.device))
-    place = torch.arange(len(kept), device=owner.device) - first[owner]
-    fits = place < limit
-    index = kept.new_zeros(n, limit)
-    filled = torch.zeros(n, limit, dtype=torch.bool, device=boxes.device)
-    index[owner[fits], place[fits]] = kept[fits] % max(p, 1)
-    filled[owner[fits], place[fits]] = True
-    return index, filled
+    rank = (owner == torch.arange(n, device=owner.device)[:, None]).cumsum(1) - 1
+    # What finds no place lands in a slot of its own, which is cut off.
+    place = rank.gather(0, owner[None])[0].clamp(max=limit)
+    index = kept.new_zeros(n, limit + 1)
+    filled = torch.zeros(n, limit + 1, dtype=torch.bool, device=boxes.device)
+    index[owner, place] = kept % max(p, 1)
+    filled[owner, place] = True
+    return index[:, :limit], filled[:, :limit]
 
 
 def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float = 0.5, sigma: float | None = None,

@@ -265,6 +265,21 @@ def predict(name: Annotated[str, typer.Argument(help="A name of the zoo, or a fi
 
 
 @app.command()
+def export(name: Annotated[str, typer.Argument(help="A name of the zoo, or a file that training wrote.")],
+           format: Annotated[Literal["onnx", "torch"], typer.Option(help="ONNX, or a torch.export program.")] = "onnx",
+           output: Annotated[Path | None, typer.Option(help="The file; NAME.onnx or NAME.pt2 by default.")] = None,
+           weights: Weights = None, profile: Profile = "coco",
+           size: Annotated[tuple[int, int] | None, typer.Option(
+               help="Height and width of the picture; the largest that the recipe tests with by default.")] = None
+           ) -> None:
+    """Write a detector as a file that runs without this library."""
+    options = dict(locals())
+    from detcore.engine.export import export as run
+
+    print(f"exported and checked: {run(**options)}")
+
+
+@app.command()
 def proposals(name: Annotated[str, typer.Argument(help="A model of the family rpn.")],
               checkpoint: Annotated[str, typer.Argument(help="A file of weights, or 'published'.")], output: Annotated[
                   Path, typer.Argument(help="The file to write (.npz).")], data_root: Root = ROOT,

@@ -33,7 +33,7 @@ class RoIPyramid(nn.Module):
         if len(self.strides) == 1:
             return self.pool(0, features[0], rois)
         level = self.level(boxes)
-        out = features[0].new_zeros(len(rois), features[0].shape[1], self.size, self.size)
+        out = features[0].new_zeros(rois.shape[0], features[0].shape[1], self.size, self.size)
         for i, feature in enumerate(features[:len(self.strides)]):
             here = (level == i).nonzero()[:, 0]
             out = out.index_copy(0, here, self.pool(i, feature, rois[here]))

@@ -102,9 +102,9 @@ class CascadeRoIHead(nn.Module):
     def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:
         """For each image, mask probabilities [n, s, s] of its detections: the mean of the stages'."""
         boxes, labels, image = concatenate(found)
-        x, row = self.mask_pool(features, boxes, image), torch.arange(len(labels), device=labels.device)
+        x, row = self.mask_pool(features, boxes, image), torch.arange(labels.shape[0], device=labels.device)
         stages = torch.stack([head(x)[row, labels].float().sigmoid() for head in self.mask_head])
-        return list(stages.mean(0).split([len(d) for d in found]))
+        return list(stages.mean(0).split([d.boxes.shape[0] for d in found]))
 
 
 def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,

@@ -284,7 +284,7 @@ class RoIHead(nn.Module):
     def finish(self, head: BoxHead, boxes: Tensor, image: Tensor, logits: Tensor, deltas: Tensor,
                images: Images) -> list[Detections]:
         """Class scores and refined boxes of regions [r], as detections."""
-        refined = head.decode(boxes[:, None], deltas.view(len(deltas), -1, 4))
+        refined = head.decode(boxes[:, None], deltas.unflatten(1, (-1, 4)))
         sizes = box.size_tensor(images.sizes, boxes)[image]
         return pick_detections(box.clip(refined, sizes), head.scores(logits), image, len(images), self.keep)
 

@@ -80,7 +80,7 @@ def positive_slots(samples: Samples, limit: int | None) -> Tensor:
 
 def of_class(values: Tensor, labels: Tensor) -> Tensor:
     """[r, ...] each region's own class of values [r, C, ...]; labels [r], background takes the last class."""
-    return values[torch.arange(len(values), device=values.device), labels.clamp(max=values.shape[1] - 1)]
+    return values[torch.arange(values.shape[0], device=values.device), labels.clamp(max=values.shape[1] - 1)]
 
 
 def mask_targets(targets: list[Target], samples: Samples, index: Tensor, size: int) -> Tensor:
@@ -103,14 +103,20 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float 
     Returns:
         bool [n, h, w].
     """
-    h, w = size
-    out = torch.zeros(len(masks), h, w, dtype=torch.bool, device=masks.device)
+    if torch.compiler.is_compiling():  # how many masks there will be is not known
+        return _drawn(masks, boxes, size) >= threshold
+    out = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
     for i in range(0, len(masks), chunk):
-        part, box = masks[i:i + chunk].float(), boxes[i:i + chunk].float()
-        rows = _weights(box[:, 1], box[:, 3], h, part.shape[1])
-        columns = _weights(box[:, 0], box[:, 2], w, part.shape[2])
-        out[i:i + chunk] = rows @ part @ columns.transpose(1, 2) >= threshold
+        out[i:i + chunk] = _drawn(masks[i:i + chunk], boxes[i:i + chunk], size) >= threshold
     return out
+
+
+def _drawn(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """[n, h, w] probabilities of masks [n, s, s] in their boxes [n, 4] on an image of `size` (h, w)."""
+    masks, boxes = masks.float(), boxes.float()
+    rows = _weights(boxes[:, 1], boxes[:, 3], size[0], masks.shape[1])
+    columns = _weights(boxes[:, 0], boxes[:, 2], size[1], masks.shape[2])
+    return rows @ masks @ columns.transpose(1, 2)
 
 
 def _weights(start: Tensor, end: Tensor, pixels: int, cells: int) -> Tensor:
@@ -168,13 +174,12 @@ class MaskRoIHead(RoIHead):
         boxes, labels, image = concatenate(found)
         logits = self.mask_head(self.mask_features(features, boxes, image))
         mine = of_class(logits, labels).float().sigmoid()
-        return list(mine.split([len(d) for d in found]))
+        return list(mine.split([d.boxes.shape[0] for d in found]))
 
 
 def concatenate(found: list[Detections]) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes [r, 4], labels [r] and image [r] of all detections of a batch."""
-    counts = torch.tensor([len(d) for d in found], device=found[0].boxes.device)
-    image = torch.repeat_interleave(torch.arange(len(found), device=counts.device), counts)
+    image = torch.cat([torch.full_like(d.labels, i) for i, d in enumerate(found)])
     return torch.cat([d.boxes for d in found]), torch.cat([d.labels for d in found]), image
 
 
