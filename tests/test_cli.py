@@ -55,6 +55,28 @@ def test_list_and_show(run):
     assert status == 0 and "rpn_r50_fpn_1x_coco" in out and "retinanet" not in out
     status, out, _ = run("show", MODEL, "--profile", "pocket")
     assert status == 0 and "bbox_head" in out and "AdamW" in out
+    status, out, _ = run("show", "centripetalnet_hourglass104_16xb6-crop511-210e-mstest_coco")
+    assert status == 0 and "TestTimeAugmentation" in out and "trained from scratch" in out and "box_ap" in out
+
+
+def test_list_filters_and_sorts(run):
+    def rows(*args):
+        status, out, err = run("list", *args)
+        assert status == 0, err
+        return [line.split() for line in out.splitlines()[1:-2]]
+
+    found = rows("--min-ap", 45, "--has-weights", "--sort", "box-ap", "--family", "mask2former")
+    values = [float(row[1]) for row in found]
+    assert len(values) == 10 and values == sorted(values, reverse=True) and min(values) >= 45
+    other = rows("--min-ap", 45, "--has-weights", "--sort", "box-ap", "--family", "mask2former", "--reverse")
+    assert [float(row[1]) for row in other] == values[::-1]
+    swins = rows("--backbone", "swin")
+    assert len(swins) == 8 and all("swin" in row[0] for row in swins)
+    assert {row[0] for row in rows("--backbone", "SWIN-L*")} == {row[0] for row in swins if "swin-l" in row[0]}
+    times = [float(row[-2]) for row in rows("faster-rcnn_r*_fpn_1x_coco", "--has-weights", "--sort", "time")]
+    assert len(times) > 2 and times == sorted(times)
+    status, out, _ = run("list", "--backbones")
+    assert status == 0 and "resnet50_msra-5891d200.pth" in out and "Caffe2" in out and "Pycls" in out
 
 
 def test_train_evaluate_benchmark_predict(run, zoo, tmp_path):
@@ -84,12 +106,18 @@ def test_train_evaluate_benchmark_predict(run, zoo, tmp_path):
 def test_data_sets(run, tmp_path):
     status, out, err = run("data", "pocket", "--root", tmp_path / "zoo", "--images", 2, "--val", 1, "--workers", 1)
     assert status == 0 and len(list((tmp_path / "zoo/train2017").iterdir())) == 2, err
+    status, out, err = run("data", "check", tmp_path / "zoo")
+    assert status == 0 and "train: 2 images" in out, err
+    status, out, err = run("data", "check", tmp_path / "zoo", "--layout", "voc")
+    assert status == 1 and "missing VOC2007/JPEGImages: pictures: VOCtrainval_06-Nov-2007.tar" in out
+    assert err.splitlines()[-1].startswith("Error:") and "is not complete" in err
     status, out, err = run("data", "synthetic", tmp_path / "big.json", "--images", 3, "--annotations", 9)
     assert status == 0 and len(json.loads((tmp_path / "big.json").read_text())["annotations"]) == 9
 
 
 @pytest.mark.parametrize("args, sentence", [
     (("list", "nothing*"), "No name of the zoo matches 'nothing*'."),
+    (("list", "--backbone", "abacus"), "no backbone 'abacus' in the zoo: it has Darknet-53"),
     (("show", "retinanet_r50_fpn_1x_coc"), "The nearest names are: retinanet_r50_fpn_1x_coco"),
     (("train", MODEL, "--data-root", "/nowhere"), "There is no data set at /nowhere"),
     (("evaluate", MODEL, "/nowhere.pth", "--data-root", "ZOO"), "There is no file of weights at /nowhere.pth."),

@@ -17,7 +17,7 @@ from detcore.data.instaboost import InstaBoost
 from detcore.data.sampling import ClassAware, ClassBalanced
 from detcore.errors import UsageError
 from detcore.zoo.entries import published_results
-from detcore.zoo.models import MODELS
+from detcore.zoo.models import BACKBONES, MODELS, find_backbones
 from detcore.zoo.recipes import AdamW, parameter_groups
 from detcore.zoo.summary import summarize
 
@@ -262,3 +262,34 @@ def test_entry_carries_its_facts():
     assert (entry.published.box_ap, entry.published.mask_ap) == (38.2, 34.7)
     assert entry.checkpoint.endswith("mask_rcnn_r50_fpn_1x_coco_20200205-d4b0c5d6.pth")
     assert detcore.get_model_entry("rpn_r101_fpn_1x_coco").published is None
+
+
+CONVENTIONS = {
+    "TorchVision": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True),
+    "Pycls": ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), False),
+    "MSRA": ((103.53, 116.28, 123.675), (1, 1, 1), False),
+    "Caffe2": ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), False),
+    "Caffe": ((123.675, 116.28, 103.53), (1, 1, 1), True),
+    "Darknet": ((0, 0, 0), (255, 255, 255), True),
+}
+
+
+def test_backbones_know_their_origin():
+    for backbone in BACKBONES:
+        told = backbone.preprocess
+        if backbone.origin in CONVENTIONS:
+            assert (told.mean, told.std, told.rgb) == CONVENTIONS[backbone.origin], backbone.name
+        assert (backbone.weights is None) == (backbone.origin == "none") == ("from scratch" in backbone.name)
+        # The authors' own files of Swin do not tell their hash.
+        assert (backbone.sha256 is None) == (backbone.origin in ("none", "Swin")), backbone.name
+    assert set(CONVENTIONS) <= {b.origin for b in BACKBONES}
+    assert find_backbones("resnet-18") == {"ResNet-18"} and len(find_backbones("regnetx")) == 9
+
+
+def test_rows_that_do_not_follow_their_backbone_are_the_references_own():
+    """Normalisation is that of the pretrained backbone, but for rows of the reference that have another."""
+    other = {name for name, e in MODELS.items() if (e.recipe.preprocess.mean, e.recipe.preprocess.std) != (
+        e.backbone.preprocess.mean, e.backbone.preprocess.std)}
+    assert {MODELS[name].family for name in other} <= {"regnet", "faster_rcnn", "guided_anchoring", "autoassign"}
+    for name in other:
+        assert list(MODELS[name].recipe.preprocess.mean) == ROWS[name]["preprocess"]["mean"]

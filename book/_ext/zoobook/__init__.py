@@ -8,11 +8,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from zoobook import charts, formulas, languages, tables
+from zoobook import charts, data, formulas, languages, tables
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    for part in (languages, tables, charts, formulas):
+    for part in (languages, tables, data, charts, formulas):
         part.setup(app)
     app.add_css_file("zoobook.css")
     app.add_js_file("zoobook.js")

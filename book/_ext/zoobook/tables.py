@@ -214,7 +214,7 @@ class PreprocessingTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         kinds = {"TorchVision": recipes.TORCHVISION, "MSRA": recipes.CAFFE, "Caffe2": recipes.CAFFE2,
-                 "Pycls": recipes.PYCLS}
+                 "Pycls": recipes.PYCLS, "SSD": recipes.VGG, "YOLOv3": recipes.DARKNET}
         columns = [
             Column(_("Origin"), list(kinds)),
             Column(_("Mean"), [", ".join(map(str, kind.mean)) for kind in kinds.values()]),

@@ -1,0 +1,57 @@
+"""Tables of what models start from and what they are trained on.
+
+    ```{backbone-table}
+    ```
+    ```{layout-table}
+    ```
+"""
+from __future__ import annotations
+
+from collections import Counter
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from detcore.data.layouts import LAYOUTS
+from detcore.zoo.models import BACKBONES, MODELS
+from detcore.zoo.weights import weights_address, weights_file
+from zoobook.languages import _
+from zoobook.tables import Column, build_table, link
+
+
+class BackboneTable(SphinxDirective):
+    """Every backbone of the zoo with its pretrained weights."""
+
+    def run(self) -> list[nodes.Node]:
+        used = Counter((e.backbone.name, e.backbone.weights) for e in MODELS.values())
+        files = [b.weights and link(weights_file(b.weights), weights_address(b.weights)) for b in BACKBONES]
+        columns = [
+            Column(_("Backbone"), [b.name for b in BACKBONES]),
+            Column(_("Origin"), [b.origin if b.weights else None for b in BACKBONES]),
+            Column(_("File"), files),
+            Column(_("Mean"), [", ".join(f"{v:g}" for v in b.preprocess.mean) for b in BACKBONES]),
+            Column(_("Standard deviation"), [", ".join(f"{v:g}" for v in b.preprocess.std) for b in BACKBONES]),
+            Column(_("Channels"), ["RGB" if b.preprocess.rgb else "BGR" for b in BACKBONES]),
+            Column(_("Models"), [used[b.name, b.weights] for b in BACKBONES], 0),
+        ]
+        return [build_table(columns, filterable=True)]
+
+
+class LayoutTable(SphinxDirective):
+    """Every form of data set that is read."""
+
+    def run(self) -> list[nodes.Node]:
+        used = Counter(e.recipe.layout for e in MODELS.values())
+        columns = [
+            Column(_("Data set"), [layout.title for layout in LAYOUTS.values()]),
+            Column(_("Layout"), [nodes.literal(name, name) for name in LAYOUTS]),
+            Column(_("Recognised by"), [nodes.literal(mark := layout.marks[0], mark) for layout in LAYOUTS.values()]),
+            Column(_("Models"), [used[name] for name in LAYOUTS], 0),
+        ]
+        return [build_table(columns)]
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("backbone-table", BackboneTable)
+    app.add_directive("layout-table", LayoutTable)
