@@ -125,8 +125,8 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     with pytest.raises(UsageError, match="not a Pocket Zoo"):
         draw(tmp_path, images=2, val=0)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
-    with pytest.raises(UsageError, match="no layout 'voc'"):
-        draw(tmp_path / "x", layout="voc")
+    with pytest.raises(UsageError, match="no layout 'abacus'"):
+        draw(tmp_path / "x", layout="abacus")
     with pytest.raises(UsageError, match="at least one image"):
         draw(tmp_path / "x", images=0)
 

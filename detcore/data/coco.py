@@ -83,7 +83,9 @@ def _read(path: Path) -> tuple[bytes, _File, np.ndarray]:
     for text in (data, _finite(data)) if b"NaN" in data or b"Infinity" in data else (data,):
         try:
             content = msgspec.json.decode(text, type=_File)
-            return text, content, _columns(path, text, content.annotations)
+            rows = _columns(path, text, content.annotations)
+            content.annotations.clear()  # their text is in `text`, the rest in the columns
+            return text, content, rows
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             problem = error
     raise DataError(f"The annotation file {path} cannot be read: {str(problem).rstrip('.')}.") from problem
