@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -103,7 +103,7 @@ def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildca
         if (family in (None, entry.family) and (wanted is None or entry.backbone.name in wanted)
                 and (min_ap is None or (told.box_ap or 0) >= min_ap) and (entry.checkpoint or not has_weights)):
             rows.append([entry.name, *(getattr(told, column) for column in COLUMNS), "yes" if entry.checkpoint else ""])
-    order = ("name", "box-ap", "mask-ap", "pq", "recall", "memory", "time").index(sort)
+    order = get_args(Sorting).index(sort)  # its names are those of the columns
     known = sorted((row for row in rows if row[order] is not None), key=lambda row: row[order],
                    reverse=(sort in ("box-ap", "mask-ap", "pq", "recall")) != reverse)
     rows = known + [row for row in rows if row[order] is None]
@@ -113,14 +113,14 @@ def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildca
 
 def list_backbones() -> None:
     """The pretrained backbones: where they come from and what they want of an image."""
-    from detcore.zoo.models import BACKBONES, MODELS
+    from detcore.zoo.models import BACKBONES, models_with
     from detcore.zoo.weights import weights_file
 
     print_table(["backbone", "origin", "file", "sha256", "mean", "std", "order", "models"], [
         [b.name, b.origin, weights_file(b.weights) if b.weights else None, b.sha256,
          *(" ".join(f"{v:g}" for v in values) for values in (b.preprocess.mean, b.preprocess.std)),
          "RGB" if b.preprocess.rgb else "BGR",
-         sum((e.backbone.name, e.backbone.weights) == (b.name, b.weights) for e in MODELS.values())]
+         len(models_with(b))]
         for b in BACKBONES])
 
 

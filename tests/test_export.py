@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_a_graph_that_gives_something_else_is_not_kept(tmp_path, monkeypatch):
     write = exporting.write_torch
 
     def wrong(graph, *args):
-        graph.pixel_mean += 30
+        graph.preprocess = replace(graph.preprocess, mean=(150.0, 150.0, 150.0))
         write(graph, *args)
 
     monkeypatch.setattr(exporting, "write_torch", wrong)

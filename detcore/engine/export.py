@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from detcore.engine.benchmark import input_size
 from detcore.engine.common import output_folder
 from detcore.errors import DetcoreError, UsageError
-from detcore.structures import Images
 from detcore.zoo.create import create_model, restore
 from detcore.zoo.entries import ModelEntry
 from detcore.zoo.models import get_model_entry
@@ -49,22 +48,15 @@ REASONS = {
 class Graph(nn.Module):
     """A detector as a function of one picture [1, 3, h, w], RGB, 0..255, float32."""
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, model: nn.Module, recipe: Recipe, size: tuple[int, int]) -> None:
         super().__init__()
-        self.model, self.size, self.rgb = model, size, recipe.preprocess.rgb
+        self.model, self.size, self.preprocess = model, size, recipe.preprocess
         self.padding = [-side % recipe.preprocess.pad_to for side in size]
-        # Plain "mean" is the name of a constant that ONNX's exporter makes.
-        self.register_buffer("pixel_mean", torch.tensor(recipe.preprocess.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(recipe.preprocess.std).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Boxes [n, 4] (x1, y1, x2, y2) in the picture's pixels, scores [n], labels [n], and masks [n, h, w] if any."""
-        x = ((image if self.rgb else image.flip(1)) - self.pixel_mean) / self.pixel_std
-        x = nn.functional.pad(x, (0, self.padding[1], 0, self.padding[0]))
-        found, = self.model.predict(Images(x, [self.size]))  # type: ignore[operator]
+        batch = nn.functional.pad(image.flip(1), (0, self.padding[1], 0, self.padding[0]))
+        found, = self.model.predict(self.preprocess(batch, [self.size]))  # type: ignore[operator]
         masks = () if found.masks is None else (found.masks,)
         return found.boxes, found.scores, found.labels, *masks
 
@@ -90,17 +82,16 @@ def export(name: str | Path, output: str | Path | None = None, *, format: Format
     """
     if format not in SUFFIXES:
         raise UsageError(f"There is no format {format!r}: it is one of {', '.join(SUFFIXES)}.")
-    if Path(name).is_file():
-        found = restore(name)
-        model, entry, profile, classes = found.model, found.entry, found.profile, found.classes
-    else:
-        entry = get_model_entry(str(name))
-        refuse(entry)
-        model, classes = create_model(entry.name, weights=weights, profile=profile), None
+    trained = restore(name) if Path(name).is_file() else None
+    entry = trained.entry if trained else get_model_entry(str(name))
     refuse(entry)
+    if trained:
+        model, profile, classes, stem = trained.model, trained.profile, trained.classes, Path(name).stem
+    else:
+        model, classes, stem = create_model(entry.name, weights=weights, profile=profile), None, entry.name
     recipe = entry.recipe_for(profile)
     size = size or input_size(recipe)
-    target = Path(output or f"{Path(name).stem if Path(name).is_file() else entry.name}{SUFFIXES[format]}")
+    target = Path(output or f"{stem}{SUFFIXES[format]}")
     output_folder(target.parent)
     told = dict(model=entry.name, profile=profile, size=list(size), classes=list(classes) if classes else None)
     graph = Graph(model.eval(), recipe, size)
@@ -112,7 +103,7 @@ def export(name: str | Path, output: str | Path | None = None, *, format: Format
             wanted = [[t.numpy() for t in graph(p)] for p in pictures]
             try:
                 (write_onnx if format == "onnx" else write_torch)(graph, pictures[0], part, json.dumps(told))
-            except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+            except (RuntimeError, ValueError) as error:  # what the exporters raise
                 raise DetcoreError(f"The graph of {entry.name} cannot be taken down: "
                                    f"{(str(error).splitlines() or [type(error).__name__])[0]}") from error
             run = (run_onnx if format == "onnx" else run_torch)(part)

@@ -924,6 +924,12 @@ def get_model_entry(name: str) -> ModelEntry:
 BACKBONES = tuple({(e.backbone.name, e.backbone.weights): e.backbone for e in MODELS.values()}.values())
 
 
+def models_with(backbone: Backbone) -> list[str]:
+    """The names of the models that start from a backbone and its weights."""
+    return [name for name, e in MODELS.items()
+            if (e.backbone.name, e.backbone.weights) == (backbone.name, backbone.weights)]
+
+
 def find_backbones(words: str) -> set[str]:
     """The names of the backbones that a text is in, whatever its case, or that it matches with wildcards.
 

@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from detcore.data.layouts import LAYOUTS
-from detcore.zoo.models import BACKBONES, MODELS
+from detcore.zoo.models import BACKBONES, MODELS, models_with
 from detcore.zoo.weights import weights_address, weights_file
 from zoobook.languages import _
 from zoobook.tables import Column, build_table, link
@@ -24,7 +24,6 @@ class BackboneTable(SphinxDirective):
     """Every backbone of the zoo with its pretrained weights."""
 
     def run(self) -> list[nodes.Node]:
-        used = Counter((e.backbone.name, e.backbone.weights) for e in MODELS.values())
         files = [b.weights and link(weights_file(b.weights), weights_address(b.weights)) for b in BACKBONES]
         columns = [
             Column(_("Backbone"), [b.name for b in BACKBONES]),
@@ -33,7 +32,7 @@ class BackboneTable(SphinxDirective):
             Column(_("Mean"), [", ".join(f"{v:g}" for v in b.preprocess.mean) for b in BACKBONES]),
             Column(_("Standard deviation"), [", ".join(f"{v:g}" for v in b.preprocess.std) for b in BACKBONES]),
             Column(_("Channels"), ["RGB" if b.preprocess.rgb else "BGR" for b in BACKBONES]),
-            Column(_("Models"), [used[b.name, b.weights] for b in BACKBONES], 0),
+            Column(_("Models"), [len(models_with(b)) for b in BACKBONES], 0),
         ]
         return [build_table(columns, filterable=True)]
 
