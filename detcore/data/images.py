@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,7 +90,7 @@ def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
         with np.load(kept, allow_pickle=False) as file:
             if str(file["digest"]) == digest:
                 sizes = file["sizes"].copy()
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # there is none, or it is of no use
 
     def read(index: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detcore.data.coco import STUFF_ID
-from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.data.drawn import Drawn, Set, write
 from detcore.data.layouts import get_layout
 from detcore.data.pocket_animals import SPECIES, Random
 from detcore.data.pocket_scenes import STUFF, Scene, paint
@@ -82,7 +82,7 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0,
                          "a size of 32 pixels or more and at least one worker.")
     root, plan = Path(root), Plan(images, val, seed, size, long_tail, layout)
     try:
-        if _prepare(root, plan, writer):
+        if _prepare(root, plan):
             return root
         chunks = [(split, start) for split, n in zip(SPLITS, (images, val)) for start in range(0, n, _CHUNK)]
         job = partial(_draw_chunk, root, plan)
@@ -102,7 +102,7 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0,
     return root
 
 
-def _prepare(root: Path, plan: Plan, writer: Writer) -> bool:
+def _prepare(root: Path, plan: Plan) -> bool:
     """Make the root; True if the data set is there already. One of another plan is cleared away."""
     stamp = root / "pocket_zoo.json"
     if stamp.exists():

@@ -139,7 +139,8 @@ def read_cells(path: Path, name: str) -> dict[str, np.ndarray]:
         return {f"{event.ravel()[0]}/{file.ravel()[0]}.jpg": np.asarray(cell)
                 for event, of_event, of_cells in zip(events, files, cells)
                 for file, cell in zip(of_event.ravel(), of_cells.ravel())}
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, MatReadError) as error:
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, NotImplementedError,
+            MatReadError) as error:
         raise DataError(f"The file {path} of the official evaluation cannot be read: {error}.") from error
 
 
