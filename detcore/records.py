@@ -182,7 +182,12 @@ def peak_memory_gb() -> dict[str, float]:
     import torch
 
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kilobytes elsewhere
-    peak = {"resident_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts what started this process into ru_maxrss, but not into VmHWM
+        told = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        resident = int(told.get("VmHWM", f"{resident} kB").split()[0])
+    peak = {"resident_gb": resident / unit}
     if torch.cuda.is_available():
         peak["cuda_gb"] = max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
     return {name: round(value, 3) for name, value in peak.items()}

@@ -1,6 +1,10 @@
 """Records: written whole, read back as they were, refused with a sentence."""
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
 from detcore.errors import DataError
@@ -37,6 +41,13 @@ def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written"):
         sample().write(tmp_path / "file" / "run.json")
+
+
+def test_the_memory_of_the_process_that_started_this_one_is_not_counted():
+    much = np.ones(2**27)  # a gigabyte, resident
+    code = "from detcore.records import peak_memory_gb; print(peak_memory_gb()['resident_gb'])"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert much.all() and 0.05 < float(told) < 0.9
 
 
 def test_the_machine_is_described():
