@@ -11,6 +11,7 @@ import pytest
 from detcore.data.cityscapes import CLASSES
 from detcore.data.panoptic import Segments
 from detcore.errors import DataError
+from detcore.metrics import ranking
 from detcore.metrics.cityscapes import CityscapesAP
 from detcore.metrics.coco import evaluate_coco
 from detcore.metrics.lvis import LIMIT, best_of_image, evaluate_lvis
@@ -215,15 +216,26 @@ def test_coco_is_counted_in_time(kind, capfd):
     assert f"counting {kind}" in capfd.readouterr().err
 
 
-def test_open_images_is_counted_in_time():
+def test_open_images_is_counted_in_time(capfd):
     rng, classes = np.random.default_rng(0), 600
     above = np.eye(classes, dtype=bool)
     above[np.arange(classes), np.arange(classes) // 20] = True
     truth, found = columns(rng, 8, classes), columns(rng, EACH, classes)
     start = time.perf_counter()
     result = evaluate_openimages(truth, found, tuple(map(str, range(classes))), above, columns(rng, 5, classes),
-                                 images=IMAGES)
+                                 images=IMAGES, progress=True)
     assert time.perf_counter() - start < LIMIT_S and result.objects > 8 * IMAGES
+    assert "comparing boxes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", ({}, {"pixels": True}, {"of_first": True}))
+def test_boxes_are_compared_block_by_block_as_all_at_once(how, monkeypatch):
+    rng = np.random.default_rng(1)
+    truth, found = columns(rng, 3, 2), columns(rng, 5, 2)
+    whole = ranking.best(found, truth, **how)
+    monkeypatch.setattr(ranking, "BLOCK", 777)
+    for one, other in zip(whole, ranking.best(found, truth, **how)):
+        assert (one == other).all() and len(np.unique(one)) > 100
 
 
 def test_wider_face_is_counted_in_time():

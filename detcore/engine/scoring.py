@@ -151,7 +151,7 @@ def columns(detections: Found, dataset: Dataset) -> Boxes:
 def voc(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
     """VOC 2007's average precision: eleven points, boxes that end with their last pixel."""
     return {"voc": evaluate_voc(Boxes(**dataset.objects()), columns(detections, dataset), dataset.class_names,
-                                images=len(dataset))}
+                                images=len(dataset), progress=progress)}
 
 
 def lvis(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
@@ -166,7 +166,8 @@ def openimages(detections: Found, dataset: Dataset, kinds: Sequence[str], backen
     image, label = dataset.verified()
     verified = Boxes(image, np.zeros((len(image), 4)), label)
     return {"openimages": evaluate_openimages(Boxes(**dataset.objects()), columns(detections, dataset),
-                                              dataset.class_names, dataset.ancestors, verified, images=len(dataset))}
+                                              dataset.class_names, dataset.ancestors, verified, images=len(dataset),
+                                              progress=progress)}
 
 
 def wider_face(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
@@ -179,7 +180,7 @@ def wider_face(detections: Found, dataset: Dataset, kinds: Sequence[str], backen
         warnings.warn(f"Easy, medium and hard faces are not told apart. {error}", stacklevel=2)
         return results
     return results | {"wider_face": evaluate_wider_face(Boxes(**truth), columns(detections, dataset), counts,
-                                                        images=len(dataset))}
+                                                        images=len(dataset), progress=progress)}
 
 
 RULES = {"voc": voc, "lvis": lvis, "openimages": openimages, "openimages-challenge": openimages,

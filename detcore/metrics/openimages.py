@@ -20,7 +20,7 @@ INSIDE = 0.5  # share of a detection that must lie in a group's box
 
 def evaluate_openimages(truth: Boxes, detections: Boxes, class_names: Sequence[str], ancestors: np.ndarray,
                         verified: Boxes, *, images: int, iou: float = IOU,
-                        inside: float = INSIDE) -> Result:
+                        inside: float = INSIDE, progress: bool = False) -> Result:
     """Compare detections with the truth.
 
     Args:
@@ -29,6 +29,7 @@ def evaluate_openimages(truth: Boxes, detections: Boxes, class_names: Sequence[s
         ancestors: bool [C, C]: [i, j] where j is i or above it.
         verified: image and label of what people have looked for in an image (boxes do not matter).
         images: how many were looked at.
+        progress: show a bar.
     """
     truth, detections = spread(truth, ancestors), spread(detections, ancestors)
     detections = detections[np.argsort(-detections.scores, kind="stable")]
@@ -37,7 +38,7 @@ def evaluate_openimages(truth: Boxes, detections: Boxes, class_names: Sequence[s
     group = truth.flags if len(truth.flags) else np.zeros(len(truth), bool)
 
     single, groups = truth[~group], truth[group]
-    index, overlap = best(detections, single)
+    index, overlap = best(detections, single, progress=progress)
     hits = np.flatnonzero((index >= 0) & (overlap >= iou))
     right = np.zeros(len(detections), bool)
     right[hits[first_of_each(index[hits])]] = True

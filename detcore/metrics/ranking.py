@@ -7,8 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from tqdm import tqdm
 
 EPS = float(np.finfo(np.float32).eps)
+BLOCK = 2**17  # detections compared at a time, so that memory is bounded
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,22 @@ def overlap(a: np.ndarray, b: np.ndarray, *, pixels: bool = False, of_first: boo
     return inter / np.maximum(area if of_first else area + other - inter, 1e-6)
 
 
-def best(detections: Boxes, truth: Boxes, **how: bool) -> tuple[np.ndarray, np.ndarray]:
+def best(detections: Boxes, truth: Boxes, *, progress: bool = False, **how: bool) -> tuple[np.ndarray, np.ndarray]:
     """The object of its image and class that each detection overlaps most, and how much; -1 and 0 where there is none.
 
-    Of equals the first counts.
+    Of equals the first counts. `progress` shows a bar.
     """
-    left, right = pairs(*key(detections, truth))
-    value = overlap(detections.boxes[left].astype(float), truth.boxes[right].astype(float), **how)
-    most = np.zeros(len(detections))
-    np.maximum.at(most, left, value)
-    index, tops = np.full(len(detections), -1), np.flatnonzero(value == most[left])[::-1]
-    index[left[tops]] = right[tops]
+    mine, theirs = key(detections, truth)
+    index, most = np.full(len(detections), -1), np.zeros(len(detections))
+    with tqdm(total=len(detections), desc="comparing boxes", unit="box", disable=not progress, leave=False) as bar:
+        for start in range(0, len(detections), BLOCK):
+            left, right = pairs(mine[start:start + BLOCK], theirs)
+            left += start
+            value = overlap(detections.boxes[left].astype(float), truth.boxes[right].astype(float), **how)
+            np.maximum.at(most, left, value)
+            tops = np.flatnonzero(value == most[left])[::-1]
+            index[left[tops]] = right[tops]
+            bar.update(len(mine[start:start + BLOCK]))
     return index, most
 
 

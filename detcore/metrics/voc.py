@@ -16,7 +16,8 @@ IOU = 0.5
 
 
 def evaluate_voc(truth: Boxes, detections: Boxes, class_names: Sequence[str], *, images: int,
-                 iou: float = IOU, eleven_points: bool = True, pixels: bool = True) -> Result:
+                 iou: float = IOU, eleven_points: bool = True, pixels: bool = True,
+                 progress: bool = False) -> Result:
     """Compare detections with the truth.
 
     Args:
@@ -25,9 +26,10 @@ def evaluate_voc(truth: Boxes, detections: Boxes, class_names: Sequence[str], *,
         images: how many were looked at.
         eleven_points: VOC 2007's precision at eleven recalls; else the area below the curve.
         pixels: boxes end with their last pixel.
+        progress: show a bar.
     """
     detections = detections[np.argsort(-detections.scores, kind="stable")]
-    index, overlap = best(detections, truth, pixels=pixels)
+    index, overlap = best(detections, truth, pixels=pixels, progress=progress)
     difficult = truth.flags if len(truth.flags) else np.zeros(len(truth), bool)
     hits = np.flatnonzero((index >= 0) & (overlap >= iou))
     counted = np.ones(len(detections), bool)

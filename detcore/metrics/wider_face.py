@@ -17,19 +17,21 @@ IOU = 0.5
 THRESHOLDS = 1000
 
 
-def evaluate_wider_face(truth: Boxes, detections: Boxes, counts: Mapping[str, np.ndarray], *, images: int) -> Result:
+def evaluate_wider_face(truth: Boxes, detections: Boxes, counts: Mapping[str, np.ndarray], *, images: int,
+                        progress: bool = False) -> Result:
     """Compare detections with the truth.
 
     Args:
         truth: all faces; detections: with scores.
         counts: for each setting bool [n], which faces of the truth are to be found.
         images: how many were looked at.
+        progress: show a bar.
 
     Returns:
         A result whose metrics and curves are those of the settings.
     """
     detections = detections[np.argsort(-detections.scores, kind="stable")]
-    index, overlap = best(detections, truth, pixels=True)
+    index, overlap = best(detections, truth, pixels=True, progress=progress)
     seen = index >= 0  # in a picture with faces
     hit = seen & (overlap >= IOU)
     low = detections.scores.min(initial=np.inf)
