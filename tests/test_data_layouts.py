@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 from detcore.data import cityscapes, pocket_zoo
 from detcore.data.check import check
@@ -322,6 +323,23 @@ def test_sizes_are_kept_until_the_list_of_pictures_changes(own):
     for damaged_file in (b"half a fi", whole[:len(whole) // 2]):
         kept.write_bytes(damaged_file)
         assert OpenImagesDataset(root).sizes[0].tolist() == [60, 70]
+
+
+@pytest.mark.parametrize("orientation", (1, 3, 6))
+def test_boxes_are_shares_of_the_upright_picture(orientation, own):
+    root, layout = own("openimages"), LAYOUTS["openimages"]
+    data = layout.open(root, "train", EVERYTHING)
+    before, exif = data.sample(0), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    falling = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None], (60, 80, 3))
+    Image.fromarray(falling).save(data.path(0), exif=exif)
+    (root / "annotations/oidv6-train-annotations-bbox.sizes.npz").unlink()
+    after = layout.open(root, "train", EVERYTHING).sample(0)
+    height, width = after.image.shape[:2]
+    assert (height, width) == {1: (60, 80), 3: (60, 80), 6: (80, 60)}[orientation]
+    np.testing.assert_allclose(after.boxes / np.tile([width, height], 2), before.boxes / 128)
+    dark = {1: after.image[0], 3: after.image[-1], 6: after.image[:, -1]}[orientation]
+    assert dark.mean() < 5 < after.image.mean() and len(after.boxes)
 
 
 def test_a_large_table_is_read_in_no_time(tmp_path):

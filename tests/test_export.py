@@ -121,6 +121,11 @@ def test_a_graph_that_gives_something_else_is_not_kept(tmp_path, monkeypatch):
         export(file, tmp_path / "x", format="abacus")
 
 
+def test_a_check_that_compared_nothing_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="retinanet_r50_fpn_1x_coco finds nothing in the two pictures"):
+        assert export(NAMES[0], tmp_path / "x.pt2", format="torch", profile="pocket", size=SIZE).exists()
+
+
 def test_the_command(tmp_path):
     file = trained(NAMES[0], tmp_path / "model.safetensors")
     run = subprocess.run([sys.executable, "-m", "detcore", "export", file, "--format", "torch", "--size", "64", "64",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from detcore.data.drawn import write
@@ -79,7 +79,7 @@ SAVED = 50_000  # pictures whose sizes are read between two writes of the file t
 
 
 def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
-    """int32 [n, 2], (h, w) of pictures, from their files' heads, or from the file `kept` of an earlier time.
+    """int32 [n, 2], (h, w) of upright pictures, from their files' heads, or from the file `kept` of an earlier time.
 
     Raises:
         DataError: a picture is missing or broken.
@@ -95,7 +95,8 @@ def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
 
     def read(index: int) -> tuple[int, int]:
         with Image.open(folder / files[index]) as image:
-            return image.height, image.width
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.width, image.height) if lies else (image.height, image.width)
 
     left = np.flatnonzero(sizes[:, 0] == 0)
     with ThreadPoolExecutor(16) as pool, tqdm(total=len(left), desc=f"sizes of {folder.name}", unit="img", leave=False,

@@ -6,8 +6,8 @@
     challenge2019/challenge-2019-{train,validation}-detection-bbox.txt, cls-label-description.csv, class_label_tree.np,
         challenge-2019-validation-detection-human-imagelabels.csv
 
-Boxes are shares of the picture's width and height, so the sizes of all pictures are read from their files once, and
-kept beside the annotations.
+Boxes are shares of the upright picture's width and height, so the sizes of all pictures are read from their files once,
+and kept beside the annotations.
 """
 from __future__ import annotations
 

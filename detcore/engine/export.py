@@ -110,6 +110,9 @@ def export(name: str | Path, output: str | Path | None = None, *, format: Format
             for p, given in zip(pictures, wanted):
                 if problem := differ(run(p), given):
                     raise DetcoreError(f"The exported {entry.name} does not give what the model gives: {problem}.")
+        if not any(len(boxes) for boxes, *_ in wanted):
+            warnings.warn(f"{entry.name} finds nothing in the two pictures that it was checked with, so the check says "
+                          f"little. Export it with trained weights.", stacklevel=2)
         os.replace(part, target)
     except OSError as error:
         raise DetcoreError(f"The file {target} cannot be written: {error.strerror or error}.") from error
