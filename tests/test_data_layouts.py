@@ -367,6 +367,10 @@ def test_wider_face_text_and_xml_say_the_same(own):
     xml = WiderFaceDataset(root, "val")
     for name, column in xml.objects().items():
         assert (column == text.objects()[name]).all()
+    shutil.move(root / "WIDER_val/images/0--Zoo", root / "WIDER_val/0--Zoo")  # as MMDetection's users have it
+    (root / "WIDER_val/images").rmdir()
+    assert not [f for f in check(root, "wider_face", progress=False) if f.verdict in ("missing", "broken")]
+    assert (WiderFaceDataset(root, "val").sample(0).image == cv2.imread(str(root / "WIDER_val" / xml.files[0]))).all()
     later_version = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(100)
     for content in (b"MATLAB", later_version):
         (root / "wider_face_split/wider_easy_val.mat").write_bytes(content)

@@ -123,30 +123,33 @@ OPENIMAGES = Layout(
                f"imagelabels-boxable.csv {OF_OPENIMAGES}", optional=True),
     ), openimages.OpenImagesDataset, openimages.POCKET)
 
-OF_CHALLENGE = "the challenge's page of storage.googleapis.com/openimages"
+AS_TEXT = "challenge-2019-*-detection-bbox.txt of github.com/Sense-X/TSD"
+OF_CHALLENGE = "of storage.googleapis.com/openimages/challenge_2019"
 CHALLENGE = Layout(
     "openimages-challenge", "Open Images challenge 2019",
     (openimages.CHALLENGE_BOXES["train"], openimages.CHALLENGE_BOXES["val"]), (
         Needed(openimages.FOLDERS["train"], f"pictures to train on: the download page {OF_OPENIMAGES}"),
         Needed(openimages.FOLDERS["val"], f"pictures to evaluate on: the download page {OF_OPENIMAGES}"),
-        Needed(openimages.CHALLENGE_BOXES["train"], f"boxes, as text made from the table of {OF_CHALLENGE}"),
-        Needed(openimages.CHALLENGE_BOXES["val"], f"boxes, as text made from the table of {OF_CHALLENGE}"),
-        Needed(openimages.CHALLENGE_CLASSES, f"codes, names and numbers of the classes: {OF_CHALLENGE}"),
-        Needed("challenge2019/c*_*.np", "hierarchy of the classes as an array; or the next", optional=True),
-        Needed(openimages.CHALLENGE_HIERARCHY, f"hierarchy of the classes: {OF_CHALLENGE}", optional=True),
-        Needed(openimages.CHALLENGE_VERIFIED, f"classes that were looked for in each image: {OF_CHALLENGE}",
+        Needed(openimages.CHALLENGE_BOXES["train"], f"boxes: {AS_TEXT}"),
+        Needed(openimages.CHALLENGE_BOXES["val"], f"boxes: {AS_TEXT}"),
+        Needed(openimages.CHALLENGE_CLASSES, "codes, names and numbers of the classes: of github.com/Sense-X/TSD"),
+        Needed(openimages.CHALLENGE_TREE, "hierarchy of the classes as an array; or the next", optional=True),
+        Needed(openimages.CHALLENGE_HIERARCHY, f"hierarchy of the classes {OF_CHALLENGE}", optional=True),
+        Needed(openimages.CHALLENGE_VERIFIED, f"classes that were looked for in each image {OF_CHALLENGE}",
                optional=True),
     ), partial(openimages.OpenImagesDataset, challenge=True), openimages.POCKET)
 
 OF_WIDER = "of shuoyang1213.me/WIDERFACE"
+OF_XML = "of github.com/sovrasov/wider-face-pascal-voc-annotations"
 WIDER_FACE = Layout(
     "wider_face", "WIDER FACE", ("WIDER_train", "WIDER_val"), (
-        Needed("WIDER_train/images", f"pictures to train on: WIDER_train.zip {OF_WIDER}"),
-        Needed("WIDER_val/images", f"pictures to evaluate on: WIDER_val.zip {OF_WIDER}"),
+        Needed("WIDER_train/**/*--*", f"pictures to train on: WIDER_train.zip {OF_WIDER}"),
+        Needed("WIDER_val/**/*--*", f"pictures to evaluate on: WIDER_val.zip {OF_WIDER}"),
         Needed("wider_face_split/wider_face_train_bbx_gt.txt",
-               f"faces: wider_face_split.zip {OF_WIDER}; or train.txt and WIDER_train/Annotations", optional=True),
+               f"faces: wider_face_split.zip {OF_WIDER}; or train.txt and WIDER_train/Annotations {OF_XML}",
+               optional=True),
         Needed("wider_face_split/wider_face_val_bbx_gt.txt",
-               f"faces: wider_face_split.zip {OF_WIDER}; or val.txt and WIDER_val/Annotations", optional=True),
+               f"faces: wider_face_split.zip {OF_WIDER}; or val.txt and WIDER_val/Annotations {OF_XML}", optional=True),
         Needed("*/**/wider_hard_val.mat", f"which faces are easy, medium and hard: eval_tools.zip {OF_WIDER}, its four "
                f"files of ground_truth into wider_face_split", optional=True),
     ), widerface.WiderFaceDataset, widerface.POCKET)

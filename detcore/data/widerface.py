@@ -1,6 +1,6 @@
 """WIDER FACE: faces of all sizes, by the kind of event.
 
-    WIDER_train/images/0--Parade/*.jpg, WIDER_val/images/...
+    WIDER_train/images/0--Parade/*.jpg, WIDER_val/images/...                   or WIDER_train/0--Parade/*.jpg
     wider_face_split/wider_face_train_bbx_gt.txt, wider_face_val_bbx_gt.txt    the annotations as published
     train.txt, val.txt, WIDER_train/Annotations/*.xml                          or the same in VOC's form
     wider_face_split/wider_{face,easy,medium,hard}_val.mat                     which faces count, for the evaluation
@@ -35,7 +35,9 @@ class WiderFaceDataset(Dataset):
         Args:
             split: "train" or "val".
         """
-        super().__init__(root, f"WIDER_{split}/images", transforms=wanted.boxes_alone("WIDER FACE").transforms)
+        own = next(Path(root).glob(f"WIDER_{split}/*--*"), None) is not None
+        super().__init__(root, f"WIDER_{split}" if own else f"WIDER_{split}/images",
+                         transforms=wanted.boxes_alone("WIDER FACE").transforms)
         self.layout, self.class_names, self.category_ids = "wider_face", CLASSES, [1]
         if not self.image_folder.is_dir():
             raise DataError(f"There is no image folder {self.image_folder}.")
