@@ -160,8 +160,7 @@ class RecipeTable(SphinxDirective):
             Column(_("Pretrained backbone"), [entry.backbone.weights.rpartition("/")[2] for entry in entries]),
             Column(_("Training"), [length(r) for r in rows]),
             Column(_("Learning rate"), [f"{type(r.optimizer).__name__} {r.optimizer.lr:g}" for r in rows]),
-            Column(_("Drops at"), [", ".join(str(m) for m in r.schedule.milestones if m < r.schedule.end)
-                                   for r in rows]),
+            Column(_("Drops at"), [drops(r) for r in rows]),
             Column(_("Images a step"), [r.batch_size for r in rows], 0),
             Column(_("Image size"), [scales(r) for r in rows]),
             Column(_("Mixed precision"), [_("yes") if r.amp else "" for r in rows]),
@@ -234,6 +233,13 @@ def length(recipe: recipes.Recipe) -> str:
     if recipe.epochs:
         return _("{n} epochs").format(n=recipe.epochs * recipe.repeat)
     return _("{n} steps").format(n=recipe.iterations)
+
+
+def drops(recipe: recipes.Recipe) -> str:
+    """When the learning rate drops, in what `length` counts."""
+    schedule = recipe.schedule
+    times = recipe.repeat if schedule.by_epoch else 1
+    return ", ".join(str(m * times) for m in schedule.milestones if m < schedule.end)
 
 
 def scales(recipe: recipes.Recipe) -> str:
