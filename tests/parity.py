@@ -2,7 +2,7 @@
 
     python -m tests.parity FOLDER [--only GLOB] [--json FILE]
 
-FOLDER holds cases as pairs NAME.json.gz, NAME.npz (see tests/reference/README.md for their form and the limits).
+FOLDER holds cases as pairs NAME.json.gz, NAME.npz: what `recipe.py` makes the input of, and what the original gave.
 Prints a row for each case and `N of M cases pass`. Exit status: 0 all pass, 1 some fail, 2 there is no case.
 """
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -226,30 +226,62 @@ def check_detections(report: Report, case: dict, found: list[Detections]) -> Non
 def compare_boxes(arrays: dict, ours: Detections, self_match: float, want: dict) -> list[str]:
     """What is wrong with one image's detections, as sentences."""
     wrong = []
-    boxes, scores, labels = (torch.from_numpy(arrays[k]) for k in ("boxes", "scores", "labels"))
-    if abs(len(ours) - len(boxes)) > 0.02 * len(boxes):
-        wrong.append(f"{len(ours)} detections, not {len(boxes)}")
+    theirs = Detections(*(torch.from_numpy(arrays[k]) for k in ("boxes", "scores", "labels")))
+    if abs(len(ours) - len(theirs)) > 0.02 * len(theirs):
+        wrong.append(f"{len(ours)} detections, not {len(theirs)}")
     if not len(ours):
         return wrong
-    same = labels[:, None] == ours.labels[None]
-    same &= (scores[:, None] - ours.scores[None]).abs() <= 1e-3
-    same &= (boxes[:, None] - ours.boxes[None]).abs().amax(-1) <= 0.5
-    share = same.any(1).float().mean().item()
+    share = same_detections(theirs, ours).any(1).float().mean().item()
     if share < self_match - 0.03:
         wrong.append(f"{share:.3f} of the detections found, {self_match:.3f} can be")
     if "masks" in arrays and want.get("mask_shape"):
         h, w = want["mask_shape"]
-        masks = np.unpackbits(arrays["masks"], axis=1)[:, : h * w].reshape(-1, h, w).astype(bool)
-        good, matched = 0, 0
-        for row, mask in enumerate(masks):
-            for j in same[row].nonzero()[:1, 0]:
-                mine = ours.masks[j].numpy()
-                union = (mask | mine).sum()
-                matched += 1
-                good += union == 0 or (mask & mine).sum() / union >= 0.98
+        packed = np.unpackbits(arrays["masks"], axis=1)[:, : h * w]
+        theirs.masks = torch.from_numpy(packed.reshape(-1, h, w).astype(bool))
+        good, matched = agreeing_masks(theirs, ours)
         if good < 0.95 * matched:
             wrong.append(f"{good} of {matched} masks agree")
     return wrong
+
+
+def same_detections(theirs: Detections, ours: Detections) -> torch.Tensor:
+    """Which of our detections may stand for which of theirs, bool [theirs, ours]."""
+    same = theirs.labels[:, None] == ours.labels[None]
+    same &= (theirs.scores[:, None] - ours.scores[None]).abs() <= 1e-3
+    return same & ((theirs.boxes[:, None] - ours.boxes[None]).abs().amax(-1) <= 0.5)
+
+
+def agreeing_masks(theirs: Detections, ours: Detections) -> tuple[int, int]:
+    """How many of their masks have one of ours with an IoU of 0.98, and how many have a detection of ours at all."""
+    good, matched = 0, 0
+    same = same_detections(theirs, ours)
+    for row, mask in enumerate(theirs.masks):
+        for j in same[row].nonzero()[:1, 0]:
+            union = (mask | ours.masks[j]).sum()
+            matched += 1
+            good += bool(union == 0 or (mask & ours.masks[j]).sum() / union >= 0.98)
+    return good, matched
+
+
+def steady_masks(case: dict, model: nn.Module) -> float:
+    """Share of a model's own first 20 masks that survive a relative input noise of 1e-6, in the worst image.
+
+    For boxes the reference says as `self_match` how much agreement a case can ask for; for masks this is the same.
+    """
+    fill(model, case)
+    configure(model, case)
+    model.eval()
+    images, _, proposals = inputs(case)
+    with torch.no_grad():
+        plain = model.predict(images, proposals=proposals)
+        noise = torch.randn(images.tensor.shape, generator=torch.Generator().manual_seed(0))
+        images.tensor = images.tensor * (1 + 1e-6 * noise)
+        noisy = model.predict(images, proposals=proposals)
+    shares = [1.0]
+    for a, b in zip(plain, noisy):
+        good, matched = agreeing_masks(replace(a, masks=a.masks[:20]), b)
+        shares.append(good / max(matched, 1))
+    return min(shares)
 
 
 def panoptic_agreement(want: np.ndarray, have: np.ndarray) -> float:
