@@ -49,7 +49,8 @@ def test_steady_masks_excuse_no_other_model() -> None:
     for name in ("mask-rcnn_r50_fpn_1x_coco", "mask-rcnn_x101-32x4d_fpn_gn-ws-all_2x_coco"):
         case = parity.load_case(parity.REFERENCE / "cases" / f"{name}.json.gz")
         share[name] = parity.steady_masks(case, detcore.create_model(name))
-    assert list(share.values()) == [pytest.approx(1, abs=0.05), pytest.approx(0.35, abs=0.3)]
+    usual, deepest = share.values()
+    assert deepest < 0.8 < 0.95 <= usual
 
 
 def test_a_wrong_weight_fails() -> None:
