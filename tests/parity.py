@@ -113,6 +113,14 @@ def configure(model: nn.Module, case: dict) -> None:
             module.p = 0.0
 
 
+def prepare(model: nn.Module, case: dict) -> tuple[Images, list[Target], list[torch.Tensor] | None]:
+    """Fills and sets a model for a case, in evaluation mode, and gives the case's input in the model's precision."""
+    fill(model, case)
+    configure(model, case)
+    model.eval()
+    return inputs(case, next(model.parameters()).dtype)
+
+
 class CellCentres:
     """In place of Mask2Former's random points, the centres of a grid's cells."""
 
@@ -159,10 +167,7 @@ def run_checks(case: dict, model: nn.Module, name: str) -> Report:
     check_state(report, case, model)
     if not report.passes:
         return report
-    fill(model, case)
-    configure(model, case)
-    images, targets, proposals = inputs(case, next(model.parameters()).dtype)
-    model.eval()
+    images, targets, proposals = prepare(model, case)
     with torch.no_grad():
         features = model.features(images.tensor)
         check_maps(report, "features", case.get("features"), features)
@@ -266,12 +271,10 @@ def agreeing_masks(theirs: Detections, ours: Detections) -> tuple[int, int]:
 def steady_masks(case: dict, model: nn.Module) -> float:
     """Share of a model's own first 20 masks that survive a relative input noise of 1e-6, in the worst image.
 
-    For boxes the reference says as `self_match` how much agreement a case can ask for; for masks this is the same.
+    For boxes the reference says as `self_match` how much agreement a case can ask for; for masks this is the same. The
+    model is changed.
     """
-    fill(model, case)
-    configure(model, case)
-    model.eval()
-    images, _, proposals = inputs(case)
+    images, _, proposals = prepare(model, case)
     with torch.no_grad():
         plain = model.predict(images, proposals=proposals)
         noise = torch.randn(images.tensor.shape, generator=torch.Generator().manual_seed(0))

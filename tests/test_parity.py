@@ -5,6 +5,7 @@ import copy
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,25 +33,41 @@ def test_case(path: Path) -> None:
 def expect_no_more_than_rounding_allows(report: parity.Report, case: dict, model: torch.nn.Module) -> None:
     """Ends a test as an expected failure where nothing but masks differs and this CPU's rounding decides over those.
 
-    `self_match` says for boxes how many of the reference's own detections survive a relative input noise of 1e-6; for
-    masks it says nothing, and a limit of 95 % asks more than that of ResNeXt-101 with weight standardisation, whose 101
-    random layers amplify rounding a thousandfold.
+    `self_match` says for boxes how many of the reference's own detections survive a relative input noise of 1e-6, and
+    a case passes with 3 % less; for masks it says nothing, and a limit of 95 % asks more than that of ResNeXt-101 with
+    weight standardisation, whose 101 random layers amplify rounding a thousandfold. So that rule is held for its masks.
     """
     failed = {check: text for check, text in report.checks.items() if text.startswith("fail")}
-    if failed.keys() == {"detections"} and re.fullmatch(r"fail \((; |\d+ of \d+ masks agree)+\)", failed["detections"]):
+    if failed.keys() != {"detections"}:
+        return
+    counts = re.findall(r"(\d+) of (\d+) masks agree", failed["detections"])
+    if len(counts) == failed["detections"].count(";") + 1:
         steady = parity.steady_masks(case, model)
-        if steady < 0.95:
+        if steady < 0.95 and min(int(good) / int(of) for good, of in counts) >= steady - 0.03:
             pytest.xfail(f"{failed['detections']}; of our own masks {steady:.0%} survive the reference's input noise")
 
 
-def test_steady_masks_excuse_no_other_model() -> None:
-    """A usual depth keeps its masks under that noise, so its case has to pass; the deepest does not."""
+def test_a_usual_depth_excuses_no_masks() -> None:
+    """ResNet-50 keeps its masks under that noise, so its case has to pass; the deepest model does not."""
     share = {}
     for name in ("mask-rcnn_r50_fpn_1x_coco", "mask-rcnn_x101-32x4d_fpn_gn-ws-all_2x_coco"):
         case = parity.load_case(parity.REFERENCE / "cases" / f"{name}.json.gz")
         share[name] = parity.steady_masks(case, detcore.create_model(name))
     usual, deepest = share.values()
     assert deepest < 0.8 < 0.95 <= usual
+
+
+@pytest.mark.parametrize(("text", "steady", "excused"), [
+    ("fail (16 of 20 masks agree; 18 of 20 masks agree)", 0.35, True),
+    ("fail (16 of 20 masks agree)", 0.95, False),
+    ("fail (6 of 20 masks agree)", 0.35, False),
+    ("fail (0.900 of the detections found, 0.990 can be; 16 of 20 masks agree)", 0.35, False),
+    ("fail (image 1: 3 detections where there are none)", 0.35, False)])
+def test_only_unsteady_masks_are_excused(text, steady, excused, monkeypatch) -> None:
+    monkeypatch.setattr(parity, "steady_masks", lambda case, model: steady)
+    report = parity.Report("case", {"features": "pass", "detections": text})
+    with pytest.raises(pytest.xfail.Exception) if excused else nullcontext():
+        expect_no_more_than_rounding_allows(report, {}, torch.nn.Identity())
 
 
 def test_a_wrong_weight_fails() -> None:
