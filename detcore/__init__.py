@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detcore.predictor import Predictor
+    from detcore.engine.predict import Predictor
     from detcore.structures import Detections, Images, Target
     from detcore.zoo.create import create_model
     from detcore.zoo.entries import ModelEntry
@@ -24,7 +24,7 @@ __all__ = ["Detections", "Images", "ModelEntry", "Predictor", "Target", "__versi
            "get_model_entry", "list_models"]
 
 _ROOMS = {
-    "Predictor": "detcore.predictor", "Detections": "detcore.structures", "Images": "detcore.structures",
+    "Predictor": "detcore.engine.predict", "Detections": "detcore.structures", "Images": "detcore.structures",
     "Target": "detcore.structures", "create_model": "detcore.zoo.create", "ModelEntry": "detcore.zoo.entries",
     "get_model_entry": "detcore.zoo.models", "list_models": "detcore.zoo.models",
 }

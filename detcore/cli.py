@@ -248,7 +248,7 @@ def predict(name: Annotated[str, typer.Argument(help="A name of the zoo, or a fi
 
     from detcore.engine.common import output_folder, pick_device
     from detcore.engine.evaluate import save_json
-    from detcore.predictor import Predictor
+    from detcore.engine.predict import Predictor
 
     folder, where = output_folder(output), pick_device(device)
     predictor = Predictor(name, weights=weights, profile=profile, device=str(where), score=score)
@@ -303,9 +303,9 @@ def pretrain(data_root: Root = ROOT, slim: Annotated[str, typer.Option(
              steps: int = 800, seed: int = 0, workers: int = 0) -> None:
     """Pretrain a small backbone of the pocket profile on Pocket Zoo."""
     from detcore.engine.common import output_folder
-    from detcore.engine.pretrain import pretrain as run
+    from detcore.pocket.pretrain import pretrain as run
     from detcore.errors import UsageError
-    from detcore.zoo.pocket import SLIMS
+    from detcore.pocket.profile import SLIMS
 
     if slim not in SLIMS:
         raise UsageError(f"There is no small backbone {slim!r}: it is one of {', '.join(SLIMS)}.")
@@ -324,7 +324,7 @@ def data_pocket(root: Annotated[Path, typer.Option(help="Folder to draw into.")]
                                                         "before.")] = False) -> None:
     """Draw a Pocket Zoo."""
     options = dict(locals())
-    from detcore.data.pocket_zoo import draw
+    from detcore.pocket.pocket_zoo import draw
 
     print(f"Pocket Zoo: {draw(**options)}")
 

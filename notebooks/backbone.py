@@ -25,15 +25,15 @@ import pandas as pd
 import torch
 
 from detcore import create_model, draw
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import build_loader
 from detcore.engine.common import describe
-from detcore.engine.pretrain import class_map, pretrain
+from detcore.pocket.pretrain import class_map, pretrain
 from detcore.engine.train import train
 from detcore.records import Record, peak_memory_gb
 from detcore.zoo import recipes
-from detcore.zoo.pocket import POCKET_BACKBONE, slim_resnet
+from detcore.pocket.profile import POCKET_BACKBONE, slim_resnet
 from detcore.zoo.summary import summarize
 from detcore.zoo.weights import load_backbone
 

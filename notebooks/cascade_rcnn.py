@@ -29,7 +29,7 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore import create_model, draw, get_model_entry
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference
@@ -92,7 +92,7 @@ names = ["proposals", "after stage 1", "after stage 2", "after stage 3"]
 # %% tags=["nbval-ignore-output"]
 pictures = [draw.pixels(images, i, recipe.preprocess) for i in range(len(images))]
 scale = 256 / max(images.tensor.shape[2:])
-overlaps = [box.iou_matrix(b, t.boxes) for b, t in zip(stages[0], batch.targets)]
+overlaps = [box.pairwise_iou(b, t.boxes) for b, t in zip(stages[0], batch.targets)]
 bundles = [(int((o[:, k] > 0.4).sum()), i, k) for i, o in enumerate(overlaps) for k in range(o.shape[1])]
 _, one, k = max(bundles)
 near, truth = overlaps[one][:, k] > 0.4, batch.targets[one].boxes[k:k + 1]

@@ -33,7 +33,7 @@ import plotly.graph_objects as go
 from IPython.display import HTML
 
 from detcore import draw
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.data.coco import CocoDataset
 from detcore.data.instaboost import InstaBoost
 from detcore.data.loader import build_loader

@@ -27,7 +27,7 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore import create_model, draw, get_model_entry
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference

@@ -28,7 +28,7 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore import create_model, draw, get_model_entry
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference
@@ -110,7 +110,7 @@ draw.grid([draw.boxes(pictures[one], proposals.boxes[one, :10], scale=1.4 * scal
 # in white. A loose bundle becomes a tight one.
 
 # %% tags=["nbval-ignore-output"]
-overlap = [box.iou_matrix(p, t.boxes) for p, t in zip(proposals.boxes, batch.targets)]
+overlap = [box.pairwise_iou(p, t.boxes) for p, t in zip(proposals.boxes, batch.targets)]
 which = int((overlap[one] > 0.5).sum(0).argmax())
 near, truth = overlap[one][:, which] > 0.5, batch.targets[one].boxes[which:which + 1]
 draw.grid([draw.boxes(pictures[one], torch.cat([truth, b[one][near]]), scale=1.4 * scale, width=2,
@@ -127,7 +127,7 @@ draw.grid([draw.boxes(pictures[one], torch.cat([truth, b[one][near]]), scale=1.4
 before, after = [], []
 for p, r, v, target in zip(proposals.boxes, refined, proposals.valid, batch.targets):
     if len(target.boxes):
-        best, at = box.iou_matrix(p[v], target.boxes).max(1)
+        best, at = box.pairwise_iou(p[v], target.boxes).max(1)
         before.append(best[best > 0.3])
         after.append(box.iou(r[v], target.boxes[at])[best > 0.3])
 before, after = torch.cat(before), torch.cat(after)
@@ -141,7 +141,7 @@ draw.histogram({"proposals": before, "after the second stage": after}, bins=torc
 # %% tags=["nbval-ignore-output"]
 def recall(boxes):
     """Share of objects whose best box reaches each IoU; `boxes` are those of each image."""
-    best = torch.cat([box.iou_matrix(t.boxes, b).amax(1) for b, t in zip(boxes, batch.targets) if len(t.boxes)])
+    best = torch.cat([box.pairwise_iou(t.boxes, b).amax(1) for b, t in zip(boxes, batch.targets) if len(t.boxes)])
     return ious, [(best >= iou).float().mean().item() for iou in ious]
 
 

@@ -36,7 +36,8 @@ from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
 from detcore.engine.evaluate import evaluate
 from detcore.engine.train import train
-from detcore.masks import Polygons, crop_masks
+from detcore.ops.masks import crop_masks
+from detcore.structures import Polygons
 from detcore.methods.mask_rcnn import paste
 
 # %% [markdown]

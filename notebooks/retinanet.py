@@ -32,7 +32,7 @@ from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
 from detcore.engine.evaluate import evaluate
 from detcore.engine.train import train
-from detcore.losses import focal
+from detcore.ops.losses import focal
 from detcore.methods.rpn import per_anchor
 
 # %% [markdown]

@@ -27,7 +27,7 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore import create_model, draw, get_model_entry
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference
@@ -174,7 +174,7 @@ def overlaps(loader):
     for batch in loader:
         batch = batch.to(images.tensor.device)
         for found, target in zip(detector.predict(recipe.preprocess(batch.images, batch.sizes)), batch.targets):
-            overlap = box.iou_matrix(target.boxes[None], found.boxes[None])[0]
+            overlap = box.pairwise_iou(target.boxes[None], found.boxes[None])[0]
             yield torch.nn.functional.pad(overlap, (0, most - overlap.shape[1])).cummax(1).values
 
 

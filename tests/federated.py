@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from detcore.masks import encode_rle
+from detcore.structures import encode_rle
 
 SIZE, IMAGES, CLASSES, CROWDED = 160, 48, 14, 5
 

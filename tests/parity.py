@@ -26,7 +26,7 @@ from torchvision.ops import StochasticDepth
 
 import detcore
 from detcore.errors import DetcoreError
-from detcore.matching import Sampler
+from detcore.ops.matching import Sampler
 from detcore.structures import Detections, Images, Target
 from tests.reference import recipe
 

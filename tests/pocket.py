@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from detcore.data.pocket_zoo import CLASSES, draw
+from detcore.pocket.pocket_zoo import CLASSES, draw
 from detcore.engine.evaluate import evaluate, make_proposals
 from detcore.engine.train import train
 from detcore.records import Record

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torchvision.ops import nms
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore import losses
-from detcore.masks import Polygons, crop_masks, encode_rle
-from detcore.matching import BACKGROUND, NEITHER, IoUMatcher, Sampler
+from detcore.ops.masks import crop_masks
+from detcore.structures import Polygons, encode_rle
+from detcore.ops.matching import BACKGROUND, IGNORE, IoUMatcher, Sampler
 from detcore.methods.mask_rcnn import paste
 from detcore.methods.rpn import rescale
 
@@ -39,9 +40,9 @@ def test_decoding_undoes_encoding(anchors: torch.Tensor, boxes: torch.Tensor) ->
 @settings(max_examples=60, deadline=None)
 @given(some_boxes(), some_boxes())
 def test_iou_family(a: torch.Tensor, b: torch.Tensor) -> None:
-    matrix = box.iou_matrix(a, b)
+    matrix = box.pairwise_iou(a, b)
     assert ((matrix >= 0) & (matrix <= 1 + 1e-5)).all()
-    torch.testing.assert_close(matrix, box.iou_matrix(b, a).T)
+    torch.testing.assert_close(matrix, box.pairwise_iou(b, a).T)
     torch.testing.assert_close(box.iou(a, a), torch.ones(len(a)))
     n = min(len(a), len(b))
     a, b = a[:n], b[:n]
@@ -109,16 +110,16 @@ def test_matching_thresholds_and_best_boxes() -> None:
     truth = torch.tensor([[[0.0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 0, 0]]])
     valid = torch.tensor([[True, True, False]])
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6], [55, 50, 65, 60], [80, 80, 90, 90]])
-    assert IoUMatcher(0.7, 0.3)(boxes, truth, valid).tolist() == [[0, NEITHER, NEITHER, BACKGROUND]]
-    assert IoUMatcher(0.7, 0.3, low_quality=0.3)(boxes, truth, valid).tolist() == [[0, NEITHER, 1, BACKGROUND]]
+    assert IoUMatcher(0.7, 0.3)(boxes, truth, valid).tolist() == [[0, IGNORE, IGNORE, BACKGROUND]]
+    assert IoUMatcher(0.7, 0.3, low_quality=0.3)(boxes, truth, valid).tolist() == [[0, IGNORE, 1, BACKGROUND]]
     only = torch.tensor([[False, True, True, True]])
-    assert IoUMatcher(0.7, 0.3)(boxes, truth, valid, only).tolist() == [[NEITHER, NEITHER, NEITHER, BACKGROUND]]
+    assert IoUMatcher(0.7, 0.3)(boxes, truth, valid, only).tolist() == [[IGNORE, IGNORE, IGNORE, BACKGROUND]]
 
 
 def test_sampler_keeps_its_numbers() -> None:
     torch.manual_seed(0)
     match = torch.cat([torch.zeros(2, 30, dtype=torch.long), torch.full((2, 100), BACKGROUND)], 1)
-    match[1, 3:30] = NEITHER
+    match[1, 3:30] = IGNORE
     positive, negative = Sampler(40, 0.5)(match)
     assert positive.sum(1).tolist() == [20, 3] and negative.sum(1).tolist() == [20, 37]
     assert not (positive & (match < 0)).any() and not (negative & (match != BACKGROUND)).any()

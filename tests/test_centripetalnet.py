@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from detcore.backbones.hourglass import Hourglass
-from detcore.boxes import soft_nms
+from detcore.ops.boxes import soft_nms
 from detcore.data.augment import CornerCrop
-from detcore.data.pocket_zoo import draw
+from detcore.pocket.pocket_zoo import draw
 from detcore.data.transforms import Flip, Preprocess, Rescale, Resize, Sample
 from detcore.engine.common import load_data
 from detcore.engine.evaluate import detect_views, evaluate, first_images
@@ -19,7 +19,7 @@ from detcore.errors import UsageError
 from detcore.layers.corner_pool import running_max
 from detcore.methods.centripetalnet import TOP_LEFT, centripetalnet, corner_targets, decode, radius
 from detcore.structures import Detections, Images
-from detcore.tta import TestTimeAugmentation, mirrored
+from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.zoo.create import create_model
 from detcore.zoo.models import get_model_entry
 

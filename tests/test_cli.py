@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from detcore.cli import main
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.engine.train import train
 from detcore.records import read_record
 from detcore.zoo.entries import published_results

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from detcore.data.augment import Expand, MinIoUCrop, PhotometricDistortion, centred_in, iou_with
 from detcore.data.transforms import Flip, Resize, Sample, apply, tight_boxes
-from detcore.masks import Polygons
+from detcore.structures import Polygons
 from detcore.structures import IGNORED
 from tests.reference import recipe
 from tests.test_data_transforms import calm, inside, rng, samples

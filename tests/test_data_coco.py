@@ -16,7 +16,7 @@ from detcore.data.images import read_image
 from detcore.data.proposals import Proposals, save_proposals
 from detcore.data.transforms import FilterBoxes
 from detcore.errors import DataError, UsageError
-from detcore.masks import Polygons
+from detcore.structures import Polygons
 
 H, W = 40, 60
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.data.coco import CocoDataset, fingerprint
-from detcore.data.pocket_scenes import STUFF
-from detcore.data.pocket_zoo import CLASSES, draw
+from detcore.pocket.scenes import STUFF
+from detcore.pocket.pocket_zoo import CLASSES, draw
 from detcore.errors import DataError, UsageError
 
 

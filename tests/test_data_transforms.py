@@ -21,7 +21,7 @@ from detcore.data.transforms import (
     apply,
     tight_boxes,
 )
-from detcore.masks import Polygons, rasterise
+from detcore.ops.masks import Polygons, rasterise
 from detcore.zoo.models import MODELS
 from detcore.zoo.recipes import TORCHVISION
 from tests.reference import recipe

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import detcore
-from detcore.layers.msdeform import MSDeformAttention, MSDeformEncoder, cell_centres, sample_levels
+from detcore.layers.deformable_attention import MSDeformAttention, MSDeformEncoder, cell_centres, sample_levels
 from detcore.layers.position import sine_positions
-from detcore.matching import hungarian
+from detcore.ops.matching import hungarian
 from detcore.methods.deformable_detr import Answers, DeformableDETR, Truth, logit, match_cost, set_losses
 from detcore.structures import Images, Target
 

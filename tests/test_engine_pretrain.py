@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import detcore
-from detcore.data import pocket_zoo
-from detcore.engine.pretrain import class_map, pretrain
+from detcore.pocket import pocket_zoo
+from detcore.pocket.pretrain import class_map, pretrain
 from detcore.structures import Target
-from detcore.zoo.pocket import POCKET_BACKBONE
+from detcore.pocket.profile import POCKET_BACKBONE
 from detcore.zoo.weights import load_backbone
 
 

@@ -14,7 +14,7 @@ from itertools import islice
 import pytest
 import torch
 
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference, benchmark_training, flops, fuse_conv_bn
 from detcore.engine.checkpoint import Checkpoints

@@ -83,7 +83,7 @@ def test_a_program_of_torch_finds_what_the_model_finds(name, tmp_path):
     path = export(file, tmp_path / "program.pt2", format="torch", size=SIZE)
     image = picture(SIZE, 7)
     np.save(tmp_path / "image.npy", image.numpy())
-    code = ("import sys, numpy, torch, detcore.boxes\nextra = {'detcore': ''}\n"
+    code = ("import sys, numpy, torch, detcore.ops.boxes\nextra = {'detcore': ''}\n"
             "program = torch.export.load(sys.argv[1], extra_files=extra).module()\n"
             "found = program(torch.from_numpy(numpy.load(sys.argv[2])))\n"
             "numpy.savez(sys.argv[3], *[t.detach().numpy() for t in found])\nprint(extra['detcore'])")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import detcore
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.data.check import check
 from detcore.data.coco import CocoDataset
 from detcore.data.dataset import Wanted

@@ -6,7 +6,7 @@ import torch
 
 import detcore
 from detcore.errors import UsageError
-from detcore.losses import log_loss
+from detcore.ops.losses import log_loss
 from detcore.methods.free_anchor import BAG, FreeAnchorHead, mean_max, on_an_object
 
 SIZES = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 import detcore
-from detcore import boxes as box
-from detcore.anchors import AnchorGrid
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGrid
 from detcore.errors import UsageError
-from detcore.matching import BACKGROUND, ATSSMatcher
+from detcore.ops.matching import BACKGROUND, ATSSMatcher
 from detcore.methods.gfl import FARTHEST, GFLHead, Integral, distribution_focal, quality_focal
 from detcore.structures import Images
 
@@ -51,7 +51,7 @@ def test_distribution_focal_wants_the_two_numbers_about_the_target():
 def test_atss_takes_the_candidates_that_stand_out():
     truth = torch.tensor([[[33.0, 33.0, 95.0, 97.0], [0.0, 0.0, 0.0, 0.0]]])
     match = ATSSMatcher()(grids(), truth, torch.tensor([[True, False]]))[0]
-    overlap = box.iou_matrix(truth[0, :1], torch.cat(grids()))[0]
+    overlap = box.pairwise_iou(truth[0, :1], torch.cat(grids()))[0]
     positive = match >= 0
     assert match[overlap.argmax()] == 0 and set(match[positive].tolist()) == {0}
     assert 1 <= positive.sum() <= 45 and (match[~positive] == BACKGROUND).all()

@@ -10,7 +10,7 @@ from torchvision.ops import deform_conv2d
 
 import detcore
 from detcore.errors import UsageError
-from detcore.layers.deform import deform_conv
+from detcore.ops.deform import deform_conv
 from detcore.methods.guided_anchoring import (
     FeatureAdaption,
     GARetinaHead,

@@ -70,7 +70,7 @@ def test_costs_are_the_losses_of_every_pair():
     logits, truth = torch.randn(2, 4, 50), (torch.rand(2, 3, 50) > 0.5).float()
     pairs = dice(logits[:, :, None].expand(-1, -1, 3, -1), truth[:, None].expand(-1, 4, -1, -1))
     torch.testing.assert_close(dice_cost(logits, truth), pairs)
-    from detcore.losses import focal
+    from detcore.ops.losses import focal
 
     pairs = focal(logits[:, :, None].expand(-1, -1, 3, -1), truth[:, None].expand(-1, 4, -1, -1)).mean(-1)
     torch.testing.assert_close(focal_cost(logits, truth), pairs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import detcore
-from detcore.data.pocket_zoo import STUFF
+from detcore.pocket.pocket_zoo import STUFF
 from detcore.methods.centripetalnet import TOWARDS, CentripetalHead
 from detcore.structures import Detections, Images, Target
 from detcore.zoo.models import get_model_entry

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detcore.errors import DataError, UsageError
-from detcore.masks import encode_rle
+from detcore.structures import encode_rle
 from detcore.metrics.coco import BACKENDS, evaluate_coco
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "evaluation.json").read_text())

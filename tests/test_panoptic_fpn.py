@@ -14,7 +14,7 @@ import detcore
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import _target
 from detcore.data.panoptic import PanopticMaps, Segments
-from detcore.data.pocket_zoo import CLASSES, STUFF, draw
+from detcore.pocket.pocket_zoo import CLASSES, STUFF, draw
 from detcore.data.transforms import Flip, RandomCrop, Resize
 from detcore.engine.common import load_data
 from detcore.engine.evaluate import detect, evaluate

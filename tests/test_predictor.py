@@ -8,10 +8,10 @@ from PIL import Image
 
 import detcore
 from detcore import draw
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.errors import DataError, UsageError, WeightsError
-from detcore.masks import Polygons
-from detcore.predictor import Predictor
+from detcore.structures import Polygons
+from detcore.engine.predict import Predictor
 from detcore.structures import Detections, Images
 from detcore.zoo.recipes import CAFFE, TORCHVISION
 from detcore.zoo.weights import save_weights

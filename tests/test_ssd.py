@@ -26,7 +26,7 @@ from detcore.methods.ssd import (
     ssd,
 )
 from detcore.structures import Images, Target
-from detcore.zoo.pocket import SLIM_MOBILENET, SLIM_VGG
+from detcore.pocket.profile import SLIM_MOBILENET, SLIM_VGG
 from detcore.zoo.recipes import Schedule
 from detcore.zoo.weights import load_backbone
 

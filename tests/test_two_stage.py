@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.regnet import DESIGNS, RegNet, stages
-from detcore.data import pocket_zoo
+from detcore.pocket import pocket_zoo
 from detcore.data.instaboost import InstaBoost, draw_shift, fill_holes, likeness
 from detcore.data.transforms import Sample
 from detcore.engine.train import train
 from detcore.errors import UsageError, WeightsError
-from detcore.layers.deform import DeformConv2d, deform_conv
-from detcore.masks import Polygons
-from detcore.matching import BACKGROUND, Sampler
+from detcore.methods.dcn import DeformConv2d, deform_conv
+from detcore.structures import Polygons
+from detcore.ops.matching import BACKGROUND, Sampler
 from detcore.methods import dynamic_rcnn, grid_rcnn, ms_rcnn
 from detcore.methods.dcn import GAMMA, DeformRoIPool, deform_roi_pool
 from detcore.methods.fast_rcnn import Samples

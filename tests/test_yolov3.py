@@ -9,10 +9,10 @@ import torch
 import detcore
 from detcore.backbones.darknet import Darknet
 from detcore.errors import UsageError
-from detcore.matching import BACKGROUND, NEITHER
+from detcore.ops.matching import BACKGROUND, IGNORE
 from detcore.methods.yolov3 import COCO_ANCHORS, OBJECTNESS, STRIDES, GridMatcher, YOLOHead, decode, encode, yolov3
 from detcore.structures import Images
-from detcore.zoo.pocket import SLIM_DARKNET
+from detcore.pocket.profile import SLIM_DARKNET
 from detcore.zoo.weights import load_backbone
 
 SIZES = [(4, 4), (8, 8), (16, 16)]
@@ -68,14 +68,14 @@ def test_what_overlaps_much_elsewhere_is_left_alone():
     found, _ = anchors()
     index = match([28.0, 40.0, 60.0, 64.0])
     (taken,) = (index >= 0).nonzero()[:, 0].tolist()
-    left_alone = found[index == NEITHER]
+    left_alone = found[index == IGNORE]
     assert len(left_alone) and ((left_alone - found[taken]).abs().amax(1) <= 16).all()
-    assert set(index.tolist()) == {0, NEITHER, BACKGROUND}
+    assert set(index.tolist()) == {0, IGNORE, BACKGROUND}
 
 
 def test_a_tiny_object_has_an_anchor_too():
     index = match([20.0, 20.0, 21.0, 21.0])
-    assert (index >= 0).sum() == 1 and not (index == NEITHER).any()
+    assert (index >= 0).sum() == 1 and not (index == IGNORE).any()
 
 
 def test_several_anchors_of_a_cell_may_take_a_large_object():

@@ -11,8 +11,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.backbones.resnet import freeze_norm_statistics
-from detcore.layers.conv import ConvBlock, init_convolutions
+from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
+from detcore.layers.conv import ConvBlock
 
 STEM = 32
 STAGE_BLOCKS = (1, 2, 8, 8, 4)  # table 1
@@ -59,7 +59,7 @@ class Darknet(nn.Module):
                 stage.add_module(f"res{j}", DarknetBlock(2 * width))
             self.add_module(name, stage)
         self.channels = tuple(stem * 2 ** (i + 1) for i in self.out_stages)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [N, channels[i], H / s, W / s] of `out_stages`; of all stages s = 2, 4, 8, 16, 32."""

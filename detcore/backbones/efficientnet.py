@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from detcore.layers.conv import ConvBlock, init_convolutions, set_batch_norm
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_weights, kaiming_normal, set_batch_norm
 
 STEM = 32
 SQUEEZE = 4  # squeeze and excitation narrows a block's input by this
@@ -144,7 +145,7 @@ class EfficientNet(nn.Module):
                 channels = widths[-1]
         self.layers = nn.ModuleList([layers[0][0], *(nn.Sequential(*blocks) for blocks in layers[1:])])
         self.channels = tuple(widths[i] for i in self.out_layers)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
         set_batch_norm(self, EPS, MOMENTUM)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

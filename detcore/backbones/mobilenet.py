@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.layers.conv import Activation, ConvBlock, init_convolutions, set_batch_norm
+from detcore.layers.conv import Activation, ConvBlock
+from detcore.layers.init import init_weights, kaiming_normal, set_batch_norm
 
 
 class Stage(NamedTuple):
@@ -71,7 +72,7 @@ class MobileNetV2(nn.Module):
             channels = width
         self.conv2 = ConvBlock(channels, last, 1, norm="bn", act=act)
         self.channels = tuple((*(s.channels for s in stages), last)[i] for i in self.out_stages)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
         set_batch_norm(self, eps, momentum)
         for name in self.names[max(self.out_stages) + 1:]:
             getattr(self, name).requires_grad_(False)

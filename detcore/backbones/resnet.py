@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcore.layers.conv import Conv, init_convolutions, make_norm
-from detcore.layers.deform import DeformConv2d
+from detcore.layers.conv import Conv, make_norm
+from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -191,19 +191,12 @@ class ResNet(Residual):
 
 def init_backbone(network: nn.Module, norm_fixed: bool = False) -> None:
     """Initial weights; `norm_fixed` keeps batch norm's scale and shift from training."""
-    init_convolutions(network)
+    init_weights(network, kaiming_normal)
     for module in network.modules():
-        if isinstance(module, DeformConv2d):
+        if hasattr(module, "reset_offsets"):  # a deformable convolution starts from the rigid grid
             module.reset_offsets()
         elif isinstance(module, nn.BatchNorm2d) and norm_fixed:
             module.requires_grad_(False)
-
-
-def freeze_norm_statistics(module: nn.Module) -> None:
-    """Batch norm layers (synchronised ones too) use their running statistics and leave them as they are."""
-    for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            m.eval()
 
 
 def resnext(depth: int, groups: int, base_width: int, **options) -> ResNet:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detcore.layers.conv import init_convolutions
+from detcore.layers.init import init_weights, kaiming_normal
 
 STAGE_CONVS = (2, 2, 3, 3, 3)
 FC6_DILATION = 6
@@ -42,7 +42,7 @@ class SSDVGG(nn.Module):
                    nn.Conv2d(2 * channels, 2 * channels, 1), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.channels = (channels, 2 * channels)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps [N, channels[i], H / s, W / s], s = 8 and 16."""

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from detcore.data.transforms import Masks, Sample, crop, map_rings
-from detcore.masks import Polygons
+from detcore.structures import Polygons
 from detcore.structures import IGNORED
 
 ATTEMPTS = 50  # at a window, before another overlap is drawn

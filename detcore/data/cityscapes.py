@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
 from detcore.data.dataset import Wanted
-from detcore.data.drawn import Drawn, Set, Writer, png, write
+from detcore.pocket.drawn import Drawn, Set, Writer, png, write
 from detcore.errors import DataError
-from detcore.masks import encode_rle
+from detcore.structures import encode_rle
 
 # The classes of the instance task with their official numbers.
 CLASSES = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}

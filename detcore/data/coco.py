@@ -18,12 +18,12 @@ import msgspec
 import numpy as np
 
 from detcore.data.dataset import Dataset, Wanted
-from detcore.data.drawn import Drawn, Set, Writer, png, write
+from detcore.pocket.drawn import Drawn, Set, Writer, png, write
 from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import Proposals
 from detcore.data.transforms import Transform
 from detcore.errors import DataError, UsageError
-from detcore.masks import rasterise
+from detcore.ops.masks import rasterise
 
 
 class _Image(msgspec.Struct, gc=False):

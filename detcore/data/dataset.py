@@ -18,7 +18,7 @@ from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import Proposals
 from detcore.data.transforms import Masks, Meta, Sample, Transform, apply
 from detcore.errors import DataError, UsageError
-from detcore.masks import Polygons
+from detcore.structures import Polygons
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from detcore.data.drawn import write
+from detcore.pocket.drawn import write
 from detcore.errors import DataError
 
 

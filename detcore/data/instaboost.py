@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from detcore.data.transforms import Sample, clip_ring, tight_boxes
-from detcore.masks import Polygons
+from detcore.structures import Polygons
 
 # The surroundings of an object: rings of so many pixels, the nearest counts most (section 3.3).
 RING_WIDTH, RING_WEIGHTS = 5, (0.4, 0.35, 0.25)

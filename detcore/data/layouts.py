@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detcore.data import cityscapes, coco, lvis, openimages, voc, widerface
 from detcore.data.dataset import Dataset, Wanted
-from detcore.data.drawn import Writer
+from detcore.pocket.drawn import Writer
 from detcore.errors import UsageError
 
 

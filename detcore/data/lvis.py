@@ -14,7 +14,7 @@ from typing import Any
 
 from detcore.data.coco import CocoDataset, instances
 from detcore.data.dataset import Wanted
-from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.pocket.drawn import Drawn, Set, Writer, write
 
 
 def open_lvis(root: Path, split: str, wanted: Wanted) -> CocoDataset:

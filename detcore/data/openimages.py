@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detcore.data.dataset import EVERYTHING, Dataset, Wanted
-from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.pocket.drawn import Drawn, Set, Writer, write
 from detcore.data.images import picture_sizes
 from detcore.errors import DataError
 

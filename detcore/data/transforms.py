@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcore.masks import Polygons
+from detcore.structures import Polygons
 from detcore.structures import Images
 
 Masks = np.ndarray | Polygons

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset, instances
 from detcore.data.dataset import EVERYTHING, Dataset, Wanted
-from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.pocket.drawn import Drawn, Set, Writer, write
 from detcore.errors import DataError
 
 CLASSES = (

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from detcore.data.dataset import EVERYTHING, Columns, Dataset, Wanted
-from detcore.data.drawn import Drawn, Set, Writer, write
+from detcore.pocket.drawn import Drawn, Set, Writer, write
 from detcore.data.images import picture_sizes
 from detcore.data.voc import Described, read_xml, xml
 from detcore.errors import DataError

@@ -33,7 +33,7 @@ from detcore.errors import DataError, UsageError
 from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
 from detcore.structures import Detections
-from detcore.tta import TestTimeAugmentation, mirrored
+from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.zoo.create import create_model
 from detcore.zoo.models import get_model_entry
 from detcore.zoo.recipes import Recipe

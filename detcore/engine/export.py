@@ -72,7 +72,7 @@ def export(name: str | Path, output: str | Path | None = None, *, format: Format
     Args:
         name: a name of the zoo, or a file that training wrote.
         output: the file; by default NAME.onnx or NAME.pt2 here.
-        format: "onnx", or "torch" for a program of `torch.export`, which is loaded after `import detcore.boxes`.
+        format: "onnx", or "torch" for a program of `torch.export`, which is loaded after `import detcore.ops.boxes`.
         weights: for a name: a file, "published", or None for random ones.
         size: (h, w) of the picture; the largest that the recipe tests with by default.
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
-import detcore.boxes  # noqa: F401  # defines the operator
+import detcore.ops.boxes  # noqa: F401  # defines the operator
 
 op: Any = opset18
 
 
 def grouped_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> Any:
-    """`detcore.boxes.grouped_nms`: the groups become the batch of ONNX's operator, as long as the fullest of them."""
+    """`detcore.ops.boxes.grouped_nms`: the groups become the batch of ONNX's operator, as long as the fullest of them."""
     zero, one, minus_one = (op.Constant(value_ints=[i]) for i in (0, 1, -1))
     count = op.Shape(groups)
     rising, order = op.TopK(groups, count, axis=0, largest=0, sorted=1)

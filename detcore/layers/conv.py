@@ -50,26 +50,3 @@ class ConvBlock(nn.Module):
 
 
 Block = Callable[..., nn.Module]  # `ConvBlock`, or a partial of it that sets norm or convolution
-
-
-def init_normal(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, std: float = 0.01, bias: float = 0.0) -> None:
-    """Gaussian weights and a constant bias for a prediction layer."""
-    nn.init.normal_(module.weight, 0, std)
-    if module.bias is not None:
-        nn.init.constant_(module.bias, bias)
-
-
-def init_convolutions(network: nn.Module) -> None:
-    """He et al.'s initialisation of all convolutions; biases are zero."""
-    for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def set_batch_norm(network: nn.Module, eps: float, momentum: float) -> None:
-    """What batch norm adds to the variance, and how fast its statistics follow the batches."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = eps, momentum

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import point_grid
+from detcore.ops import boxes as box
+from detcore.ops.anchors import point_grid
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import init_normal
-from detcore.losses import giou_loss, log_loss, over_processes
-from detcore.matching import pad_targets
+from detcore.layers.init import init_normal
+from detcore.ops.losses import giou_loss, log_loss, reduce_mean
+from detcore.ops.matching import pad_targets
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.fcos import FCOS_STRIDES, Scale, flatten, tower
 from detcore.methods.retinanet import RetinaNet, best_scores, dense_detections
@@ -83,7 +83,7 @@ def negative_weights(boxes: Tensor, truth: Tensor, labels: Tensor, inside: Tenso
         truth: [N, G, 4]; labels: [N, G]; inside: [N, G, P] bool, which cells lie in which objects.
     """
     # As published, a box may be good for any of the objects, not only for the one at hand.
-    overlap = box.iou_matrix(truth, boxes).amax(1, keepdim=True)
+    overlap = box.pairwise_iou(truth, boxes).amax(1, keepdim=True)
     good = (1 / (1 - overlap).clamp(min=EPS)).expand(inside.shape)
     low = good.masked_fill(~inside, torch.inf).amin(2, keepdim=True)
     high = good.masked_fill(~inside, -torch.inf).amax(2, keepdim=True)
@@ -152,10 +152,10 @@ class AutoAssignHead(nn.Module):
         of_class = scores.transpose(1, 2).gather(1, labels[:, :, None].expand_as(inside))
         confidence = of_class * located
         found = (confidence * positive_weights(confidence, prior)).sum(2)
-        objects = over_processes(valid.sum().float()).clamp(min=1)
+        objects = reduce_mean(valid.sum().float()).clamp(min=1)
 
         wrong = scores * negative_weights(boxes, truth, labels, inside, self.num_classes)
-        cells = over_processes(mass.detach().sum()).clamp(min=1)
+        cells = reduce_mean(mass.detach().sum()).clamp(min=1)
 
         # An image whose objects all lie between the cells says nothing of the priors.
         spread = torch.where(inside.any(2).any(1), valid.sum(1) / mass.clamp(min=EPS), 0.0)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import SmoothL1
-from detcore.matching import IoUMatcher, Sampler
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import SmoothL1
+from detcore.ops.matching import IoUMatcher, Sampler
 from detcore.methods.fast_rcnn import KEEP, BoxHead, Keep, Samples, assign_regions, pick_detections, sample_regions
 from detcore.methods.faster_rcnn import FasterRCNN
 from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, concatenate, mask_targets, positive_slots
@@ -41,8 +41,8 @@ class CascadeRoIHead(nn.Module):
         keep: which detections are kept at test time.
     """
 
-    def __init__(self, pool: RoIPyramid, bbox_heads: Sequence[BoxHead], *, mask_heads: Sequence[MaskHead] = (),
-                 mask_pool: RoIPyramid | None = None, mask_size: int = 28, samples: int = 512,
+    def __init__(self, pool: MultiScaleRoIAlign, bbox_heads: Sequence[BoxHead], *, mask_heads: Sequence[MaskHead] = (),
+                 mask_pool: MultiScaleRoIAlign | None = None, mask_size: int = 28, samples: int = 512,
                  keep: Keep = KEEP):
         super().__init__()
         self.bbox_roi_extractor, self.mask_size = pool, mask_size
@@ -111,8 +111,8 @@ def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, h
                  anchor_scale: float = 8, border: int = 0, samples: int = 512, rpn_samples: int = 256,
                  sampling: int = 0, train_limits: Limits = CASCADE_TRAIN,
                  test_limits: Limits = FPN_TEST) -> FasterRCNN:
-    """Cascade R-CNN; `border` is RPN's (see `RPNHead`), `sampling` RoIAlign's (see `RoIPyramid`)."""
-    head = CascadeRoIHead(RoIPyramid(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples)
+    """Cascade R-CNN; `border` is RPN's (see `RPNHead`), `sampling` RoIAlign's (see `MultiScaleRoIAlign`)."""
+    head = CascadeRoIHead(MultiScaleRoIAlign(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples)
     rpn_head = _rpn_head(width, anchor_scale, border, rpn_samples, train_limits, test_limits)
     return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
 
@@ -122,9 +122,9 @@ def cascade_mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 2
                       sampling: int = 0, train_limits: Limits = CASCADE_TRAIN,
                       test_limits: Limits = FPN_TEST) -> MaskRCNN:
     """Cascade Mask R-CNN; options as in `cascade_rcnn`."""
-    head = CascadeRoIHead(RoIPyramid(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples,
+    head = CascadeRoIHead(MultiScaleRoIAlign(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples,
                           mask_heads=[MaskHead(width, num_classes, width=width) for _ in STAGE_IOU],
-                          mask_pool=RoIPyramid(size=14, sampling=sampling))
+                          mask_pool=MultiScaleRoIAlign(size=14, sampling=sampling))
     rpn_head = _rpn_head(width, anchor_scale, border, rpn_samples, train_limits, test_limits)
     return MaskRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
 

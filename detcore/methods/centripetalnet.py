@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.hourglass import Hourglass
-from detcore.layers.conv import ConvBlock, init_convolutions, init_normal
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal, init_weights, kaiming_normal
 from detcore.layers.corner_pool import CornerPool
-from detcore.layers.deform import deform_conv
-from detcore.losses import SmoothL1, over_processes
-from detcore.matching import pad_targets
+from detcore.ops.deform import deform_conv
+from detcore.ops.losses import SmoothL1, reduce_mean
+from detcore.ops.matching import pad_targets
 from detcore.methods.retinanet import RetinaNet
 from detcore.structures import Detections, Images, Target
 
@@ -75,7 +76,7 @@ class CentripetalHead(nn.Module):
                 self.add_module(f"{kind}_{part}", nn.ModuleList([make(kind) for _ in range(maps)]))
         for level in range(maps):
             for kind in TOWARDS:
-                init_convolutions(self.part(kind, "pool", level))
+                init_weights(self.part(kind, "pool", level), kaiming_normal)
                 init_normal(self.part(kind, "feat_adaption", level))
                 init_normal(self.part(kind, "dcn_offset", level).conv, 0.1)
                 nn.init.constant_(self.part(kind, "heat", level)[1].conv.bias, -math.log((1 - PRIOR) / PRIOR))
@@ -112,8 +113,8 @@ class CentripetalHead(nn.Module):
         for level in range(len(features)):
             heats, *shifts = ([output[2 * i][level], output[2 * i + 1][level]] for i in range(4))
             for goal, heat, *shift in zip(goals, heats, *shifts):
-                corners = over_processes((goal.heat == 1).sum().float()).clamp(min=1)
-                cells = over_processes(goal.owned.sum().float()).clamp(min=1)
+                corners = reduce_mean((goal.heat == 1).sum().float()).clamp(min=1)
+                cells = reduce_mean(goal.owned.sum().float()).clamp(min=1)
                 parts = [gaussian_focal(heat, goal.heat).sum() / corners]
                 for predicted, wanted in zip(shift, (goal.offset, goal.guiding, goal.centripetal)):
                     found = predicted.flatten(2).transpose(1, 2).gather(1, goal.cell[..., None].expand(-1, -1, 2))

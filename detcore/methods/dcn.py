@@ -1,11 +1,14 @@
-"""Deformable RoI pooling: Dai et al., "Deformable convolutional networks", 2017, section 2.2; modulated in Zhu et al.,
+"""Deformable convolution and RoI pooling: Dai et al., "Deformable convolutional networks", 2017; modulated in Zhu et al.,
 "Deformable ConvNets v2", 2019.
+
+The taps of a convolution stand on a rigid grid. In a deformable convolution each tap is moved by an offset of its own,
+different at every place, that a small convolution reads off the same features; so the receptive field takes the
+object's shape. The second version also weighs every tap between 0 and 1.
 
 RoI pooling cuts a region into a rigid grid of bins. Here the region is pooled once, two small layers read from the
 result how far each bin should move, in fractions of the region's size, and it is pooled again with the bins moved:
 each bin can go to the part of the object that it should look at. The second version also weighs each bin. Bins are
-averages of bilinear samples, so the movement has a gradient and is learned without supervision of its own. The
-same idea for convolutions is in `detcore.layers.deform`.
+averages of bilinear samples, so the movement has a gradient and is learned without supervision of its own.
 """
 from __future__ import annotations
 
@@ -17,12 +20,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.layers.roi import RoIPyramid
+from detcore.ops.deform import deform_conv
+from detcore.layers.roi_align import MultiScaleRoIAlign
 from detcore.methods.faster_rcnn import FasterRCNN, faster_rcnn
 
 GAMMA = 0.1  # an offset of 1 moves a bin by this share of the region
 HIDDEN = 1024
 
+
+class DeformConv2d(nn.Conv2d):
+    """A deformable convolution with the convolution that makes its offsets (2017, section 2.1).
+
+    Args:
+        offset_groups: groups of channels that have offsets of their own.
+        modulated: weigh the taps too (DCNv2).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0,
+                 dilation: int = 1, groups: int = 1, bias: bool = False, *, offset_groups: int = 1,
+                 modulated: bool = False):
+        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
+        self.modulated, self.positions = modulated, offset_groups * kernel**2 * 2
+        channels = offset_groups * kernel**2 * (3 if modulated else 2)
+        self.conv_offset = nn.Conv2d(in_channels, channels, kernel, stride, padding, dilation)
+        self.reset_offsets()
+
+    def reset_offsets(self) -> None:
+        """No offsets, and with modulation half weights: training starts from the rigid grid."""
+        nn.init.zeros_(self.conv_offset.weight)
+        assert self.conv_offset.bias is not None
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, O, h, w] of x [N, C, H, W]."""
+        offsets, mask = self.conv_offset(x), None
+        if self.modulated:
+            offsets, mask = offsets[:, :self.positions], offsets[:, self.positions:].sigmoid()
+        return deform_conv(x, offsets, self.weight, mask, stride=self.stride[0], padding=int(self.padding[0]),
+                           dilation=self.dilation[0])
+
+
+# Deformable RoI pooling (2017, section 2.2)
 
 def deform_roi_pool(feature: Tensor, rois: Tensor, size: int, scale: float, offsets: Tensor | None = None) -> Tensor:
     """RoIAlign whose bins are moved by offsets; differentiable in the features and in the offsets (equation 5).
@@ -106,7 +144,7 @@ class DeformRoIPool(nn.Module):
         return pooled.to(feature.dtype)
 
 
-class DeformRoIPyramid(RoIPyramid):
+class DeformRoIPyramid(MultiScaleRoIAlign):
     """Deformable pooling from several levels, each with layers of its own."""
 
     def __init__(self, channels: int, strides: Sequence[int] = (4, 8, 16, 32), size: int = 7, *,

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import ConvBlock, init_normal
-from detcore.layers.msdeform import MSDeformAttention, MSDeformEncoder, cell_centres, of_level
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal
+from detcore.layers.deformable_attention import MSDeformAttention, MSDeformEncoder, cell_centres, of_level
 from detcore.layers.position import not_padding, sine_positions, waves
 from detcore.layers.transformer import Attention, FeedForward, Layers
-from detcore.losses import focal, l1, over_processes
-from detcore.matching import hungarian, pad_targets
+from detcore.ops.losses import focal, l1, reduce_mean
+from detcore.ops.matching import hungarian, pad_targets
 from detcore.methods.fast_rcnn import to_output
 from detcore.structures import Detections, Images, Target
 
@@ -315,7 +316,7 @@ def set_losses(answers: Answers, match: Tensor, truth: Truth) -> dict[str, Tenso
     """
     logits, boxes = answers
     matched, at = match >= 0, match.clamp(min=0)
-    count = over_processes(truth.valid.sum(1).clamp(max=match.shape[2]).sum().float()).clamp(min=1)
+    count = reduce_mean(truth.valid.sum(1).clamp(max=match.shape[2]).sum().float()).clamp(min=1)
     labels = truth.labels.expand(len(match), -1, -1).gather(2, at)
     one_hot = (labels[..., None] == torch.arange(logits.shape[3], device=labels.device)) & matched[..., None]
     wanted = truth.boxes.expand(len(match), -1, -1, -1).gather(2, at[..., None].expand(-1, -1, -1, 4))

@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import over_processes
-from detcore.matching import IoUMatcher, pad_targets
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import reduce_mean
+from detcore.ops.matching import IoUMatcher, pad_targets
 from detcore.methods.fast_rcnn import BoxHead, RoIHead, Samples, assign_regions, sample_regions
 from detcore.methods.faster_rcnn import FasterRCNN
 from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, Proposals, RPNHead, fpn_anchors
@@ -65,7 +65,7 @@ class DynamicRoIHead(RoIHead):
     overlaps: Tensor
     errors: Tensor
 
-    def __init__(self, pool: RoIPyramid, bbox_head: BoxHead, *, samples: int = 512):
+    def __init__(self, pool: MultiScaleRoIAlign, bbox_head: BoxHead, *, samples: int = 512):
         super().__init__(pool, bbox_head, samples=samples)
         self.register_buffer("threshold", torch.tensor(FIRST_IOU), persistent=False)
         self.register_buffer("seen", torch.tensor(0), persistent=False)
@@ -88,8 +88,8 @@ class DynamicRoIHead(RoIHead):
     def observe(self, overlap: Tensor, error: Tensor) -> None:
         """Remember a step's statistics, 0-dim; every `INTERVAL` steps, set by them."""
         place = (self.seen % INTERVAL)[None]
-        self.overlaps.index_copy_(0, place, over_processes(overlap)[None])
-        self.errors.index_copy_(0, place, over_processes(error)[None])
+        self.overlaps.index_copy_(0, place, reduce_mean(overlap)[None])
+        self.errors.index_copy_(0, place, reduce_mean(error)[None])
         self.seen += 1
         due = self.seen % INTERVAL == 0
         loss = self.bbox_head.box_loss
@@ -105,7 +105,7 @@ class DynamicRoIHead(RoIHead):
 def best_overlap(regions: Samples, targets: list[Target]) -> Tensor:
     """Mean over the images of the `IOU_TOP`-th largest IoU that a region has with an object (section 3.2)."""
     truth, _, truth_valid = pad_targets(targets)
-    overlap = box.iou_matrix(regions.boxes, truth).masked_fill(~truth_valid[:, None], 0).amax(2)
+    overlap = box.pairwise_iou(regions.boxes, truth).masked_fill(~truth_valid[:, None], 0).amax(2)
     # The objects' own boxes are regions too, and overlap themselves wholly.
     overlap = overlap.masked_fill(regions.is_truth, 1.0).masked_fill(~regions.valid, -1.0)
     place = regions.valid.sum(1).clamp(min=1, max=IOU_TOP) - 1
@@ -130,5 +130,5 @@ def dynamic_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, h
     rpn_head = RPNHead(width, fpn_anchors(anchor_scale), samples=rpn_samples, train_limits=train_limits,
                        test_limits=test_limits)
     bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=DynamicSmoothL1())
-    head = DynamicRoIHead(RoIPyramid(sampling=sampling), bbox_head, samples=samples)
+    head = DynamicRoIHead(MultiScaleRoIAlign(sampling=sampling), bbox_head, samples=samples)
     return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)

@@ -15,8 +15,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from detcore.backbones.efficientnet import EfficientNet
-from detcore.layers.conv import ConvBlock, init_normal
-from detcore.matching import IoUMatcher
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal
+from detcore.ops.matching import IoUMatcher
 from detcore.methods.retinanet import STRIDES, RetinaHead, RetinaNet
 from detcore.necks.fpn import FPN
 

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.backbones.resnet import ResNet, freeze_norm_statistics, init_backbone, stage
+from detcore.ops import boxes as box
+from detcore.backbones.resnet import ResNet, init_backbone, stage
+from detcore.layers.init import freeze_norm_statistics, init_normal, init_weights, kaiming_normal
 from detcore.errors import UsageError
-from detcore.layers.conv import Block, ConvBlock, init_convolutions, init_normal
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import l1, over_processes
-from detcore.matching import IoUMatcher, Sampler, pad_targets, used
+from detcore.layers.conv import Block, ConvBlock
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import l1, reduce_mean
+from detcore.ops.matching import IoUMatcher, Sampler, pad_targets, used
 from detcore.methods.rpn import Proposals, rescale
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
@@ -102,7 +103,7 @@ class BoxHead(nn.Module):
         self.fc_reg = nn.Linear(last, 4 if agnostic else 4 * num_classes)
         if convs:
             self.shared_convs = nn.ModuleList([block(in_channels, in_channels, 3) for _ in range(convs)])
-            init_convolutions(self.shared_convs)
+            init_weights(self.shared_convs, kaiming_normal)
         if hidden:
             widths = [in_channels * size**2, *[hidden] * (1 if convs else 2)]
             self.shared_fcs = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:])])
@@ -152,7 +153,7 @@ class BoxHead(nn.Module):
         index, boxes, _ = samples.rois()
         labels, truth = samples.labels.flatten()[index], samples.truth.flatten(0, 1)[index]
         positive = samples.positive.flatten()[index]
-        count = over_processes(samples.valid.sum().clamp(min=1))
+        count = reduce_mean(samples.valid.sum().clamp(min=1))
         deltas = self.pick(deltas, labels.clamp(max=self.num_classes - 1))
         # Regions that hold nothing get their own box as target, so that every value stays finite.
         truth = torch.where(positive[:, None], truth, boxes)
@@ -168,7 +169,7 @@ class BoxHead(nn.Module):
         """Cross-entropy of the classes, background among them, and the accuracy in percent."""
         index, _, _ = samples.rois()
         labels, valid = samples.labels.flatten()[index], samples.valid.flatten()[index]
-        count = over_processes(valid.sum().clamp(min=1))
+        count = reduce_mean(valid.sum().clamp(min=1))
         error = F.cross_entropy(logits.float(), labels, reduction="none") * valid
         hit = ((logits.argmax(1) == labels) & valid).sum() / valid.sum().clamp(min=1)
         return {"loss_cls": error.sum() / count, "acc": 100 * hit.detach()}
@@ -237,7 +238,7 @@ class RoIHead(nn.Module):
         keep: which detections are kept at test time.
     """
 
-    def __init__(self, pool: RoIPyramid, bbox_head: BoxHead, *, shared_head: ResStage | None = None, samples: int = 512,
+    def __init__(self, pool: MultiScaleRoIAlign, bbox_head: BoxHead, *, shared_head: ResStage | None = None, samples: int = 512,
                  hard_examples: bool = False, positive_iou: float = 0.5, low_quality: bool = False,
                  keep: Keep = KEEP):
         super().__init__()
@@ -367,6 +368,6 @@ def to_output(found: list[Detections], images: Images, output_sizes: list[tuple[
 
 def fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
               samples: int = 512, sampling: int = 0) -> FastRCNN:
-    """Fast R-CNN on a feature pyramid; `sampling` is RoIAlign's (see `RoIPyramid`)."""
-    head = RoIHead(RoIPyramid(sampling=sampling), BoxHead(width, num_classes, hidden=hidden), samples=samples)
+    """Fast R-CNN on a feature pyramid; `sampling` is RoIAlign's (see `MultiScaleRoIAlign`)."""
+    head = RoIHead(MultiScaleRoIAlign(sampling=sampling), BoxHead(width, num_classes, hidden=hidden), samples=samples)
     return FastRCNN(backbone, FPN(backbone.channels, width), head)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
 from detcore.layers.conv import Block, ConvBlock
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import l1
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import l1
 from detcore.methods.fast_rcnn import KEEP, BoxHead, Keep, ResStage, RoIHead, to_output
 from detcore.methods.fcos import FCOS_STRIDES, FCOSHead
 from detcore.methods.rpn import (
@@ -90,7 +90,7 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
         hard_examples: online hard example mining. keep: which detections are kept at test time.
         fcos_proposals: an FCOS head proposes instead of RPN.
         block: the convolutions of pyramid and region head; box_convs: how many the region head has before its layer.
-        sampling: RoIAlign's (see `RoIPyramid`).
+        sampling: RoIAlign's (see `MultiScaleRoIAlign`).
         train_limits, test_limits: proposals kept; by default what the neck needs.
     """
     pyramid, strides = None, (16,)  # type: tuple[FPN | None, tuple[int, ...]]
@@ -115,8 +115,8 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", w
     if neck == "c4":
         tail = ResStage(backbone.depth, base_channels=backbone.base_channels)
         bbox_head = BoxHead(tail.channels, num_classes, hidden=0, **box_options)
-        head = RoIHead(RoIPyramid(strides, 14, sampling=sampling), bbox_head, shared_head=tail, **options)
+        head = RoIHead(MultiScaleRoIAlign(strides, 14, sampling=sampling), bbox_head, shared_head=tail, **options)
     else:
         bbox_head = BoxHead(width, num_classes, hidden=hidden, convs=box_convs, block=block, **box_options)
-        head = RoIHead(RoIPyramid(strides, sampling=sampling), bbox_head, **options)
+        head = RoIHead(MultiScaleRoIAlign(strides, sampling=sampling), bbox_head, **options)
     return FasterRCNN(backbone, pyramid, rpn_head, head, num_classes)

@@ -13,11 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import point_grid
-from detcore.layers.conv import ConvBlock, init_normal
-from detcore.losses import binary_cross_entropy, focal, iou_loss, over_processes
-from detcore.matching import pad_targets
+from detcore.ops import boxes as box
+from detcore.ops.anchors import point_grid
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal
+from detcore.ops.losses import binary_cross_entropy, focal, iou_loss, reduce_mean
+from detcore.ops.matching import pad_targets
 from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, Proposals
 from detcore.structures import Images, Target
 
@@ -117,12 +118,12 @@ class FCOSHead(nn.Module):
         points = self.points(output[0])
         labels, wanted = self.assign(points, targets)
         positive = labels < self.num_classes
-        count = over_processes(positive.sum().float()).clamp(min=1)
+        count = reduce_mean(positive.sum().float()).clamp(min=1)
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         # Cells outside every object have meaningless distances; ones keep the arithmetic finite.
         wanted = torch.where(positive[..., None], wanted, 1.0)
         central = centrality(wanted) * positive
-        weight = over_processes(central.sum()).clamp(min=1e-6)
+        weight = reduce_mean(central.sum()).clamp(min=1e-6)
         xy = torch.cat(points)
         error = iou_loss(box.from_distances(xy, distances), box.from_distances(xy, wanted)) * central
         return {

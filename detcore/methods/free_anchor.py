@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.losses import SmoothL1, log_loss, over_processes
-from detcore.matching import pad_targets
+from detcore.ops.losses import SmoothL1, log_loss, reduce_mean
+from detcore.ops.matching import pad_targets
 from detcore.methods.fast_rcnn import BOX_STDS
 from detcore.methods.retinanet import RetinaHead, RetinaNet
 from detcore.methods.rpn import per_anchor
@@ -44,7 +44,7 @@ class FreeAnchorHead(RetinaHead):
                           for maps, c in zip(output, (self.num_classes, 4)))
         anchors = torch.cat(self.anchors([(m.shape[2], m.shape[3]) for m in output[0]], logits.device))
         truth, labels, valid = pad_targets(targets)
-        objects = over_processes(valid.sum().float())
+        objects = reduce_mean(valid.sum().float())
         scores = logits.sigmoid()
         joint = self.bags(scores, deltas, anchors, truth, labels, valid)
         positive = log_loss(mean_max(joint)) * valid
@@ -65,7 +65,7 @@ class FreeAnchorHead(RetinaHead):
             scores: [N, A, C]; deltas: [N, A, 4]; anchors: [A, 4].
             truth: [N, G, 4]; labels, valid: [N, G].
         """
-        bag = box.iou_matrix(truth, anchors).topk(min(BAG, len(anchors)), 2).indices
+        bag = box.pairwise_iou(truth, anchors).topk(min(BAG, len(anchors)), 2).indices
         image = torch.arange(len(truth), device=truth.device)[:, None, None]
         found = deltas[image, bag]
         wanted = box.encode(anchors[bag], truth[:, :, None], self.stds)
@@ -90,7 +90,7 @@ def on_an_object(boxes: Tensor, truth: Tensor, labels: Tensor, valid: Tensor, nu
         boxes: [N, A, 4] as predicted.
         truth: [N, G, 4]; labels, valid: [N, G].
     """
-    overlap = box.iou_matrix(truth, boxes)
+    overlap = box.pairwise_iou(truth, boxes)
     above = (overlap.amax(2, keepdim=True) - THRESHOLD).clamp(min=1e-12)
     likely = ((overlap - THRESHOLD) / above).clamp(0, 1) * valid[:, :, None]
     classes = likely.new_zeros(len(boxes), num_classes, boxes.shape[1])

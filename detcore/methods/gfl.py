@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import AnchorGrid
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGrid
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import init_normal
-from detcore.losses import binary_cross_entropy, giou_loss, over_processes
-from detcore.matching import ATSSMatcher, pad_targets
+from detcore.layers.init import init_normal
+from detcore.ops.losses import binary_cross_entropy, giou_loss, reduce_mean
+from detcore.ops.matching import ATSSMatcher, pad_targets
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.fcos import Scale, tower
 from detcore.methods.retinanet import PRIOR, STRIDES, RetinaNet, best_scores, dense_detections
@@ -115,7 +115,7 @@ class GFLHead(nn.Module):
         match = self.matcher(grids, truth, valid)
         positive, at = match >= 0, match.clamp(min=0)
         # An image without positives still counts one.
-        count = over_processes(positive.sum(1).clamp(min=1).sum())
+        count = reduce_mean(positive.sum(1).clamp(min=1).sum())
 
         centres = middle(torch.cat(grids))
         stride = torch.cat([g.new_full((len(g), 1), s) for g, s in zip(grids, STRIDES)])
@@ -124,7 +124,7 @@ class GFLHead(nn.Module):
         quality = box.iou(boxes.detach(), wanted) * positive
         one_hot = labels.gather(1, at)[..., None] == torch.arange(self.num_classes, device=labels.device)
         weight = logits.detach().float().sigmoid().amax(-1) * positive
-        total = over_processes(weight.sum()).clamp(min=1)
+        total = reduce_mean(weight.sum()).clamp(min=1)
         # A side beyond the last distance is taken for one just before it.
         distances = (box.to_distances(centres, wanted) / stride).clamp(0, FARTHEST - 0.1)
         return {

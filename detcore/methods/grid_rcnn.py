@@ -15,11 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import init_normal
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import SmoothL1, binary_cross_entropy, over_processes
+from detcore.layers.init import init_normal
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import SmoothL1, binary_cross_entropy, reduce_mean
 from detcore.methods.fast_rcnn import BoxHead, Keep, RoIHead, Samples, pick_detections
 from detcore.methods.faster_rcnn import FasterRCNN
 from detcore.methods.mask_rcnn import concatenate, positive_slots
@@ -185,7 +185,7 @@ class GridRoIHead(RoIHead):
 
     bbox_head: ClassHead
 
-    def __init__(self, pool: RoIPyramid, bbox_head: ClassHead, grid_pool: RoIPyramid, grid_head: GridHead, *,
+    def __init__(self, pool: MultiScaleRoIAlign, bbox_head: ClassHead, grid_pool: MultiScaleRoIAlign, grid_head: GridHead, *,
                  samples: int = 512, most_regions: int | None = MOST_REGIONS):
         super().__init__(pool, bbox_head, samples=samples, low_quality=True, keep=KEEP)
         self.grid_pool, self.grid_head = grid_pool, grid_head
@@ -212,7 +212,7 @@ class GridRoIHead(RoIHead):
         wanted = grid_targets(boxes, samples.truth.flatten(0, 1)[index])
         maps = self.grid_head(self.grid_pool(features, boxes, image))
         error = sum(binary_cross_entropy(heat, wanted).mean((1, 2, 3)) for heat in maps)
-        count = over_processes(positive.sum().float()).clamp(min=1)
+        count = reduce_mean(positive.sum().float()).clamp(min=1)
         return LOSS_WEIGHT * (error * positive).sum() / count
 
     def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images) -> list[Detections]:
@@ -239,8 +239,8 @@ def grid_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidd
     options: dict[str, Any] = dict(train_limits=train_limits, test_limits=test_limits)
     rpn_head = RPNHead(width, fpn_anchors(anchor_scale), border=0, box_loss=SmoothL1(1 / 9), samples=rpn_samples,
                        **options)
-    head = GridRoIHead(RoIPyramid(sampling=sampling), ClassHead(width, num_classes, hidden=hidden),
-                       RoIPyramid(size=POOLED, sampling=sampling),
+    head = GridRoIHead(MultiScaleRoIAlign(sampling=sampling), ClassHead(width, num_classes, hidden=hidden),
+                       MultiScaleRoIAlign(size=POOLED, sampling=sampling),
                        GridHead(width, convs=grid_convs, channels=grid_channels), samples=samples,
                        most_regions=most_regions)
     return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)

@@ -16,14 +16,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import AnchorGrid
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGrid
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import ConvBlock, init_normal
-from detcore.layers.deform import deform_conv
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import SmoothL1, bounded_iou_loss, focal, over_processes
-from detcore.matching import IoUMatcher, Sampler, pad_targets
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal
+from detcore.ops.deform import deform_conv
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import SmoothL1, bounded_iou_loss, focal, reduce_mean
+from detcore.ops.matching import IoUMatcher, Sampler, pad_targets
 from detcore.methods import retinanet, rpn
 from detcore.methods.fast_rcnn import BoxHead, FastRCNN, Keep, RoIHead, pick_detections
 from detcore.methods.faster_rcnn import FasterRCNN
@@ -165,13 +166,13 @@ class GuidedHead(nn.Module):
         centres, weights = (torch.cat([m.flatten(1) for m in level], 1) for level in location_targets(
             truth, valid, sizes, self.squares.strides, self.anchor_scale))
         logits = torch.cat([m.flatten(1) for m in maps], 1)
-        count = over_processes(weights.new_full((), POSITIVE_CELLS * weights.numel()))
+        count = reduce_mean(weights.new_full((), POSITIVE_CELLS * weights.numel()))
         return (focal(logits, ~centres) * weights).sum() / count
 
     def shape_loss(self, maps: Sequence[Tensor], truth: Tensor, valid: Tensor) -> Tensor:
         """Bounded IoU loss between the anchors and the objects that their cells are matched to."""
         positive, negative, wanted = self.shape_targets(maps, truth, valid)
-        count = over_processes((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
+        count = reduce_mean((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
         shapes = torch.cat([per_anchor(m, 2) for m in maps], 1)
         anchors = shape_anchors(torch.cat(self.squares_of(maps)), shapes, self.shape_std)
         wanted = torch.where(positive[..., None], wanted, anchors.detach())
@@ -184,9 +185,9 @@ class GuidedHead(nn.Module):
         """
         usual = torch.cat(self.usual([(m.shape[2], m.shape[3]) for m in maps], maps[0].device))
         # Shape by shape, or the overlaps would take nine times the memory.
-        overlap = box.iou_matrix(truth, usual[::self.usual.per_cell])
+        overlap = box.pairwise_iou(truth, usual[::self.usual.per_cell])
         for shape in range(1, self.usual.per_cell):
-            overlap = torch.maximum(overlap, box.iou_matrix(truth, usual[shape::self.usual.per_cell]))
+            overlap = torch.maximum(overlap, box.pairwise_iou(truth, usual[shape::self.usual.per_cell]))
         match = self.shape_matcher.by_overlap(overlap, valid)
         positive, negative = self.shape_sampler(match)
         return positive, negative, truth.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4))
@@ -348,7 +349,7 @@ def ga_retinanet(backbone: ResNet, num_classes: int = 80, *, width: int = 256, d
 def _region_head(width: int, num_classes: int, hidden: int, samples: int, sampling: int) -> RoIHead:
     """A region head that asks more of its proposals (section 3.5)."""
     bbox_head = BoxHead(width, num_classes, hidden=hidden, stds=BOX_STDS)
-    return RoIHead(RoIPyramid(sampling=sampling), bbox_head, samples=samples, positive_iou=POSITIVE_IOU, keep=KEEP)
+    return RoIHead(MultiScaleRoIAlign(sampling=sampling), bbox_head, samples=samples, positive_iou=POSITIVE_IOU, keep=KEEP)
 
 
 def ga_fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,

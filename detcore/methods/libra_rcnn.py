@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import ConvBlock, init_normal
-from detcore.layers.roi import RoIPyramid
-from detcore.matching import BACKGROUND, Sampler, pad_targets
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.matching import BACKGROUND, Sampler, pad_targets
 from detcore.methods.fast_rcnn import BoxHead, FastRCNN, RoIHead, Samples, assign_regions, sample_regions
 from detcore.methods.faster_rcnn import FasterRCNN
 from detcore.methods.retinanet import RetinaHead, RetinaNet
@@ -74,7 +75,7 @@ class LibraRoIHead(RoIHead):
         if self.sampler.number is None:
             return sample_regions(regions, self.sampler)
         truth, _, truth_valid = pad_targets(targets)
-        overlap = box.iou_matrix(regions.boxes, truth) * (truth_valid[:, None, :] & regions.valid[:, :, None])
+        overlap = box.pairwise_iou(regions.boxes, truth) * (truth_valid[:, None, :] & regions.valid[:, :, None])
         return sample_regions(regions, self.sampler, balanced_priority(regions.match, overlap, self.sampler))
 
 
@@ -146,7 +147,7 @@ class BalancedL1:
 
 def _roi_head(width: int, num_classes: int, hidden: int, samples: int, sampling: int) -> LibraRoIHead:
     bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=BalancedL1())
-    return LibraRoIHead(RoIPyramid(sampling=sampling), bbox_head, samples=samples)
+    return LibraRoIHead(MultiScaleRoIAlign(sampling=sampling), bbox_head, samples=samples)
 
 
 def libra_fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,

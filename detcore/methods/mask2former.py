@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from detcore.backbones.resnet import ResNet
 from detcore.backbones.swin import Swin
 from detcore.layers.conv import ConvBlock
-from detcore.layers.msdeform import MSDeformEncoder
+from detcore.layers.deformable_attention import MSDeformEncoder
 from detcore.layers.position import sine_positions
-from detcore.losses import binary_cross_entropy
+from detcore.ops.losses import binary_cross_entropy
 from detcore.methods.maskformer import (
     HEADS,
     DecoderLayer,
@@ -64,7 +64,7 @@ class PixelDecoder(nn.Module):
         self.lateral_convs = nn.ModuleList([ConvBlock(channels[0], width, 1, norm="gn", act=None)])
         self.output_convs = nn.ModuleList([ConvBlock(width, width, 3, norm="gn")])
         self.mask_feature = nn.Conv2d(width, width, 1)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Features for masks [N, width, H / 4, W / 4], and maps [N, width, h, w] for the queries, coarsest first."""

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import Block, ConvBlock, init_convolutions
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import binary_cross_entropy, l1, over_processes
-from detcore.masks import crop_masks
-from detcore.matching import used
+from detcore.layers.conv import Block, ConvBlock
+from detcore.layers.init import init_weights, kaiming_normal
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
+from detcore.ops.masks import crop_masks
+from detcore.ops.matching import used
 from detcore.methods.fast_rcnn import BoxHead, ResStage, RoIHead, Samples, to_output
 from detcore.methods.faster_rcnn import FasterRCNN
 from detcore.methods.rpn import (
@@ -52,7 +53,7 @@ class MaskHead(nn.Module):
         self.convs = nn.ModuleList([block(width if i else in_channels, width, 3) for i in range(depth)])
         self.upsample = nn.ConvTranspose2d(width if depth else in_channels, width, 2, 2)
         self.conv_logits = nn.Conv2d(width, num_classes, 1)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
 
     def forward(self, x: Tensor) -> Tensor:
         """[r, C, 2 s, 2 s] logits of region maps [r, c, s, s]."""
@@ -67,7 +68,7 @@ class MaskHead(nn.Module):
             logits: [r, C, s, s]; labels: [r]; wanted: [r, s, s]; valid: [r] bool.
         """
         mine = of_class(logits, labels)
-        count = over_processes(valid.sum().float()).clamp(min=1)
+        count = reduce_mean(valid.sum().float()).clamp(min=1)
         return (binary_cross_entropy(mine, wanted).mean((1, 2)) * valid).sum() / count
 
 
@@ -137,7 +138,7 @@ class MaskRoIHead(RoIHead):
         mask_size: side of the mask targets.
     """
 
-    def __init__(self, pool: RoIPyramid, bbox_head: BoxHead, mask_head: MaskHead, mask_pool: RoIPyramid | None, *,
+    def __init__(self, pool: MultiScaleRoIAlign, bbox_head: BoxHead, mask_head: MaskHead, mask_pool: MultiScaleRoIAlign | None, *,
                  mask_size: int = 28, **options):
         super().__init__(pool, bbox_head, **options)
         self.mask_head, self.mask_pool, self.mask_size = mask_head, mask_pool, mask_size
@@ -208,7 +209,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
         neck: "fpn", or "c4": one map, region head is the backbone's last stage.
         width, hidden: channels of pyramid and mask head, and of the box head's layers.
         box_loss, rpn_box_loss: losses of the box offsets.
-        sampling, aligned: how RoIAlign samples (see `RoIPyramid`).
+        sampling, aligned: how RoIAlign samples (see `MultiScaleRoIAlign`).
         block: the convolutions of pyramid and heads; box_convs: how many the box head has before its layer.
         train_limits, test_limits: proposals kept; by default what the neck needs.
     """
@@ -216,7 +217,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
         channels, tail = backbone.channels[-1], ResStage(backbone.depth, base_channels=backbone.base_channels)
         rpn_head = RPNHead(channels, single_map_anchors(), border=0, samples=rpn_samples,
                            train_limits=train_limits or SINGLE_MAP_TRAIN, test_limits=test_limits or SINGLE_MAP_TEST)
-        head = MaskRoIHead(RoIPyramid([16], 14, sampling=sampling), BoxHead(tail.channels, num_classes, hidden=0),
+        head = MaskRoIHead(MultiScaleRoIAlign([16], 14, sampling=sampling), BoxHead(tail.channels, num_classes, hidden=0),
                            MaskHead(tail.channels, num_classes, depth=0), None, mask_size=14, shared_head=tail,
                            samples=samples)
         return MaskRCNN(backbone, None, rpn_head, head, num_classes)
@@ -224,6 +225,6 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", wid
     rpn_head = RPNHead(width, fpn_anchors(anchor_scale), box_loss=rpn_box_loss, samples=rpn_samples,
                        train_limits=train_limits or FPN_TRAIN, test_limits=test_limits or FPN_TEST)
     bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, convs=box_convs, block=block)
-    head = MaskRoIHead(RoIPyramid(**align), bbox_head, MaskHead(width, num_classes, width=width, block=block),
-                       RoIPyramid(size=14, **align), samples=samples, low_quality=True)
+    head = MaskRoIHead(MultiScaleRoIAlign(**align), bbox_head, MaskHead(width, num_classes, width=width, block=block),
+                       MultiScaleRoIAlign(size=14, **align), samples=samples, low_quality=True)
     return MaskRCNN(backbone, FPN(backbone.channels, width, block=block), rpn_head, head, num_classes)

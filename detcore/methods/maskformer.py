@@ -23,9 +23,9 @@ from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
 from detcore.layers.position import not_padding, sine_positions
 from detcore.layers.transformer import Attention, FeedForward, Layers
-from detcore.losses import focal, over_processes
-from detcore.masks import bitmaps
-from detcore.matching import hungarian, used
+from detcore.ops.losses import focal, reduce_mean
+from detcore.ops.masks import bitmaps
+from detcore.ops.matching import hungarian, used
 from detcore.structures import IGNORED, INSTANCE, Detections, Images, Target
 
 HEADS = 8
@@ -67,7 +67,7 @@ class PyramidPixelDecoder(_Climb):
         super().__init__(channels, width)
         self.last_feat_conv = ConvBlock(channels[-1], width, 3, norm="gn")
         self.mask_feature = nn.Conv2d(width, width, 3, padding=1)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
 
     def forward(self, features: Sequence[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
         """Features for masks [N, width, H / 4, W / 4], and the map for the queries [N, C, h, w]."""
@@ -98,7 +98,7 @@ class TransformerPixelDecoder(_Climb):
         self.encoder = Layers([EncoderLayer(width, hidden, dropout) for _ in range(layers)])
         self.encoder_in_proj = nn.Conv2d(channels[-1], width, 1)
         self.encoder_out_proj = ConvBlock(width, width, 3, norm="gn")
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
 
     def forward(self, features: Sequence[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
         """As `PyramidPixelDecoder`; valid: [N, h, w] bool, cells of the last map that are not padding."""
@@ -303,14 +303,14 @@ class MaskFormerHead(nn.Module):
         labels = labels.masked_fill(match < 0, nothing).flatten(1)
         error = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view_as(labels)
         weight = torch.where(labels == nothing, NOTHING_WEIGHT, 1.0)
-        return self.class_weight * (error * weight).sum(1) / over_processes(weight.sum(1))
+        return self.class_weight * (error * weight).sum(1) / reduce_mean(weight.sum(1))
 
     def matched_mask_losses(self, masks: Tensor, match: Tensor, truth: Segments) -> tuple[Tensor, Tensor]:
         """Two [L]: what the masks [L, N, Q, h, w] of matched queries lack, by pixel and by overlap.
 
         Both are a mean over the segments; an image without one still counts one.
         """
-        count = over_processes(truth.valid.sum(1).clamp(1, match.shape[2]).sum().float())
+        count = reduce_mean(truth.valid.sum(1).clamp(1, match.shape[2]).sum().float())
         slots = truth.labels.shape[1]
         mine = match[:, :, None] == torch.arange(slots, device=match.device)[:, None]  # [L, N, G, Q]
         query, weight = mine.int().argmax(3).flatten(1), (mine.any(3) & truth.valid).flatten(1)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import init_convolutions, init_normal
-from detcore.layers.roi import RoIPyramid
-from detcore.losses import over_processes
-from detcore.masks import bitmaps
+from detcore.layers.init import init_normal, init_weights, kaiming_normal
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.ops.losses import reduce_mean
+from detcore.ops.masks import bitmaps
 from detcore.methods.fast_rcnn import BoxHead, Samples
 from detcore.methods.mask_rcnn import (
     THRESHOLD,
@@ -50,7 +50,7 @@ class MaskIoUHead(nn.Module):
                                     for i in range(CONVS)])
         self.fcs = nn.ModuleList([nn.Linear(width * (size // 2) ** 2, hidden), nn.Linear(hidden, hidden)])
         self.fc_mask_iou = nn.Linear(hidden, num_classes)
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
         init_normal(self.fc_mask_iou, 0.01)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class MaskScoringRoIHead(MaskRoIHead):
         iou = of_class(self.mask_iou_head(maps, mine), labels).float()
         true_iou = iou_targets(mine.detach(), wanted, share_inside(targets, samples, index))
         meets = (true_iou > 0) & positive
-        error = ((iou - true_iou).square() * meets).sum() / over_processes(meets.sum().float()).clamp(min=1)
+        error = ((iou - true_iou).square() * meets).sum() / reduce_mean(meets.sum().float()).clamp(min=1)
         return {"loss_mask": self.mask_head.loss(logits, labels, wanted, positive),
                 "loss_mask_iou": LOSS_WEIGHT * error}
 
@@ -144,7 +144,7 @@ def ms_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden
     rpn_head = RPNHead(width, fpn_anchors(anchor_scale), samples=rpn_samples, train_limits=train_limits,
                        test_limits=test_limits)
     head = MaskScoringRoIHead(
-        RoIPyramid(sampling=sampling), BoxHead(width, num_classes, hidden=hidden),
-        MaskHead(width, num_classes, width=width), RoIPyramid(size=14, sampling=sampling), samples=samples,
+        MultiScaleRoIAlign(sampling=sampling), BoxHead(width, num_classes, hidden=hidden),
+        MaskHead(width, num_classes, width=width), MultiScaleRoIAlign(size=14, sampling=sampling), samples=samples,
         low_quality=True, mask_iou_head=MaskIoUHead(width, num_classes, width=width, hidden=hidden))
     return MaskRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
 from detcore.errors import UsageError
-from detcore.layers.conv import ConvBlock, init_normal
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.mask_rcnn import MaskRCNN, mask_rcnn
 from detcore.structures import IGNORED, INSTANCE, Detections, Images, Target

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import AnchorGrid
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGrid
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import ConvBlock, init_normal
-from detcore.losses import focal, l1, over_processes
-from detcore.matching import BACKGROUND, IoUMatcher, pad_targets
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import init_normal
+from detcore.ops.losses import focal, l1, reduce_mean
+from detcore.ops.matching import BACKGROUND, IoUMatcher, pad_targets
 from detcore.methods.fast_rcnn import KEEP, Keep, to_output
 from detcore.methods.rpn import per_anchor
 from detcore.necks.fpn import FPN
@@ -104,7 +105,7 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor
     """
     positive, at = match >= 0, match.clamp(min=0)
     # An image without positives still counts one.
-    count = over_processes(positive.sum(1).clamp(min=1).sum())
+    count = reduce_mean(positive.sum(1).clamp(min=1).sum())
     one_hot = labels.gather(1, at)[..., None] == torch.arange(logits.shape[2], device=labels.device)
     trained = positive | (match == BACKGROUND)
     wanted = box.encode(anchors, truth.gather(1, at[..., None].expand(-1, -1, 4)))

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import AnchorGrid, inside
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGrid, inside
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import init_normal
-from detcore.losses import binary_cross_entropy, l1, over_processes
-from detcore.matching import IoUMatcher, Sampler, pad_targets
+from detcore.layers.init import init_normal
+from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
+from detcore.ops.matching import IoUMatcher, Sampler, pad_targets
 from detcore.necks.fpn import FPN
 from detcore.structures import Detections, Images, Target
 
@@ -146,7 +146,7 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor
     """
     positive, negative = sampler(match)
     # An image without positives (or negatives) still counts one.
-    count = over_processes((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
+    count = reduce_mean((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
     wanted = box.encode(anchors, truth.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4)), stds)
     # Where an anchor is not positive its target is meaningless, and may be infinite.
     error = box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))

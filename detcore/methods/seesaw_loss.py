@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.layers.conv import init_convolutions, init_normal
-from detcore.losses import SmoothL1, over_processes
+from detcore.layers.init import init_normal, init_weights, kaiming_normal
+from detcore.ops.losses import SmoothL1, reduce_mean
 from detcore.methods.cascade_rcnn import STAGE_STDS, cascade_mask_rcnn
 from detcore.methods.fast_rcnn import BoxHead, Keep, Samples
 from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, mask_rcnn
@@ -47,7 +47,7 @@ class SeesawLoss(nn.Module):
     def count(self, labels: Tensor, valid: Tensor) -> None:
         """Take the valid ones among labels [r] into account, averaged over the processes, so that all count alike."""
         seen = torch.zeros_like(self.cum_samples).index_add_(0, labels, valid.to(self.cum_samples.dtype))
-        self.cum_samples += over_processes(seen)
+        self.cum_samples += reduce_mean(seen)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss [r] of class logits [r, C]; labels [r], no background."""
@@ -103,7 +103,7 @@ class SeesawHead(BoxHead):
         self.loss_cls.count(labels, valid)
         classes, objectness = logits.float().split([self.num_classes, 2], 1)
         label, background = labels.clamp(max=self.num_classes - 1), (~positive).long()
-        number = over_processes(valid.sum().clamp(min=1))
+        number = reduce_mean(valid.sum().clamp(min=1))
 
         def accuracy(logits: Tensor, labels: Tensor, among: Tensor) -> Tensor:
             return 100 * ((logits.detach().argmax(1) == labels) & among).sum() / among.sum().clamp(min=1)
@@ -145,5 +145,5 @@ def norm_masks(model: MaskRCNN) -> MaskRCNN:
     for head in model.modules():
         if isinstance(head, MaskHead):
             head.conv_logits = NormedConv2d(head.conv_logits.in_channels, head.conv_logits.out_channels, 1)
-            init_convolutions(head.conv_logits)
+            init_weights(head.conv_logits, kaiming_normal)
     return model

@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import BoxGrid
+from detcore.ops import boxes as box
+from detcore.ops.anchors import BoxGrid
 from detcore.backbones.mobilenet import MobileNetV2
 from detcore.backbones.vgg import SSDVGG
 from detcore.errors import UsageError
-from detcore.layers.conv import ConvBlock, set_batch_norm
-from detcore.losses import SmoothL1, over_processes
-from detcore.matching import IoUMatcher, highest, pad_targets
+from detcore.layers.conv import ConvBlock
+from detcore.layers.init import set_batch_norm
+from detcore.ops.losses import SmoothL1, reduce_mean
+from detcore.ops.matching import IoUMatcher, highest, pad_targets
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.retinanet import RetinaNet, anchor_detections
 from detcore.methods.rpn import per_anchor
@@ -225,7 +226,7 @@ class SSDHead(nn.Module):
         match = self.matcher(boxes, truth, valid)
         positive, at = match >= 0, match.clamp(min=0)
         # An image without positives still counts one.
-        count = over_processes(positive.sum(1).clamp(min=1).sum())
+        count = reduce_mean(positive.sum(1).clamp(min=1).sum())
 
         label = torch.where(positive, labels.gather(1, at), self.num_classes)
         surprise = F.cross_entropy(logits.float().flatten(0, 1), label.flatten(), reduction="none").view_as(label)

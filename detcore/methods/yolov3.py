@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore import boxes as box
-from detcore.anchors import BoxGrid
+from detcore.ops import boxes as box
+from detcore.ops.anchors import BoxGrid
 from detcore.backbones.darknet import Darknet, leaky_block
 from detcore.backbones.mobilenet import MobileNetV2
 from detcore.errors import UsageError
-from detcore.layers.conv import init_convolutions, init_normal
-from detcore.losses import binary_cross_entropy
-from detcore.matching import BACKGROUND, NEITHER, IoUMatcher, pad_targets
+from detcore.layers.init import init_normal, init_weights, kaiming_normal
+from detcore.ops.losses import binary_cross_entropy
+from detcore.ops.matching import BACKGROUND, IGNORE, IoUMatcher, pad_targets
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.retinanet import RetinaNet, best_scores, dense_detections
 from detcore.methods.rpn import per_anchor
@@ -86,17 +86,17 @@ class GridMatcher:
     """
 
     def __call__(self, anchors: Tensor, strides: Tensor, truth: Tensor, truth_valid: Tensor) -> Tensor:
-        """Index of the matched object, or BACKGROUND, or NEITHER, [N, A] int64.
+        """Index of the matched object, or BACKGROUND, or IGNORE, [N, A] int64.
 
         Args:
             anchors: [A, 4]; strides: [A], sides of their cells.
             truth: [N, G, 4]; truth_valid: [N, G] bool.
         """
-        overlap = box.iou_matrix(truth, anchors)
+        overlap = box.pairwise_iou(truth, anchors)
         cell, wanted = ((centre_size(b)[0] / strides[:, None]).floor() for b in (anchors, truth[:, :, None]))
         responsible = ((cell == wanted).all(-1) & truth_valid[:, :, None]).any(1)
         match = IoUMatcher(OVERLAP, 0.0, low_quality=ANY_OVERLAP).by_overlap(overlap, truth_valid, responsible)
-        return torch.where(match >= 0, match, torch.where(overlap.amax(1) > OVERLAP, NEITHER, BACKGROUND))
+        return torch.where(match >= 0, match, torch.where(overlap.amax(1) > OVERLAP, IGNORE, BACKGROUND))
 
 
 # Predictions across scales (section 2.3).
@@ -123,7 +123,7 @@ class YOLONeck(nn.Module):
         for i, (in_channels, before, width) in enumerate(finer, 1):
             self.add_module(f"conv{i}", leaky_block(before, width, 1))
             self.add_module(f"detect{i + 1}", detection_block(in_channels + width, width))
-        init_convolutions(self)
+        init_weights(self, kaiming_normal)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps [N, widths[i], h, w], coarsest first."""
@@ -183,7 +183,7 @@ class YOLOHead(nn.Module):
         one_hot = labels.gather(1, at)[..., None] == torch.arange(self.num_classes, device=labels.device)
         return {
             "loss_cls": (binary_cross_entropy(classes, one_hot) * positive).sum(),
-            "loss_conf": (binary_cross_entropy(objectness, positive) * (match != NEITHER)[..., None]).sum(),
+            "loss_conf": (binary_cross_entropy(objectness, positive) * (match != IGNORE)[..., None]).sum(),
             "loss_xy": CENTRE_WEIGHT * (binary_cross_entropy(centre, wanted[..., :2]) * positive).sum(),
             "loss_wh": SIZE_WEIGHT * ((size - wanted[..., 2:]).square() * positive).sum(),
         }

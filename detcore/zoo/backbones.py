@@ -17,11 +17,11 @@ from detcore.backbones.regnet import RegNet
 from detcore.backbones.resnet import ResNet, resnet_c4, resnet_dc5, resnext
 from detcore.backbones.swin import SWIN_B, SWIN_L, SWIN_S, SWIN_T, Size, Swin
 from detcore.backbones.vgg import SSDVGG
-from detcore.layers.deform import DeformConv2d
+from detcore.methods.dcn import DeformConv2d
 from detcore.methods.weight_standardization import WSConv2d
-from detcore.zoo import pocket
+from detcore.pocket import profile as pocket
 from detcore.zoo.entries import Backbone
-from detcore.zoo.pocket import SLIM, SLIM_GN, SLIM_MOBILENET, SLIM_REGNET, SLIM_VGG, SLIM_WS, slim_resnet
+from detcore.pocket.profile import SLIM, SLIM_GN, SLIM_MOBILENET, SLIM_REGNET, SLIM_VGG, SLIM_WS, slim_resnet
 from detcore.zoo.recipes import CAFFE, CAFFE2, DARKNET, PYCLS, TORCHVISION, VGG
 
 FILES = "https://download.openmmlab.com/pretrain/third_party/"

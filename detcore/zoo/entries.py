@@ -12,7 +12,7 @@ from torch import nn
 
 from detcore.data.transforms import Preprocess
 from detcore.errors import UsageError
-from detcore.zoo.pocket import SLIM, Pocket, Slim
+from detcore.pocket.profile import SLIM, Pocket, Slim
 from detcore.zoo.recipes import TORCHVISION, Recipe
 from detcore.zoo.weights import announced_hash, weights_file
 

@@ -30,7 +30,7 @@ from detcore.data.transforms import (
     Transform,
 )
 from detcore.errors import UsageError
-from detcore.losses import SmoothL1, bounded_iou_loss, ciou_loss, giou_loss, iou_loss
+from detcore.ops.losses import SmoothL1, bounded_iou_loss, ciou_loss, giou_loss, iou_loss
 from detcore.methods.autoassign import autoassign
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
 from detcore.methods.centripetalnet import centripetalnet
@@ -57,8 +57,8 @@ from detcore.methods.seesaw_loss import seesaw_cascade_mask_rcnn, seesaw_mask_rc
 from detcore.methods.ssd import SSD300_VOC, SSD512, SSD512_VOC, ssd, ssdlite
 from detcore.methods.weight_standardization import ws_faster_rcnn, ws_mask_rcnn
 from detcore.methods.yolov3 import COCO_ANCHORS_320, yolov3
-from detcore.tta import TestTimeAugmentation
-from detcore.zoo import pocket
+from detcore.data.tta import TestTimeAugmentation
+from detcore.pocket import profile as pocket
 from detcore.zoo.backbones import (
     DARKNET53,
     EFFICIENTNET_B3,

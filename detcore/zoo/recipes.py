@@ -25,7 +25,7 @@ from detcore.data.transforms import (
     ScaleJitter,
     Transform,
 )
-from detcore.tta import TestTimeAugmentation
+from detcore.data.tta import TestTimeAugmentation
 
 # What the pretrained backbones expect of an image, named after where they were trained.
 TORCHVISION = Preprocess(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), rgb=True)

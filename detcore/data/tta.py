@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 from detcore.data.transforms import Flip, Rescale, Resize, Transform
 from detcore.structures import Detections
 

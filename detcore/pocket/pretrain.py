@@ -22,7 +22,7 @@ from detcore.data.transforms import Flip
 from detcore.engine.checkpoint import Checkpoints, code_digest
 from detcore.engine.common import Interruption, output_folder
 from detcore.structures import Target
-from detcore.zoo.pocket import SLIM, Slim
+from detcore.pocket.profile import SLIM, Slim
 from detcore.zoo.recipes import TORCHVISION
 from detcore.zoo.weights import save_weights
 
@@ -61,7 +61,7 @@ def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, se
 
     Args:
         data_root: a Pocket Zoo in COCO's layout.
-        slim: which backbone, a value of `detcore.zoo.pocket.SLIMS`.
+        slim: which backbone, a value of `detcore.pocket.profile.SLIMS`.
         output: the safetensors file to write; None writes nothing.
         folder: for checkpoints, from which an interrupted run of the same settings goes on; None keeps none.
 

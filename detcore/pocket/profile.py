@@ -23,13 +23,13 @@ from detcore.backbones.resnet import ResNet
 from detcore.backbones.swin import Size, Swin
 from detcore.backbones.vgg import SSDVGG
 from detcore.data.instaboost import InstaBoost
-from detcore.data.pocket_zoo import CLASSES, STUFF
+from detcore.pocket.pocket_zoo import CLASSES, STUFF
 from detcore.data.transforms import Flip, Resize
 from detcore.methods.fast_rcnn import Keep
 from detcore.methods.rpn import Limits
 from detcore.methods.ssd import SIX, Extra, Layout
 from detcore.methods.weight_standardization import WSConv2d
-from detcore.tta import TestTimeAugmentation
+from detcore.data.tta import TestTimeAugmentation
 from detcore.zoo.recipes import AdamW, Recipe, Schedule
 
 SIZE = (128, 128)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.boxes import size_tensor
+from detcore.ops.boxes import size_tensor
 from detcore.layers.transformer import FeedForward, Layers
 
 

@@ -1,7 +1,6 @@
 """Instance masks: bitmaps and polygons on the ground-truth side, RLE on the results side."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -11,56 +10,9 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from detcore.errors import UsageError
+from detcore.structures import Polygons
 
 NO_MASKS = "This model learns masks, but its targets have none: load the data with masks."
-
-
-@dataclass
-class Polygons:
-    """Instance masks as polygons, exact under scaling, rasterised only where they are needed.
-
-    Attributes:
-        rings: for each object its rings, each float [k, 2] (x, y) in pixels.
-        size: (h, w) of the image.
-    """
-
-    rings: list[list[np.ndarray]]
-    size: tuple[int, int]
-
-    def __len__(self) -> int:
-        return len(self.rings)
-
-    def __getitem__(self, index) -> Polygons:
-        """The objects selected by a list, an integer array or a boolean array."""
-        chosen = np.arange(len(self.rings))[np.asarray(index)]
-        return Polygons([self.rings[i] for i in np.atleast_1d(chosen)], self.size)
-
-    def to_bitmap(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """uint8 [n, h, w], drawn as COCO does."""
-        h, w = size or self.size
-        return np.stack([rasterise(r, h, w) for r in self.rings]) if self.rings else np.zeros((0, h, w), np.uint8)
-
-
-def rasterise(rings: list[np.ndarray], h: int, w: int) -> np.ndarray:
-    """uint8 [h, w] of the union of rings ([k, 2] each), by pycocotools."""
-    from pycocotools import mask as coco_mask
-
-    rings = [r for r in rings if len(r) >= 3]  # what is cut off by a border may leave less
-    if not rings:
-        return np.zeros((h, w), np.uint8)
-    rles = coco_mask.frPyObjects([r.reshape(-1).tolist() for r in rings], h, w)
-    return coco_mask.decode(coco_mask.merge(rles))
-
-
-def encode_rle(masks: Tensor | np.ndarray) -> list[dict]:
-    """COCO run-length codes (counts as str) of bool or uint8 masks [n, h, w]."""
-    from pycocotools import mask as coco_mask
-
-    array = masks.cpu().numpy() if isinstance(masks, Tensor) else masks
-    if len(array) == 0:
-        return []
-    rles = coco_mask.encode(np.asfortranarray(array.transpose(1, 2, 0).astype(np.uint8)))
-    return [dict(size=r["size"], counts=r["counts"].decode()) for r in rles]
 
 
 def bitmaps(masks: list[Tensor | Polygons | None], device: torch.device) -> list[Tensor]:

@@ -1,14 +1,9 @@
-"""Deformable convolution: Dai et al., "Deformable convolutional networks", 2017; modulated in Zhu et al., 2019.
-
-The taps of a convolution stand on a rigid grid. Here each tap is moved by an offset of its own, different at every
-place, that a small convolution reads off the same features; so the receptive field takes the object's shape. The
-modulated version (DCNv2) also weighs every tap between 0 and 1.
-"""
+"""Convolution whose taps are moved by offsets, as deformable convolution, guided anchoring and CentripetalNet use it."""
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from detcore.errors import UsageError
@@ -58,35 +53,3 @@ def _sampled_conv(x: Tensor, offsets: Tensor, weight: Tensor, bias: None, stride
         taps = taps * mask.reshape(len(offsets), 1, -1, w)
     columns = taps.reshape(n, channels // weight.shape[1], -1, h * w)
     return (weight.reshape(columns.shape[1], -1, columns.shape[2]) @ columns).view(n, -1, h, w)
-
-
-class DeformConv2d(nn.Conv2d):
-    """A deformable convolution with the convolution that makes its offsets (2017, section 2.1).
-
-    Args:
-        offset_groups: groups of channels that have offsets of their own.
-        modulated: weigh the taps too (DCNv2).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0,
-                 dilation: int = 1, groups: int = 1, bias: bool = False, *, offset_groups: int = 1,
-                 modulated: bool = False):
-        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
-        self.modulated, self.positions = modulated, offset_groups * kernel**2 * 2
-        channels = offset_groups * kernel**2 * (3 if modulated else 2)
-        self.conv_offset = nn.Conv2d(in_channels, channels, kernel, stride, padding, dilation)
-        self.reset_offsets()
-
-    def reset_offsets(self) -> None:
-        """No offsets, and with modulation half weights: training starts from the rigid grid."""
-        nn.init.zeros_(self.conv_offset.weight)
-        assert self.conv_offset.bias is not None
-        nn.init.zeros_(self.conv_offset.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, O, h, w] of x [N, C, H, W]."""
-        offsets, mask = self.conv_offset(x), None
-        if self.modulated:
-            offsets, mask = offsets[:, :self.positions], offsets[:, self.positions:].sigmoid()
-        return deform_conv(x, offsets, self.weight, mask, stride=self.stride[0], padding=int(self.padding[0]),
-                           dilation=self.dilation[0])

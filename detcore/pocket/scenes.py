@@ -11,7 +11,7 @@ from functools import cache, partial
 import cv2
 import numpy as np
 
-from detcore.data.pocket_animals import SPECIES, Brush, Random, colour, oval, ribbon, smooth
+from detcore.pocket.animals import SPECIES, Brush, Random, colour, oval, ribbon, smooth
 
 STUFF = ("sky", "grass", "water", "sand", "path", "tree")
 SKY, GRASS, WATER, SAND, PATH, TREE = range(1, 7)

@@ -24,10 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from detcore.data.coco import STUFF_ID
-from detcore.data.drawn import Drawn, Set, write
+from detcore.pocket.drawn import Drawn, Set, write
 from detcore.data.layouts import get_layout
-from detcore.data.pocket_animals import SPECIES, Random
-from detcore.data.pocket_scenes import STUFF, Scene, paint
+from detcore.pocket.animals import SPECIES, Random
+from detcore.pocket.scenes import STUFF, Scene, paint
 from detcore.errors import DataError, UsageError
 
 CLASSES = tuple(s.name for s in SPECIES)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch import distributed as dist
 
-from detcore import boxes as box
+from detcore.ops import boxes as box
 
 
-def over_processes(count: Tensor) -> Tensor:
+def reduce_mean(count: Tensor) -> Tensor:
     """The mean of a tensor over all processes; the tensor itself in a run of one process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return count

@@ -1,0 +1,260 @@
+"""The contract of all detectors, and their three forms: one-stage, two-stage, queries.
+
+A detector is a `torch.nn.Module` made of parts: backbone, neck, heads. What the parts must do is said here as protocols;
+any object with these methods will do.
+
+    losses = model(images, targets)      # training: sum(losses.values()).backward()
+    detections = model(images)           # inference
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from detcore.errors import UsageError
+from detcore.ops import boxes as box
+from detcore.structures import Detections, Images, Proposals, Target
+
+Sizes = list[tuple[int, int]]
+
+
+class DenseHead(Protocol):
+    """A head that predicts at every cell of every level."""
+
+    num_classes: int
+
+    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """Losses by name, 0-dim each, from maps [N, C, h, w], finest first."""
+
+    def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
+        """Detections of each image, best first, in pixels of the network's input."""
+
+
+class ProposalHead(Protocol):
+    """A head that proposes regions."""
+
+    def loss_and_proposals(self, features: Sequence[Tensor], images: Images,
+                           targets: list[Target]) -> tuple[dict[str, Tensor], Proposals]:
+        """Losses by name, and the proposals that train the second stage; no gradient flows through them."""
+
+    def proposals(self, features: Sequence[Tensor], images: Images) -> Proposals:
+        """The proposals at test time."""
+
+
+class RegionHead(Protocol):
+    """The second stage: classifies regions, refines their boxes, draws their masks."""
+
+    num_classes: int
+
+    def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
+             targets: list[Target]) -> dict[str, Tensor]:
+        """Losses by name, of the regions sampled from the proposals."""
+
+    def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
+                output_sizes: Sizes | None) -> list[Detections]:
+        """Detections of each image, best first, in pixels of its `output_sizes` (h, w) or of the network's input."""
+
+
+class QueryHead(Protocol):
+    """A head whose queries each answer with one object or none."""
+
+    num_classes: int
+
+    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """Losses by name, after matching queries and objects one to one."""
+
+    def predict(self, features: Sequence[Tensor], images: Images, output_sizes: Sizes | None) -> list[Detections]:
+        """Detections of each image, best first, in pixels of its `output_sizes` (h, w) or of the network's input."""
+
+
+class Detector(nn.Module):
+    """What every detector can do.
+
+    A method of one's own has to define `features`, `loss` and `predict`; `forward` then makes `model(images)`, hooks,
+    `DistributedDataParallel` and `torch.compile(model)` work as everywhere in PyTorch.
+
+    Attributes:
+        num_classes: classes that it tells apart; labels are 0 to num_classes - 1.
+        needs_proposals: whether targets (and `predict`) must carry precomputed proposals.
+    """
+
+    num_classes: int
+    needs_proposals = False
+
+    def forward(self, images: Images, targets: list[Target] | None = None, *, output_sizes: Sizes | None = None,
+                proposals: list[Tensor] | None = None) -> dict[str, Tensor] | list[Detections]:
+        """With targets the training losses (see `loss`), without them the detections (see `predict`)."""
+        if targets is not None:
+            return self.loss(images, targets)
+        return self.predict(images, output_sizes=output_sizes, proposals=proposals)
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps [N, C, h, w] of images [N, 3, H, W], finest first."""
+        raise NotImplementedError
+
+    def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """The training losses by name, 0-dim and float32 each; their sum is the loss of the batch.
+
+        Args:
+            images: a padded batch; targets: the objects of each image, boxes in pixels of the network's input.
+
+        Raises:
+            UsageError: targets lack what the method learns from (masks, class maps, proposals).
+        """
+        raise NotImplementedError
+
+    def predict(self, images: Images, *, output_sizes: Sizes | None = None,
+                proposals: list[Tensor] | None = None) -> list[Detections]:
+        """The detections of each image, best first.
+
+        Args:
+            output_sizes: (h, w) of each image that boxes and masks shall be in; None: the network's input.
+            proposals: [p, 4] of each image in pixels of the network's input, for detectors that need them.
+
+        Raises:
+            UsageError: proposals are needed, but not given.
+        """
+        raise NotImplementedError
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:
+        """What the heads measured beside the losses in the last call of `loss`, such as "acc" in percent; 0-dim each.
+
+        These are no losses: they have no gradient, and nothing adds them up.
+        """
+        found: dict[str, Tensor] = {}
+        for module in self.children():
+            told: Mapping[str, Any] = getattr(module, "diagnostics", {})
+            found.update(told)
+        return found
+
+
+class OneStageDetector(Detector):
+    """Backbone, neck and one dense head.
+
+    Args:
+        neck: from the backbone's maps to those of the head; None: the backbone's own.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, bbox_head: nn.Module):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        self.bbox_head: Any = bbox_head  # a `DenseHead`
+        self.num_classes = self.bbox_head.num_classes
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.backbone(x)
+        return maps if self.neck is None else self.neck(maps)
+
+    def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        return self.bbox_head.loss(self.features(images.tensor), images, targets)
+
+    @torch.no_grad()
+    def predict(self, images: Images, *, output_sizes: Sizes | None = None,
+                proposals: list[Tensor] | None = None) -> list[Detections]:
+        return rescaled(self.bbox_head.predict(self.features(images.tensor), images), images, output_sizes)
+
+
+class TwoStageDetector(Detector):
+    """Backbone, neck, a head that proposes regions, and a head that looks at each of them.
+
+    Args:
+        neck: from the backbone's maps to those of the heads; None: the backbone's own.
+        rpn_head: a `ProposalHead`; None: proposals are precomputed and given.
+        roi_head: a `RegionHead`.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: nn.Module | None, roi_head: nn.Module):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        self.rpn_head: Any = rpn_head
+        self.roi_head: Any = roi_head
+        self.num_classes, self.needs_proposals = self.roi_head.num_classes, rpn_head is None
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.backbone(x)
+        return maps if self.neck is None else self.neck(maps)
+
+    def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        return self.loss_from(self.features(images.tensor), images, targets)
+
+    def loss_from(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """The losses from feature maps: the proposal head's, then the region head's."""
+        losses: dict[str, Tensor] = {}
+        if self.rpn_head is None:
+            proposals = batch_proposals([t.proposals for t in targets])
+        else:
+            losses, proposals = self.rpn_head.loss_and_proposals(features, images, targets)
+        return losses | self.roi_head.loss(features, proposals, images, targets)
+
+    @torch.no_grad()
+    def predict(self, images: Images, *, output_sizes: Sizes | None = None,
+                proposals: list[Tensor] | None = None) -> list[Detections]:
+        return self.predict_from(self.features(images.tensor), images, output_sizes, proposals)
+
+    def predict_from(self, features: Sequence[Tensor], images: Images, output_sizes: Sizes | None = None,
+                     proposals: list[Tensor] | None = None) -> list[Detections]:
+        """The detections from feature maps."""
+        if self.rpn_head is None:
+            given = batch_proposals(proposals or [None] * len(images))
+        else:
+            given = self.rpn_head.proposals(features, images)
+        return self.roi_head.predict(features, given, images, output_sizes)
+
+
+class QueryDetector(Detector):
+    """Backbone, neck and a head of queries; its published name decides under which attribute the head is kept.
+
+    Args:
+        neck: from the backbone's maps to those of the head; None: the backbone's own.
+        head: a `QueryHead`; head_name: its attribute.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, head: nn.Module, head_name: str):
+        super().__init__()
+        self.backbone, self.neck, self.head_name = backbone, neck, head_name
+        self.add_module(head_name, head)
+        self.num_classes = self.head.num_classes
+
+    @property
+    def head(self) -> Any:
+        """The head of queries."""
+        return self.get_submodule(self.head_name)
+
+    def features(self, x: Tensor) -> tuple[Tensor, ...]:
+        maps = self.backbone(x)
+        return maps if self.neck is None else self.neck(maps)
+
+    def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        return self.head.loss(self.features(images.tensor), images, targets)
+
+    @torch.no_grad()
+    def predict(self, images: Images, *, output_sizes: Sizes | None = None,
+                proposals: list[Tensor] | None = None) -> list[Detections]:
+        return self.head.predict(self.features(images.tensor), images, output_sizes)
+
+
+def batch_proposals(proposals: Sequence[Tensor | None]) -> Proposals:
+    """Given proposals, [p, 4] for each image in pixels of the network's input, as a padded batch.
+
+    Raises:
+        UsageError: an image has none.
+    """
+    given = [p for p in proposals if p is not None]
+    if len(given) < len(proposals):
+        raise UsageError("This detector needs precomputed proposals for every image: make them with `detcore "
+                         "proposals`.")
+    padded = nn.utils.rnn.pad_sequence(given, batch_first=True)
+    counts = torch.tensor([len(p) for p in given]).to(padded.device, non_blocking=True)
+    valid = torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
+    return Proposals(padded, padded.new_ones(padded.shape[:2]), valid)
+
+
+def rescaled(detections: list[Detections], images: Images, output_sizes: Sizes | None) -> list[Detections]:
+    """Detections moved, in place, from the network's input to images of `output_sizes` (h, w), None for no change."""
+    for one, size, output_size in zip(detections, images.sizes, output_sizes or images.sizes):
+        one.boxes = box.rescale(one.boxes, size, output_size)
+    return detections
