@@ -1,0 +1,141 @@
+"""What every run on disk needs: an output folder, checkpoints, a way to be interrupted, a digest of the code.
+
+What is random in a training step is drawn from (seed, process, step), and the place in the data follows from the step,
+so that neither the state of a random generator nor that of a loader has to be kept.
+"""
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import signal
+import threading
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from detcore.errors import DetcoreError, WeightsError
+from detcore.records import write_atomically
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder, made if it is not there, and known to take files.
+
+    Raises:
+        DetcoreError: it cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise DetcoreError(f"The output folder {path} cannot be written to: {error.strerror}.") from error
+    return path
+
+
+def code(source: str) -> str:
+    """Python source without its comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        match getattr(node, "body", None):
+            case [ast.Expr(value=ast.Constant()), *_] as body:
+                body[0] = ast.Pass()
+    return ast.dump(tree)
+
+
+@cache
+def code_digest(folder: Path = Path(__file__).parent) -> str:
+    """Twelve hexadecimal digits that stand for the library's code; comments and docstrings do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\n{code(path.read_text('utf-8'))}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+class Checkpoints:
+    """The numbered checkpoints of a run, of which the last `keep` stay.
+
+    Each is one PyTorch file, readable without running code: "meta" (model, profile, classes, category_ids) and
+    "state_dict" as `detcore.zoo.create.restore` takes them, beside what training needs.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        """The checkpoints there are, oldest first."""
+        return sorted(self.folder.glob("step_*.pt"))
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, whole or not at all, then remove those that are too old.
+
+        Raises:
+            DetcoreError: it cannot be written; those before stay.
+        """
+        path = self.folder / f"step_{step:08}.pt"
+        # Through memory: a full disk then shows as an ordinary error of one write.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, buffer.getbuffer())
+        except OSError as error:
+            last = self.paths()
+            rest = f"{last[-1]} is whole, and the run can go on from it" if last else "there is none before it"
+            raise DetcoreError(f"The checkpoint {path} cannot be written: {error.strerror}; {rest}.") from error
+        for old in self.paths()[:-self.keep]:
+            old.unlink()
+        return path
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest checkpoint, None where there is none.
+
+        Raises:
+            WeightsError: it cannot be read.
+        """
+        paths = self.paths()
+        if not paths:
+            return None
+        try:
+            return torch.load(paths[-1], map_location="cpu", weights_only=True)
+        except Exception as error:  # there is no end to the ways in which a damaged pickle fails
+            raise WeightsError(f"The checkpoint {paths[-1]} cannot be read; remove it to go on from the one before "
+                               f"it.") from error
+
+    def clear(self) -> None:
+        """Remove them all."""
+        for path in self.paths():
+            path.unlink()
+
+
+class Interruption:
+    """Lets Ctrl-C or a request to terminate wait for the end of a step; a second Ctrl-C does not wait.
+
+    Used as a context; `requested` tells whether it was asked for. Outside of the main thread it does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
+        else:
+            self._before = {}
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
