@@ -212,3 +212,26 @@ def resnet_c4(depth: int = 50, *, style: str = "caffe", **options) -> ResNet:
 def resnet_dc5(depth: int = 50, *, style: str = "caffe", **options) -> ResNet:
     """All stages with the last one dilated instead of strided, map of stride 16."""
     return ResNet(depth, style=style, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), out_stages=(3,), **options)
+
+
+class ResStage(nn.Module):
+    """The last stage of a ResNet, run on every region: the head of C4 detectors (He et al. 2016, appendix A).
+
+    Attributes:
+        channels: of the maps that it gives.
+    """
+
+    def __init__(self, depth: int = 50, *, base_channels: int = 64, caffe: bool = True):
+        super().__init__()
+        self.layer4, self.channels = stage(depth, 3, base_channels=base_channels, caffe=caffe)
+        init_backbone(self, norm_fixed=caffe)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[r, channels, s / 2, s / 2] of region maps [r, C, s, s]."""
+        return self.layer4(x)
+
+    def train(self, mode: bool = True) -> ResStage:
+        super().train(mode)
+        if mode:
+            freeze_norm_statistics(self)
+        return self

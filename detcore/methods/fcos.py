@@ -6,42 +6,31 @@ is, and multiplies the score, so that poor boxes from the object's rim rank low.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from detcore.backbones.resnet import ResNet
+from detcore.detectors import TwoStageDetector
+from detcore.layers.heads import Scale, conv_tower, flatten
+from detcore.layers.init import init_normal, init_weights, normal, prior_bias
+from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.methods.fast_rcnn import BoxHead, RoIHead
+from detcore.necks.fpn import FPN
 from detcore.ops import boxes as box
 from detcore.ops.anchors import point_grid
-from detcore.layers.conv import ConvBlock
-from detcore.layers.init import init_normal
 from detcore.ops.losses import binary_cross_entropy, focal, iou_loss, reduce_mean
-from detcore.ops.matching import pad_targets
-from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, Proposals
-from detcore.structures import Images, Target
+from detcore.ops.matching import object_chunks, pad_targets
+from detcore.ops.nms import PostProcess, ProposalSettings, top_proposals
+from detcore.structures import Images, Proposals, Target
 
+STRIDES = (8, 16, 32, 64, 128)
 # The farthest side, in pixels, that each level is responsible for (section 3.2).
 RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
 PRIOR = 0.01
-FCOS_STRIDES = (8, 16, 32, 64, 128)
-
-
-class Scale(nn.Module):
-    """A learned factor, one for each level: sizes differ between levels, the head does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
-
-
-def tower(channels: int, depth: int, *, bias: bool = False) -> nn.Sequential:
-    """`depth` convolutions with group norm (see `ConvBlock`), shared by all levels."""
-    return nn.Sequential(*[ConvBlock(channels, channels, 3, norm="gn", bias=bias) for _ in range(depth)])
+Output = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 class FCOSHead(nn.Module):
@@ -49,26 +38,24 @@ class FCOSHead(nn.Module):
 
     Args:
         in_channels: channels of the maps; num_classes: 1 for proposals.
-        strides: stride of each level.
-        train_limits, test_limits: proposals kept.
+        train_proposals, test_proposals: which proposals are kept.
+        depth: convolutions in each tower.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, strides: Sequence[int], *, depth: int = 4,
-                 train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST):
+    def __init__(self, in_channels: int, num_classes: int, train_proposals: ProposalSettings,
+                 test_proposals: ProposalSettings, *, depth: int = 4):
         super().__init__()
-        self.num_classes, self.strides = num_classes, tuple(strides)
-        self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
-        self.cls_convs, self.reg_convs = tower(in_channels, depth), tower(in_channels, depth)
+        self.num_classes = num_classes
+        self.train_proposals, self.test_proposals = train_proposals, test_proposals
+        self.cls_convs, self.reg_convs = conv_tower(in_channels, depth), conv_tower(in_channels, depth)
         self.conv_cls = nn.Conv2d(in_channels, num_classes, 3, padding=1)
         self.conv_reg = nn.Conv2d(in_channels, 4, 3, padding=1)
         self.conv_centerness = nn.Conv2d(in_channels, 1, 3, padding=1)
-        self.scales = nn.ModuleList([Scale() for _ in self.strides])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                init_normal(module)
-        init_normal(self.conv_cls, bias=-math.log((1 - PRIOR) / PRIOR))
+        self.scales = nn.ModuleList([Scale() for _ in STRIDES])
+        init_weights(self, normal)
+        init_normal(self.conv_cls, bias=prior_bias(PRIOR))
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def forward(self, features: Sequence[Tensor]) -> Output:
         """For each level class logits [N, C, h, w], distances (left, top, right, bottom) in pixels [N, 4, h, w] and
         centre-ness logits [N, 1, h, w]."""
         classes, distances, centerness = [], [], []
@@ -83,49 +70,51 @@ class FCOSHead(nn.Module):
                            targets: list[Target]) -> tuple[dict[str, Tensor], Proposals]:
         """Losses of the cells (any object is class 0), and the proposals that train the second stage."""
         output = self(features)
-        losses = self.loss_of(output, [replace(t, labels=torch.zeros_like(t.labels)) for t in targets])
+        losses = self.output_loss(output, [replace(t, labels=torch.zeros_like(t.labels)) for t in targets])
         return ({f"rpn_{name}": value for name, value in losses.items()},
-                self.select(output, images, self.train_limits))
+                self.select(output, images, self.train_proposals))
 
     def proposals(self, features: Sequence[Tensor], images: Images) -> Proposals:
         """The proposals at test time."""
-        return self.select(self(features), images, self.test_limits)
-
-    def points(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Cell centres of each level, [h * w, 2]."""
-        return point_grid([(m.shape[2], m.shape[3]) for m in maps], self.strides, maps[0].device)
+        return self.select(self(features), images, self.test_proposals)
 
     def assign(self, points: list[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor]:
         """Labels [N, P] (C for background) and distances to the sides of the object [N, P, 4] (section 3.1).
 
         Of several objects that hold a cell, the smallest has it.
         """
-        truth, labels, valid = pad_targets(targets)
+        gt_boxes, gt_labels, gt_valid = pad_targets(targets)
         xy = torch.cat(points)
-        reach = torch.cat([xy.new_tensor(r).expand(len(p), 2) for r, p in zip(RANGES, points)])
-        distances = box.to_distances(xy[:, None], truth[:, None])
-        farthest = distances.amax(-1)
-        inside = (distances.amin(-1) > 0) & (farthest >= reach[:, None, 0]) & (farthest <= reach[:, None, 1])
-        area = box.area(truth)[:, None].masked_fill(~(inside & valid[:, None]), torch.inf)
-        smallest, index = area.min(2)
-        label = labels.gather(1, index).masked_fill(smallest.isinf(), self.num_classes)
-        return label, distances.gather(2, index[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+        low, high = (torch.cat([p.new_full((len(p),), r[i]) for r, p in zip(RANGES, points)]) for i in (0, 1))
+        smallest = gt_boxes.new_full((len(gt_boxes), len(xy)), torch.inf)
+        index = torch.zeros_like(smallest, dtype=torch.long)
+        for images, objects in object_chunks(gt_valid, 4 * len(xy)):
+            boxes = gt_boxes[images][:, objects]
+            distances = box.to_distances(xy, boxes[:, :, None])
+            farthest = distances.amax(-1)
+            held = (distances.amin(-1) > 0) & (farthest >= low) & (farthest <= high)
+            held &= gt_valid[images][:, objects, None]
+            area, nearest = box.area(boxes)[:, :, None].expand_as(held).masked_fill(~held, torch.inf).min(1)
+            better = area < smallest[images]
+            index[images] = torch.where(better, nearest + (objects.start or 0), index[images])
+            smallest[images] = torch.where(better, area, smallest[images])
+        labels = gt_labels.gather(1, index).masked_fill(smallest.isinf(), self.num_classes)
+        return labels, box.to_distances(xy, box.gather(gt_boxes, index))
 
-    def loss_of(self, output: tuple[list[Tensor], list[Tensor], list[Tensor]],
-                targets: list[Target]) -> dict[str, Tensor]:
+    def output_loss(self, output: Output, targets: list[Target]) -> dict[str, Tensor]:
         """Focal loss of the classes, IoU loss of the boxes weighted by centre-ness, and centre-ness (equation 2)."""
         classes, distances, centerness = (torch.cat([flatten(m) for m in maps], 1) for maps in output)
-        points = self.points(output[0])
-        labels, wanted = self.assign(points, targets)
+        points = point_grid(output[0], STRIDES)
+        labels, target = self.assign(points, targets)
         positive = labels < self.num_classes
         count = reduce_mean(positive.sum().float()).clamp(min=1)
         one_hot = labels[..., None] == torch.arange(self.num_classes, device=labels.device)
         # Cells outside every object have meaningless distances; ones keep the arithmetic finite.
-        wanted = torch.where(positive[..., None], wanted, 1.0)
-        central = centrality(wanted) * positive
+        target = torch.where(positive[..., None], target, 1.0)
+        central = centrality(target) * positive
         weight = reduce_mean(central.sum()).clamp(min=1e-6)
         xy = torch.cat(points)
-        error = iou_loss(box.from_distances(xy, distances), box.from_distances(xy, wanted)) * central
+        error = iou_loss(box.from_distances(xy, distances), box.from_distances(xy, target)) * central
         return {
             "loss_cls": focal(classes, one_hot).sum() / count,
             "loss_bbox": error.sum() / weight,
@@ -133,31 +122,35 @@ class FCOSHead(nn.Module):
         }
 
     @torch.no_grad()
-    def select(self, output: tuple[list[Tensor], list[Tensor], list[Tensor]], images: Images,
-               limits: Limits) -> Proposals:
+    def select(self, output: Output, images: Images, settings: ProposalSettings) -> Proposals:
         """The cells of highest class score in each level, thinned by NMS over all levels together."""
         sizes = box.size_tensor(images.sizes, output[1][0])
-        found, scores = [], []
-        for cls, dist, centre, xy in zip(*output, self.points(output[0])):
-            best = flatten(cls)[..., 0].float().sigmoid().sort(dim=1, descending=True, stable=True)
-            score, index = (x[:, :limits.before_nms] for x in best)
-            boxes = box.from_distances(xy[index], flatten(dist).gather(1, index[..., None].expand(-1, -1, 4)))
-            found.append(box.clip(boxes, sizes))
-            scores.append(score * flatten(centre)[..., 0].float().sigmoid().gather(1, index))
-        boxes, score = torch.cat(found, 1), torch.cat(scores, 1)
-        solid = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-        index, filled = box.nms_per_image(boxes, score, torch.zeros_like(score, dtype=torch.long), solid, limits.iou,
-                                          limits.after_nms)
-        return Proposals(boxes.gather(1, index[..., None].expand(-1, -1, 4)), score.gather(1, index), filled)
-
-
-def flatten(maps: Tensor) -> Tensor:
-    """[N, c, h, w] as [N, h * w, c]."""
-    return maps.flatten(2).transpose(1, 2)
+        boxes, scores = [], []
+        for cls, dist, centerness, xy in zip(*output, point_grid(output[0], STRIDES)):
+            score, index = flatten(cls)[..., 0].float().sigmoid().topk(min(settings.pre_nms_top_n, len(xy)), 1)
+            boxes.append(box.clip(box.from_distances(xy[index], box.gather(flatten(dist), index)), sizes))
+            scores.append(score * flatten(centerness)[..., 0].float().sigmoid().gather(1, index))
+        score = torch.cat(scores, 1)
+        return top_proposals(torch.cat(boxes, 1), score, torch.zeros_like(score, dtype=torch.long), settings)
 
 
 def centrality(distances: Tensor) -> Tensor:
-    """How central a point is, 1 in the middle, 0 on the rim (equation 3); distances [..., 4]."""
+    """How central a point is, 1 in the middle, 0 on the rim (equation 3), [...] from distances [..., 4]."""
     near = torch.minimum(distances[..., :2], distances[..., 2:])
     far = torch.maximum(distances[..., :2], distances[..., 2:])
     return (near / far).prod(-1).sqrt()
+
+
+def fcos_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
+                     samples: int = 512, sampling_ratio: int = 0, score_threshold: float = 0.05,
+                     nms_threshold: float = 0.5, max_detections: int = 100, rpn_pre_nms_top_n_train: int = 2000,
+                     rpn_pre_nms_top_n_test: int = 1000, rpn_post_nms_top_n_train: int = 1000,
+                     rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
+    """Faster R-CNN whose proposals come from an FCOS head (section 5); arguments as in `faster_rcnn`."""
+    rpn_head = FCOSHead(width, 1, ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
+                        ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold))
+    head = RoIHead(MultiScaleRoIAlign(STRIDES, sampling_ratio=sampling_ratio),
+                   BoxHead(width, num_classes, hidden=hidden), samples=samples,
+                   postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    return TwoStageDetector(backbone, FPN(backbone.channels, width, start=1, extra="output", relu_extra=True), rpn_head,
+                            head)

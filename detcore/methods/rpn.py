@@ -8,55 +8,32 @@ suppression, are the proposals.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
-from detcore.ops.anchors import AnchorGrid, inside
 from detcore.backbones.resnet import ResNet
+from detcore.detectors import OneStageDetector
 from detcore.layers.init import init_normal
+from detcore.necks.fpn import FPN
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGenerator, inside, per_anchor
 from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
 from detcore.ops.matching import IoUMatcher, Sampler, pad_targets
-from detcore.necks.fpn import FPN
-from detcore.structures import Detections, Images, Target
+from detcore.ops.nms import ProposalSettings, top_proposals
+from detcore.structures import Detections, Images, Proposals, Target
 
 FPN_STRIDES = (4, 8, 16, 32, 64)
 
 
-@dataclass
-class Limits:
-    """How many proposals are kept.
-
-    Attributes:
-        before_nms: best anchors taken of each level.
-        after_nms: proposals kept an image.
-        iou: overlap above which the lesser box of a level is dropped.
-    """
-
-    before_nms: int
-    after_nms: int
-    iou: float = 0.7
+def fpn_anchors(scale: float = 8) -> AnchorGenerator:
+    """One size and three shapes a level (FPN, section 4.1)."""
+    return AnchorGenerator.from_scales(FPN_STRIDES, [scale])
 
 
-FPN_TRAIN, FPN_TEST, RPN_TEST = Limits(2000, 1000), Limits(1000, 1000), Limits(2000, 1000)
-# A single map has all its anchors on one level, so more of them enter and leave NMS.
-SINGLE_MAP_TRAIN, SINGLE_MAP_TEST = Limits(12000, 2000), Limits(6000, 1000)
-
-
-@dataclass
-class Proposals:
-    """Proposals of a batch, best first, padded to one length.
-
-    Attributes:
-        boxes: [N, P, 4]; scores: [N, P]; valid: [N, P] bool.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    valid: Tensor
+def single_map_anchors() -> AnchorGenerator:
+    """Five sizes and three shapes on one map of stride 16."""
+    return AnchorGenerator.from_scales([16], [2, 4, 8, 16, 32])
 
 
 class RPNHead(nn.Module):
@@ -64,26 +41,29 @@ class RPNHead(nn.Module):
 
     Args:
         in_channels: channels of the maps.
-        anchors: the anchor grid.
-        border: anchors that cross the image border by more than this do not train; -1: all train.
+        anchors: the same number of anchors on every level.
+        train_proposals, test_proposals: which proposals are kept.
+        border: anchors that cross the image border by more than this many pixels do not train; -1: all train.
         box_loss: elementwise loss of the offsets.
         samples: anchors that train, an image; half of them positive at most.
         negatives_per_positive: see `Sampler`.
-        train_limits, test_limits: proposals kept.
     """
 
-    def __init__(self, in_channels: int, anchors: AnchorGrid, *, border: int = -1,
+    num_classes = 1
+
+    def __init__(self, in_channels: int, anchors: AnchorGenerator, train_proposals: ProposalSettings,
+                 test_proposals: ProposalSettings, *, border: int = -1,
                  box_loss: Callable[[Tensor, Tensor], Tensor] = l1, samples: int = 256,
-                 negatives_per_positive: int | None = None,
-                 train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST):
+                 negatives_per_positive: int | None = None):
         super().__init__()
         self.anchors, self.border, self.box_loss = anchors, border, box_loss
-        self.train_limits, self.test_limits = replace(train_limits), replace(test_limits)
+        self.train_proposals, self.test_proposals = train_proposals, test_proposals
         self.matcher = IoUMatcher(0.7, 0.3, low_quality=0.3)
         self.sampler = Sampler(samples, 0.5, negatives_per_positive)
+        per_cell = anchors.counts[0]
         self.rpn_conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
-        self.rpn_cls = nn.Conv2d(in_channels, anchors.per_cell, 1)
-        self.rpn_reg = nn.Conv2d(in_channels, anchors.per_cell * 4, 1)
+        self.rpn_cls = nn.Conv2d(in_channels, per_cell, 1)
+        self.rpn_reg = nn.Conv2d(in_channels, per_cell * 4, 1)
         for layer in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
             init_normal(layer)
 
@@ -92,64 +72,69 @@ class RPNHead(nn.Module):
         hidden = [self.rpn_conv(x).relu() for x in features]
         return [self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden]
 
+    # Training
+
     def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """`loss_rpn_cls` and `loss_rpn_bbox` (equation 1)."""
-        return self.loss_of(self(features), images, targets)
-
-    def loss_of(self, output: tuple[list[Tensor], list[Tensor]], images: Images,
-                targets: list[Target]) -> dict[str, Tensor]:
-        """The losses of an output of `forward`."""
-        logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1) for maps, c in zip(output, (1, 4)))
-        anchors, match, truth = self.assign(output[0], images, targets)
-        return anchor_losses(logits[..., 0], deltas, anchors, match, truth, self.sampler, self.box_loss)
-
-    def grids(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The anchors [h * w * A, 4] of each level's map."""
-        return self.anchors([(m.shape[2], m.shape[3]) for m in maps], maps[0].device)
-
-    def assign(self, maps: Sequence[Tensor], images: Images, targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
-        """Anchors [A, 4], the object each one is matched to [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4]."""
-        anchors = torch.cat(self.grids(maps))
-        truth, _, truth_valid = pad_targets(targets)
-        if self.border < 0:
-            return anchors, self.matcher(anchors, truth, truth_valid), truth
-        candidates = inside(anchors, box.size_tensor(images.sizes, anchors), self.border)
-        return anchors, self.matcher(anchors, truth, truth_valid, candidates), truth
+        return self.output_loss(self(features), images, targets)
 
     def loss_and_proposals(self, features: Sequence[Tensor], images: Images,
                            targets: list[Target]) -> tuple[dict[str, Tensor], Proposals]:
-        """Losses, and the proposals that train the second stage (no gradient flows through them)."""
+        """The losses, and the proposals that train the second stage; no gradient flows through them."""
         output = self(features)
-        return self.loss_of(output, images, targets), self.select(output, images, self.train_limits)
+        return self.output_loss(output, images, targets), self.select(output, images, self.train_proposals)
+
+    def output_loss(self, output: tuple[list[Tensor], list[Tensor]], images: Images,
+                    targets: list[Target]) -> dict[str, Tensor]:
+        """The losses of an output of `forward`."""
+        logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1) for maps, c in zip(output, (1, 4)))
+        anchors, matched, gt_boxes = self.assign(output[0], images, targets)
+        return anchor_losses(logits[..., 0], deltas, anchors, matched, gt_boxes, self.sampler, self.box_loss)
+
+    def assign(self, maps: Sequence[Tensor], images: Images, targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors [A, 4], the object each one is matched to [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4]."""
+        anchors = torch.cat(self.anchors(maps))
+        gt_boxes, _, gt_valid = pad_targets(targets)
+        if self.border < 0:
+            return anchors, self.matcher(anchors, gt_boxes, gt_valid), gt_boxes
+        candidates = inside(anchors, box.size_tensor(images.sizes, anchors), self.border)
+        return anchors, self.matcher(anchors, gt_boxes, gt_valid, candidates), gt_boxes
+
+    # Inference
 
     def proposals(self, features: Sequence[Tensor], images: Images) -> Proposals:
         """The proposals at test time."""
-        return self.select(self(features), images, self.test_limits)
+        return self.select(self(features), images, self.test_proposals)
 
     @torch.no_grad()
-    def select(self, output: tuple[list[Tensor], list[Tensor]], images: Images, limits: Limits) -> Proposals:
+    def select(self, output: tuple[list[Tensor], list[Tensor]], images: Images,
+               settings: ProposalSettings) -> Proposals:
         """The best anchors of each level, moved by their offsets, clipped, thinned by NMS within their level."""
         scores = [per_anchor(m, 1)[..., 0].float().sigmoid() for m in output[0]]
         deltas = [per_anchor(m, 4) for m in output[1]]
-        return best_anchors(scores, deltas, self.grids(output[0]), images, limits)
+        return best_anchors(scores, deltas, self.anchors(output[0]), images, settings)
+
+    def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
+        """The proposals as class-agnostic detections (label 0), in pixels of the network's input."""
+        return proposal_detections(self.proposals(features, images))
 
 
-def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor, truth: Tensor, sampler: Sampler,
+def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tensor, gt_boxes: Tensor, sampler: Sampler,
                   box_loss: Callable[[Tensor, Tensor], Tensor],
                   stds: Sequence[float] = (1, 1, 1, 1)) -> dict[str, Tensor]:
     """`loss_rpn_cls` and `loss_rpn_bbox` (equation 1), over the anchors that are sampled.
 
     Args:
         logits: [N, A]; deltas: [N, A, 4]; anchors: [A, 4] or [N, A, 4].
-        match: [N, A] index of each anchor's object in truth [N, G, 4] (see `IoUMatcher`).
+        matched: [N, A] index of each anchor's object in gt_boxes [N, G, 4] (see `IoUMatcher`).
         box_loss: elementwise loss of the offsets; stds: their scale.
     """
-    positive, negative = sampler(match)
+    positive, negative = sampler(matched)
     # An image without positives (or negatives) still counts one.
     count = reduce_mean((positive.sum(1).clamp(min=1) + negative.sum(1).clamp(min=1)).sum())
-    wanted = box.encode(anchors, truth.gather(1, match.clamp(min=0)[..., None].expand(-1, -1, 4)), stds)
+    target = box.encode(anchors, box.gather(gt_boxes, matched.clamp(min=0)), stds)
     # Where an anchor is not positive its target is meaningless, and may be infinite.
-    error = box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
+    error = box_loss(deltas, torch.where(positive[..., None], target, deltas.detach().float()))
     return {
         "loss_rpn_cls": (binary_cross_entropy(logits, positive) * (positive | negative)).sum() / count,
         "loss_rpn_bbox": (error * positive[..., None]).sum() / count,
@@ -157,88 +142,43 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, match: Tensor
 
 
 def best_anchors(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], images: Images,
-                 limits: Limits, stds: Sequence[float] = (1, 1, 1, 1)) -> Proposals:
+                 settings: ProposalSettings, stds: Sequence[float] = (1, 1, 1, 1)) -> Proposals:
     """The best anchors of each level, moved by their offsets, clipped, thinned by NMS within their level.
 
     Args:
-        scores: [N, A] of each level, negative where an anchor is out of the question; deltas: [N, A, 4].
+        scores: [N, A] of each level, negative where an anchor is no candidate; deltas: [N, A, 4].
         anchors: [A, 4] or [N, A, 4].
         stds: scale of the offsets.
     """
     sizes = box.size_tensor(images.sizes, scores[0])
-    found, kept, levels = [], [], []
+    boxes, best, levels = [], [], []
     for level, (score, delta, anchor) in enumerate(zip(scores, deltas, anchors)):
-        score, index = (x[:, :limits.before_nms] for x in score.sort(dim=1, descending=True, stable=True))
-        at = index[..., None].expand(-1, -1, 4)
-        boxes = box.decode(anchor.expand(len(index), -1, -1).gather(1, at), delta.gather(1, at), stds)
-        found.append(box.clip(boxes, sizes))
-        kept.append(score)
+        score, index = score.topk(min(settings.pre_nms_top_n, score.shape[1]), 1)
+        chosen = box.gather(anchor.expand(len(index), -1, -1), index)
+        boxes.append(box.clip(box.decode(chosen, box.gather(delta, index), stds), sizes))
+        best.append(score)
         levels.append(torch.full_like(index, level))
-    boxes, score = torch.cat(found, 1), torch.cat(kept, 1)
-    valid = (boxes[..., 2:] > boxes[..., :2]).all(-1) & (score >= 0)
-    index, filled = box.nms_per_image(boxes, score, torch.cat(levels, 1), valid, limits.iou, limits.after_nms)
-    return Proposals(boxes.gather(1, index[..., None].expand(-1, -1, 4)), score.gather(1, index), filled)
+    return top_proposals(torch.cat(boxes, 1), torch.cat(best, 1), torch.cat(levels, 1), settings)
 
 
-def per_anchor(maps: Tensor, values: int) -> Tensor:
-    """[N, A * values, h, w] as [N, h * w * A, values], the order of the anchor grid."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values)
+def proposal_detections(proposals: Proposals) -> list[Detections]:
+    """Proposals of a batch as detections of one class."""
+    return [Detections(b[v], s[v], torch.zeros_like(s[v], dtype=torch.long))
+            for b, s, v in zip(proposals.boxes, proposals.scores, proposals.valid)]
 
 
-class RPN(nn.Module):
-    """A detector of anything: its detections are class-agnostic proposals (label 0)."""
+def rpn(backbone: ResNet, *, neck: str | None = "fpn", width: int = 256, anchor_scale: float = 8, samples: int = 256,
+        score_threshold: float = 0.0, nms_threshold: float = 0.7, pre_nms_top_n: int = 2000,
+        max_detections: int = 1000) -> OneStageDetector:
+    """RPN: a detector of anything, whose detections are class-agnostic proposals (label 0).
 
-    takes_proposals = False
-    num_classes = 1
-
-    def __init__(self, backbone: ResNet, neck: FPN | None, bbox_head: nn.Module):
-        super().__init__()
-        self.backbone, self.neck = backbone, neck
-        self.bbox_head: Any = bbox_head  # an `RPNHead`, or another method's with the same verbs
-
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of images [N, 3, H, W], finest first."""
-        maps = self.backbone(x)
-        return maps if self.neck is None else self.neck(maps)
-
-    def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
-        """Training losses by name."""
-        return self.bbox_head.loss(self.features(images.tensor), images, targets)
-
-    @torch.no_grad()
-    def predict(self, images: Images, *, output_sizes: list[tuple[int, int]] | None = None,
-                proposals: list[Tensor] | None = None) -> list[Detections]:
-        """Proposals of each image, in its `output_sizes` (h, w) or in the network's input."""
-        found = self.bbox_head.proposals(self.features(images.tensor), images)
-        return [
-            Detections(rescale(b[v], size, out), s[v], torch.zeros_like(s[v], dtype=torch.long))
-            for b, s, v, size, out in zip(found.boxes, found.scores, found.valid, images.sizes,
-                                          output_sizes or images.sizes)
-        ]
-
-
-def rescale(boxes: Tensor, size: tuple[int, int], output_size: tuple[int, int]) -> Tensor:
-    """Boxes [n, 4] of an image of `size` (h, w), in the same image at `output_size`."""
-    if size == output_size:
-        return boxes
-    y, x = output_size[0] / size[0], output_size[1] / size[1]
-    return boxes * boxes.new_tensor([x, y, x, y])
-
-
-def fpn_anchors(scale: float = 8) -> AnchorGrid:
-    """One size and three shapes a level (FPN, section 4.1)."""
-    return AnchorGrid(FPN_STRIDES, [scale])
-
-
-def single_map_anchors() -> AnchorGrid:
-    """Five sizes and three shapes on one map of stride 16."""
-    return AnchorGrid([16], [2, 4, 8, 16, 32])
-
-
-def rpn(backbone: ResNet, *, neck: str | None = "fpn", width: int = 256, anchor_scale: float = 8,
-        test_limits: Limits = RPN_TEST, samples: int = 256) -> RPN:
-    """RPN on a backbone: with a pyramid (`neck="fpn"`) or on its single map of stride 16 (`neck=None`)."""
-    if neck is None:
-        return RPN(backbone, None, RPNHead(backbone.channels[-1], single_map_anchors(), test_limits=test_limits))
-    head = RPNHead(width, fpn_anchors(anchor_scale), test_limits=test_limits, samples=samples)
-    return RPN(backbone, FPN(backbone.channels, width), head)
+    Args:
+        neck: "fpn": a pyramid; None: the backbone's single map of stride 16.
+        width: channels of the pyramid. anchor_scale: side of an anchor in strides. samples: anchors that train.
+        score_threshold, nms_threshold, pre_nms_top_n, max_detections: which proposals are given at test time.
+    """
+    single = neck is None
+    test = ProposalSettings(pre_nms_top_n, max_detections, nms_threshold, score_threshold)
+    head = RPNHead(backbone.channels[-1] if single else width, single_map_anchors() if single else
+                   fpn_anchors(anchor_scale), test, test, samples=samples)
+    return OneStageDetector(backbone, None if single else FPN(backbone.channels, width), head)

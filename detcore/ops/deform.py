@@ -1,4 +1,4 @@
-"""Convolution whose taps are moved by offsets, as deformable convolution, guided anchoring and CentripetalNet use it."""
+"""Convolution whose taps are moved by offsets (deformable convolution, guided anchoring, CentripetalNet)."""
 from __future__ import annotations
 
 import torch

@@ -51,6 +51,7 @@ class ProposalSettings:
         pre_nms_top_n: best anchors of each level that go on to NMS.
         post_nms_top_n: proposals kept an image.
         nms_threshold: IoU above which the lower-scored box of a level is dropped.
+        score_threshold: least score of a proposal.
 
     Raises:
         UsageError: a threshold outside 0..1, or a number below 1.
@@ -59,6 +60,7 @@ class ProposalSettings:
     pre_nms_top_n: int
     post_nms_top_n: int
     nms_threshold: float = 0.7
+    score_threshold: float = 0.0
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -247,6 +249,6 @@ def top_proposals(boxes: Tensor, scores: Tensor, levels: Tensor, settings: Propo
     Args:
         boxes: [N, P, 4] in pixels; scores: [N, P], negative for what is no candidate; levels: [N, P] int64.
     """
-    valid = (box.sizes(boxes) > 0).all(-1) & (scores >= 0)
+    valid = (box.sizes(boxes) > 0).all(-1) & (scores >= settings.score_threshold)
     index, filled = nms_per_image(boxes, scores, levels, valid, settings.nms_threshold, settings.post_nms_top_n)
     return Proposals(box.gather(boxes, index), scores.gather(1, index), filled)
