@@ -12,30 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcore.backbones.resnet import ResNet
+from detcore.backbones.resnet import ResNet, ResStage
+from detcore.detectors import Sizes, TwoStageDetector, rescaled
 from detcore.layers.conv import Block, ConvBlock
 from detcore.layers.init import init_weights, kaiming_normal
 from detcore.layers.roi_align import MultiScaleRoIAlign
-from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
-from detcore.ops.masks import crop_masks
-from detcore.ops.matching import used
-from detcore.methods.fast_rcnn import BoxHead, ResStage, RoIHead, Samples, to_output
-from detcore.methods.faster_rcnn import FasterRCNN
-from detcore.methods.rpn import (
-    FPN_TEST,
-    FPN_TRAIN,
-    SINGLE_MAP_TEST,
-    SINGLE_MAP_TRAIN,
-    Limits,
-    Proposals,
-    RPNHead,
-    fpn_anchors,
-    single_map_anchors,
-)
+from detcore.methods.fast_rcnn import BoxHead, RoIHead
+from detcore.methods.rpn import RPNHead, fpn_anchors, single_map_anchors
 from detcore.necks.fpn import FPN
-from detcore.structures import Detections, Images, Target
-
-THRESHOLD = 0.5
+from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
+from detcore.ops.masks import paste_masks
+from detcore.ops.nms import PostProcess, ProposalSettings
+from detcore.ops.regions import Regions, flat_detections, mask_targets, of_class
+from detcore.structures import Detections, Images, Proposals, Target
 
 
 class MaskHead(nn.Module):
@@ -45,14 +34,15 @@ class MaskHead(nn.Module):
         in_channels: channels of the region's map.
         width: channels of the convolutions and the upsampling.
         depth: number of 3x3 convolutions. block: their kind.
+        predictor: kind of the last, 1x1 convolution.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, depth: int = 4,
-                 block: Block = ConvBlock):
+                 block: Block = ConvBlock, predictor: type[nn.Conv2d] = nn.Conv2d):
         super().__init__()
         self.convs = nn.ModuleList([block(width if i else in_channels, width, 3) for i in range(depth)])
         self.upsample = nn.ConvTranspose2d(width if depth else in_channels, width, 2, 2)
-        self.conv_logits = nn.Conv2d(width, num_classes, 1)
+        self.conv_logits = predictor(width, num_classes, 1)
         init_weights(self, kaiming_normal)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,170 +51,126 @@ class MaskHead(nn.Module):
             x = conv(x)
         return self.conv_logits(self.upsample(x).relu())
 
-    def loss(self, logits: Tensor, labels: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
-        """Mean over regions and pixels of the cross-entropy of the true class's mask (section 3).
+    def loss(self, logits: Tensor, labels: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """Mean over regions and pixels of the cross-entropy of the true class's mask (section 3), 0-dim.
 
         Args:
-            logits: [r, C, s, s]; labels: [r]; wanted: [r, s, s]; valid: [r] bool.
+            logits: [r, C, s, s]; labels: [r]; target: [r, s, s]; valid: [r] bool.
         """
-        mine = of_class(logits, labels)
         count = reduce_mean(valid.sum().float()).clamp(min=1)
-        return (binary_cross_entropy(mine, wanted).mean((1, 2)) * valid).sum() / count
-
-
-def positive_slots(samples: Samples, limit: int | None) -> Tensor:
-    """Flat indices of the slots that hold positives; they come first, so `limit` slots an image are looked at."""
-    slots = samples.positive.shape[1] if limit is None else min(limit, samples.positive.shape[1])
-    index = used(samples.positive[:, :slots])
-    return index // slots * samples.positive.shape[1] + index % slots
-
-
-def of_class(values: Tensor, labels: Tensor) -> Tensor:
-    """[r, ...] each region's own class of values [r, C, ...]; labels [r], background takes the last class."""
-    return values[torch.arange(values.shape[0], device=values.device), labels.clamp(max=values.shape[1] - 1)]
-
-
-def mask_targets(targets: list[Target], samples: Samples, index: Tensor, size: int) -> Tensor:
-    """What each positive region's mask should be, float [r, size, size]; index [r] as `positive_slots` gives it."""
-    boxes = samples.boxes.flatten(0, 1)[index]
-    match, image = samples.match.flatten()[index].clamp(min=0), index // samples.match.shape[1]
-    return crop_masks([t.masks for t in targets], boxes, image, match, size)
-
-
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = THRESHOLD,
-          chunk: int = 32) -> Tensor:
-    """Masks drawn in their boxes on an empty image (section 3.2).
-
-    Bilinear resampling is separable: two small matrices a box, one for rows and one for columns, say how much each
-    mask row (column) counts in each image row (column), and their product with the mask is the pasted mask.
-
-    Args:
-        masks: [n, s, s] probabilities; boxes: [n, 4] in pixels; size: (h, w) of the image.
-
-    Returns:
-        bool [n, h, w].
-    """
-    if torch.compiler.is_compiling():  # how many masks there will be is not known
-        return _drawn(masks, boxes, size) >= threshold
-    out = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
-    for i in range(0, len(masks), chunk):
-        out[i:i + chunk] = _drawn(masks[i:i + chunk], boxes[i:i + chunk], size) >= threshold
-    return out
-
-
-def _drawn(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """[n, h, w] probabilities of masks [n, s, s] in their boxes [n, 4] on an image of `size` (h, w)."""
-    masks, boxes = masks.float(), boxes.float()
-    rows = _weights(boxes[:, 1], boxes[:, 3], size[0], masks.shape[1])
-    columns = _weights(boxes[:, 0], boxes[:, 2], size[1], masks.shape[2])
-    return rows @ masks @ columns.transpose(1, 2)
-
-
-def _weights(start: Tensor, end: Tensor, pixels: int, cells: int) -> Tensor:
-    """[n, pixels, cells] bilinear weight of each of `cells` between start and end [n] in each pixel."""
-    pixel, start, end = torch.arange(pixels, device=start.device), start[:, None], end[:, None]
-    at = (pixel + 0.5 - start) / (end - start) * cells - 0.5
-    # A box without extent, cut off by the image's border, shows the mask's middle where it touches.
-    touched = (pixel >= start.floor() - 1) & (pixel < end.ceil() + 1)
-    at = torch.where(end > start, at, torch.where(touched, (cells - 1) / 2, torch.inf))
-    return (1 - (at[..., None] - torch.arange(cells, device=start.device)).abs()).clamp(min=0)
+        return (binary_cross_entropy(of_class(logits, labels), target).mean((1, 2)) * valid).sum() / count
 
 
 class MaskRoIHead(RoIHead):
-    """The region head with a mask branch.
+    """The RoI head with a mask branch.
 
     Args:
-        mask_pool: region features for masks; None: the box branch's own (C4).
+        mask_roi_align: region features for masks; None: the box branch's own (C4).
         mask_size: side of the mask targets.
+        options: as in `RoIHead`.
     """
 
-    def __init__(self, pool: MultiScaleRoIAlign, bbox_head: BoxHead, mask_head: MaskHead, mask_pool: MultiScaleRoIAlign | None, *,
-                 mask_size: int = 28, **options):
-        super().__init__(pool, bbox_head, **options)
-        self.mask_head, self.mask_pool, self.mask_size = mask_head, mask_pool, mask_size
+    def __init__(self, roi_align: MultiScaleRoIAlign, bbox_head: BoxHead, mask_head: MaskHead,
+                 mask_roi_align: MultiScaleRoIAlign | None, *, mask_size: int = 28, **options: Any):
+        super().__init__(roi_align, bbox_head, **options)
+        self.mask_head, self.mask_roi_align, self.mask_size = mask_head, mask_roi_align, mask_size
+
+    def mask_features(self, features: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Maps [r, c, s, s] that masks are drawn from, of boxes [r, 4] on images [r]."""
+        if self.mask_roi_align is None:
+            return self.region_features(features, boxes, image)
+        return self.mask_roi_align(features, boxes, image)
+
+    # Training
 
     def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
              targets: list[Target]) -> dict[str, Tensor]:
         """Losses of the regions sampled from the proposals, masks included."""
         samples = self.sample(features, proposals, targets)
-        rois, boxes, image = samples.rois()
-        x = self.region_features(features, boxes, image)
-        logits, deltas = self.bbox_head(x)
-        losses = self.bbox_head.loss(logits, deltas, samples)
-        index = positive_slots(samples, self.sampler.max_positives)
-        if self.mask_pool is None:
-            maps = x[torch.searchsorted(rois, index)]
+        regions, positives = samples.regions(), samples.positives(self.sampler.max_positives)
+        losses, x = self.box_loss(features, regions)
+        if self.mask_roi_align is None:
+            maps = x[torch.searchsorted(regions.index, positives.index)]
         else:
-            maps = self.mask_features(features, samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1])
-        return losses | self.mask_loss(maps, samples, index, targets)
+            maps = self.mask_features(features, positives.boxes, positives.image)
+        return losses | self.mask_loss(maps, positives, targets)
 
-    def mask_loss(self, maps: Tensor, samples: Samples, index: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        """Loss of the masks drawn from maps [r, c, s, s] of the positive regions in slots `index` [r]."""
-        wanted = mask_targets(targets, samples, index, self.mask_size)
-        return {"loss_mask": self.mask_head.loss(self.mask_head(maps), samples.labels.flatten()[index], wanted,
-                                                 samples.positive.flatten()[index])}
+    def mask_loss(self, maps: Tensor, positives: Regions, targets: list[Target]) -> dict[str, Tensor]:
+        """Loss of the masks drawn from maps [r, c, s, s] of the positive regions."""
+        target = mask_targets(targets, positives, self.mask_size)
+        return {"loss_mask": self.mask_head.loss(self.mask_head(maps), positives.labels, target, positives.positive)}
 
-    def mask_features(self, features: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
-        """Maps [r, c, s, s] that masks are drawn from, of boxes [r, 4] on images [r]."""
-        if self.mask_pool is None:
-            return self.region_features(features, boxes, image)
-        return self.mask_pool(features, boxes, image)
+    # Inference
 
-    def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:
-        """For each image, mask probabilities [n, s, s] of its detections."""
-        boxes, labels, image = concatenate(found)
-        logits = self.mask_head(self.mask_features(features, boxes, image))
-        mine = of_class(logits, labels).float().sigmoid()
-        return list(mine.split([d.boxes.shape[0] for d in found]))
-
-
-def concatenate(found: list[Detections]) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [r, 4], labels [r] and image [r] of all detections of a batch."""
-    image = torch.cat([torch.full_like(d.labels, i) for i, d in enumerate(found)])
-    return torch.cat([d.boxes for d in found]), torch.cat([d.labels for d in found]), image
-
-
-class MaskRCNN(FasterRCNN):
-    """Faster R-CNN whose region head also draws masks."""
-
-    def predict_from(self, features: Sequence[Tensor], images: Images,
-                     output_sizes: list[tuple[int, int]] | None) -> list[Detections]:
+    def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
+                output_sizes: Sizes | None = None) -> list[Detections]:
         """Detections with masks over each whole image, in its `output_sizes` (h, w) or in the network's input."""
-        found = self.roi_head.predict(features, self.rpn_head.proposals(features, images), images)
-        masks = self.roi_head.masks(features, found)
-        found = to_output(found, images, output_sizes)
-        for d, m, size in zip(found, masks, output_sizes or images.sizes):
-            d.masks = paste(m, d.boxes, size)
-        return found
+        detections = self.detect(features, proposals, images)
+        masks = self.masks(features, detections)
+        detections = rescaled(detections, images, output_sizes)
+        for one, mask, size in zip(detections, masks, output_sizes or images.sizes):
+            one.masks = paste_masks(mask, one.boxes, size)
+        return detections
+
+    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Tensor]:
+        """For each image, mask probabilities [n, s, s] of its detections."""
+        boxes, labels, image = flat_detections(detections)
+        logits = self.mask_head(self.mask_features(features, boxes, image))
+        return list(of_class(logits, labels).float().sigmoid().split([d.boxes.shape[0] for d in detections]))
 
 
-def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, neck: str = "fpn", width: int = 256, hidden: int = 1024,
+def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
               anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1,
-              rpn_box_loss: Callable[[Tensor, Tensor], Tensor] = l1, sampling: int = 0, aligned: bool = True,
+              rpn_box_loss: Callable[[Tensor, Tensor], Tensor] = l1, sampling_ratio: int = 0, aligned: bool = True,
               block: Block = ConvBlock, box_convs: int = 0, samples: int = 512, rpn_samples: int = 256,
-              train_limits: Limits | None = None, test_limits: Limits | None = None) -> MaskRCNN:
-    """Mask R-CNN.
+              mask_predictor: type[nn.Conv2d] = nn.Conv2d, bbox_head: BoxHead | None = None,
+              score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
+              class_agnostic_nms: bool = False, rpn_pre_nms_top_n_train: int = 2000,
+              rpn_pre_nms_top_n_test: int = 1000, rpn_post_nms_top_n_train: int = 1000,
+              rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
+    """Mask R-CNN on a feature pyramid.
 
     Args:
-        neck: "fpn", or "c4": one map, region head is the backbone's last stage.
         width, hidden: channels of pyramid and mask head, and of the box head's layers.
+        anchor_scale: side of an anchor in strides.
         box_loss, rpn_box_loss: losses of the box offsets.
-        sampling, aligned: how RoIAlign samples (see `MultiScaleRoIAlign`).
+        sampling_ratio, aligned: how RoIAlign samples (see `MultiScaleRoIAlign`).
         block: the convolutions of pyramid and heads; box_convs: how many the box head has before its layer.
-        train_limits, test_limits: proposals kept; by default what the neck needs.
+        samples, rpn_samples: regions and anchors that train, an image.
+        mask_predictor: kind of the mask head's last convolution; bbox_head: another box head.
+        score_threshold, nms_threshold, max_detections, class_agnostic_nms: which detections are kept (see
+            `PostProcess`).
+        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test, rpn_post_nms_top_n_train, rpn_post_nms_top_n_test,
+            rpn_nms_threshold: which proposals are kept (see `ProposalSettings`).
     """
-    if neck == "c4":
-        channels, tail = backbone.channels[-1], ResStage(backbone.depth, base_channels=backbone.base_channels)
-        rpn_head = RPNHead(channels, single_map_anchors(), border=0, samples=rpn_samples,
-                           train_limits=train_limits or SINGLE_MAP_TRAIN, test_limits=test_limits or SINGLE_MAP_TEST)
-        head = MaskRoIHead(MultiScaleRoIAlign([16], 14, sampling=sampling), BoxHead(tail.channels, num_classes, hidden=0),
-                           MaskHead(tail.channels, num_classes, depth=0), None, mask_size=14, shared_head=tail,
-                           samples=samples)
-        return MaskRCNN(backbone, None, rpn_head, head, num_classes)
-    align: dict[str, Any] = dict(sampling=sampling, aligned=aligned)
-    rpn_head = RPNHead(width, fpn_anchors(anchor_scale), box_loss=rpn_box_loss, samples=rpn_samples,
-                       train_limits=train_limits or FPN_TRAIN, test_limits=test_limits or FPN_TEST)
-    bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, convs=box_convs, block=block)
-    head = MaskRoIHead(MultiScaleRoIAlign(**align), bbox_head, MaskHead(width, num_classes, width=width, block=block),
-                       MultiScaleRoIAlign(size=14, **align), samples=samples, low_quality=True)
-    return MaskRCNN(backbone, FPN(backbone.channels, width, block=block), rpn_head, head, num_classes)
+    align: dict[str, Any] = dict(sampling_ratio=sampling_ratio, aligned=aligned)
+    rpn_head = RPNHead(width, fpn_anchors(anchor_scale),
+                       ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
+                       ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),
+                       box_loss=rpn_box_loss, samples=rpn_samples)
+    # Unlike Faster R-CNN's, objects that no region overlaps enough keep their best one, as published.
+    head = MaskRoIHead(
+        MultiScaleRoIAlign(**align),
+        bbox_head or BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, convs=box_convs, block=block),
+        MaskHead(width, num_classes, width=width, block=block, predictor=mask_predictor),
+        MultiScaleRoIAlign(output_size=14, **align), samples=samples, low_quality=True,
+        postprocess=PostProcess(score_threshold, nms_threshold, max_detections, class_agnostic_nms=class_agnostic_nms))
+    return TwoStageDetector(backbone, FPN(backbone.channels, width, block=block), rpn_head, head)
+
+
+def mask_rcnn_c4(backbone: ResNet, num_classes: int = 80, *, samples: int = 512, rpn_samples: int = 256,
+                 sampling_ratio: int = 0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+                 max_detections: int = 100, rpn_pre_nms_top_n_train: int = 12000, rpn_pre_nms_top_n_test: int = 6000,
+                 rpn_post_nms_top_n_train: int = 2000, rpn_post_nms_top_n_test: int = 1000,
+                 rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
+    """Mask R-CNN on one map of stride 16, whose heads share the backbone's last stage; arguments as in `mask_rcnn`."""
+    stage = ResStage(backbone.depth, base_channels=backbone.base_channels)
+    rpn_head = RPNHead(backbone.channels[-1], single_map_anchors(),
+                       ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
+                       ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),
+                       border=0, samples=rpn_samples)
+    head = MaskRoIHead(MultiScaleRoIAlign([16], 14, sampling_ratio=sampling_ratio),
+                       BoxHead(stage.channels, num_classes, hidden=0), MaskHead(stage.channels, num_classes, depth=0),
+                       None, mask_size=14, shared_head=stage, samples=samples,
+                       postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    return TwoStageDetector(backbone, None, rpn_head, head)
