@@ -19,26 +19,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
-from detcore.ops.anchors import BoxGrid
 from detcore.backbones.mobilenet import MobileNetV2
 from detcore.backbones.vgg import SSDVGG
+from detcore.detectors import OneStageDetector
 from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
-from detcore.layers.init import set_batch_norm
+from detcore.layers.init import init_weights, set_batch_norm
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGenerator, per_anchor
 from detcore.ops.losses import SmoothL1, reduce_mean
 from detcore.ops.matching import IoUMatcher, highest, pad_targets
-from detcore.methods.fast_rcnn import Keep
-from detcore.methods.retinanet import RetinaNet, anchor_detections
-from detcore.methods.rpn import per_anchor
+from detcore.ops.nms import PostProcess, dense_detections, top_scores
 from detcore.structures import Detections, Images, Target
 
 L2_SCALE, L2_CHANNELS = 20.0, 512  # the length that a cell's features are scaled to at first (section 3.1)
 OVERLAP = 0.5  # IoU from which a default box takes an object (section 2.2)
 NEGATIVES = 3  # for each positive, at most
 STDS = (0.1, 0.1, 0.2, 0.2)  # scale of the offsets
-KEEP = Keep(score=0.02, iou=0.45, number=200)
-HIGHEST = 90  # percent of the image's side: the smaller box of the last map (section 2.2)
+SCORE_THRESHOLD, NMS_THRESHOLD, MAX_DETECTIONS = 0.02, 0.45, 200
+LARGEST = 90  # percent of the image's side: the smaller box of the last map (section 2.2)
 # SSDLite's batch norm, and how wide its weights are spread at first.
 LITE_EPS, LITE_MOMENTUM, LITE_STD = 1e-3, 0.03, 0.03
 
@@ -65,6 +64,9 @@ class Layout:
         sizes: side in pixels of each map's smaller square box; the larger one's is the geometric mean with the next
             map's, so that there is one number more than maps.
         ratios: aspect ratios of each map's other boxes; each stands for its inverse too.
+
+    Raises:
+        UsageError: the numbers do not fit each other.
     """
 
     extras: tuple[Extra, ...]
@@ -78,7 +80,7 @@ class Layout:
             raise UsageError(f"SSD of {maps} maps needs as many strides and tuples of ratios and one size more, not "
                              f"{len(self.strides)}, {len(self.ratios)} and {len(self.sizes)}.")
 
-    def boxes(self) -> BoxGrid:
+    def anchors(self) -> AnchorGenerator:
         """The default boxes, centred in their cells: the smaller square, the larger one, then the other shapes."""
         levels = []
         for size, following, ratios in zip(self.sizes, self.sizes[1:], self.ratios):
@@ -87,7 +89,7 @@ class Layout:
             side = np.full(len(shapes), size, np.float32)
             side[1] *= np.sqrt(following / size)
             levels.append(np.stack([side * np.sqrt(shapes), side / np.sqrt(shapes)], 1))
-        return BoxGrid(self.strides, levels, centre=0.5)
+        return AnchorGenerator(self.strides, levels, center=0.5)
 
 
 def equal_steps(image: int, smallest: int, second: int, maps: int) -> tuple[int, ...]:
@@ -97,7 +99,7 @@ def equal_steps(image: int, smallest: int, second: int, maps: int) -> tuple[int,
         image: side of the image in pixels.
         smallest, second: the first two sizes, in percent of it.
     """
-    step = (HIGHEST - second) // (maps - 2)
+    step = (LARGEST - second) // (maps - 2)
     return tuple(image * percent // 100 for percent in (smallest, *(second + step * k for k in range(maps))))
 
 
@@ -187,11 +189,15 @@ class SSDHead(nn.Module):
     Args:
         channels: of each map.
         lite: the convolutions are split into depthwise and pointwise.
+        postprocess: which detections are kept at test time.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, layout: Layout, *, lite: bool = False):
+    def __init__(self, channels: Sequence[int], num_classes: int, layout: Layout, *, lite: bool = False,
+                 postprocess: PostProcess | None = None):
         super().__init__()
-        self.num_classes, self.boxes = num_classes, layout.boxes()
+        self.num_classes, self.anchors = num_classes, layout.anchors()
+        self.postprocess = postprocess or PostProcess(SCORE_THRESHOLD, NMS_THRESHOLD, MAX_DETECTIONS)
+        # Every object has its best box, however little they overlap; of equally good ones the first (section 2.2).
         self.matcher = IoUMatcher(OVERLAP, OVERLAP, low_quality=0.0, ties=False)
         self.box_loss = SmoothL1()
 
@@ -201,7 +207,7 @@ class SSDHead(nn.Module):
             return nn.Sequential(lite_block(in_channels, in_channels, 3, groups=in_channels),
                                  nn.Conv2d(in_channels, out_channels, 1))
 
-        per_cell = list(zip(channels, self.boxes.counts))
+        per_cell = list(zip(channels, self.anchors.counts))
         self.cls_convs = nn.ModuleList([predictor(c, n * (num_classes + 1)) for c, n in per_cell])
         self.reg_convs = nn.ModuleList([predictor(c, n * 4) for c, n in per_cell])
 
@@ -210,78 +216,80 @@ class SSDHead(nn.Module):
         return ([conv(x) for conv, x in zip(self.cls_convs, features)],
                 [conv(x) for conv, x in zip(self.reg_convs, features)])
 
-    def grids(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The default boxes [h * w * A, 4] of each map."""
-        return self.boxes([(m.shape[2], m.shape[3]) for m in maps], maps[0].device)
-
     # Training (section 2.2): matching, the two losses, hard negative mining.
 
-    def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Cross-entropy of positives and hardest negatives, and smooth L1 of the positives' offsets (equation 1)."""
         output = self(features)
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1)
                           for maps, c in zip(output, (self.num_classes + 1, 4)))
-        boxes = torch.cat(self.grids(output[0]))
-        truth, labels, valid = pad_targets(targets)
-        match = self.matcher(boxes, truth, valid)
-        positive, at = match >= 0, match.clamp(min=0)
+        anchors = torch.cat(self.anchors(output[0]))
+        gt_boxes, gt_labels, gt_valid = pad_targets(targets)
+        matched = self.matcher(anchors, gt_boxes, gt_valid)
+        positive, index = matched >= 0, matched.clamp(min=0)
         # An image without positives still counts one.
         count = reduce_mean(positive.sum(1).clamp(min=1).sum())
 
-        label = torch.where(positive, labels.gather(1, at), self.num_classes)
-        surprise = F.cross_entropy(logits.float().flatten(0, 1), label.flatten(), reduction="none").view_as(label)
-        trained = positive | hardest(surprise, positive)
-        wanted = box.encode(boxes, truth.gather(1, at[..., None].expand(-1, -1, 4)), STDS)
-        error = self.box_loss(deltas, torch.where(positive[..., None], wanted, deltas.detach().float()))
+        label = torch.where(positive, gt_labels.gather(1, index), self.num_classes)
+        class_loss = F.cross_entropy(logits.float().flatten(0, 1), label.flatten(), reduction="none").view_as(label)
+        trained = positive | hardest(class_loss, positive)
+        target = box.encode(anchors, box.gather(gt_boxes, index), STDS)
+        error = self.box_loss(deltas, torch.where(positive[..., None], target, deltas.detach().float()))
         return {
-            "loss_cls": (surprise * trained).sum() / count,
+            "loss_cls": (class_loss * trained).sum() / count,
             "loss_bbox": (error * positive[..., None]).sum() / count,
         }
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """The best scores of each map, decoded, thinned by NMS within their class, in the network's input."""
-        classes, deltas = self(features)
-        scores = [per_anchor(m, self.num_classes + 1).float().softmax(-1)[..., :-1] for m in classes]
-        return anchor_detections(scores, [per_anchor(m, 4) for m in deltas], self.grids(classes), images, STDS, KEEP)
+        output, settings = self(features), self.postprocess
+        sizes = box.size_tensor(images.sizes, output[0][0])
+        boxes, scores, labels = [], [], []
+        for cls, deltas, anchors in zip(*output, self.anchors(output[0])):
+            probability = per_anchor(cls, self.num_classes + 1).float().softmax(-1)[..., :-1]
+            score, index, label = top_scores(probability, settings.score_threshold, settings.pre_nms_top_n)
+            boxes.append(box.clip(box.decode(anchors[index], box.gather(per_anchor(deltas, 4), index), STDS), sizes))
+            scores.append(score)
+            labels.append(label)
+        return dense_detections(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1), settings)
 
 
-def hardest(surprise: Tensor, positive: Tensor) -> Tensor:
-    """The negatives that cost most, three for each positive of their image (section 2.2).
+def hardest(class_loss: Tensor, positive: Tensor) -> Tensor:
+    """[N, A] bool, the negatives with the largest loss, three for each positive of their image (section 2.2).
 
     Args:
-        surprise: [N, A] loss of each box; positive: [N, A] bool.
+        class_loss: [N, A] of each box; positive: [N, A] bool.
     """
-    return highest(~positive, surprise.detach(), NEGATIVES * positive.sum(1), positive.shape[1])
+    return highest(~positive, class_loss.detach(), NEGATIVES * positive.sum(1), positive.shape[1])
 
 
-def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: Layout = SSD300,
-        head_std: float | None = None) -> RetinaNet:
+def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: Layout = SSD300, head_std: float | None = None,
+        score_threshold: float = SCORE_THRESHOLD, nms_threshold: float = NMS_THRESHOLD,
+        max_detections: int = MAX_DETECTIONS, pre_nms_top_n: int = 1000) -> OneStageDetector:
     """SSD on a VGG-16.
 
     Args:
+        layout: maps and default boxes.
         head_std: spread of the head's first weights; None: Xavier's, as published. VGG's features are large, so the
             first losses are, and a short training has no time to recover from them.
+        score_threshold, nms_threshold, max_detections, pre_nms_top_n: which detections are kept (see `PostProcess`).
     """
     neck = SSDNeck(backbone.channels, layout.extras)
-    head = SSDHead(neck.channels, num_classes, layout)
-    draw_weights(neck, nn.init.xavier_uniform_)
-    draw_weights(head, partial(nn.init.normal_, std=head_std) if head_std else nn.init.xavier_uniform_)
-    return RetinaNet(backbone, neck, head)
+    head = SSDHead(neck.channels, num_classes, layout,
+                   postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
+    init_weights(neck, nn.init.xavier_uniform_)
+    init_weights(head, partial(nn.init.normal_, std=head_std) if head_std else nn.init.xavier_uniform_)
+    return OneStageDetector(backbone, neck, head)
 
 
-def ssdlite(backbone: MobileNetV2, num_classes: int = 80, *, layout: Layout = SSDLITE) -> RetinaNet:
-    """SSDLite on a MobileNetV2."""
+def ssdlite(backbone: MobileNetV2, num_classes: int = 80, *, layout: Layout = SSDLITE,
+            score_threshold: float = SCORE_THRESHOLD, nms_threshold: float = NMS_THRESHOLD,
+            max_detections: int = MAX_DETECTIONS, pre_nms_top_n: int = 1000) -> OneStageDetector:
+    """SSDLite on a MobileNetV2; options as in `ssd`."""
     neck = SSDNeck(backbone.channels, layout.extras, lite=True)
-    model = RetinaNet(backbone, neck, SSDHead(neck.channels, num_classes, layout, lite=True))
-    draw_weights(model, partial(nn.init.trunc_normal_, std=LITE_STD))
+    head = SSDHead(neck.channels, num_classes, layout, lite=True,
+                   postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
+    model = OneStageDetector(backbone, neck, head)
+    init_weights(model, partial(nn.init.trunc_normal_, std=LITE_STD))
     set_batch_norm(model, LITE_EPS, LITE_MOMENTUM)
     return model
-
-
-def draw_weights(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
-    """The first weights of all convolutions; biases are zero."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            draw(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
