@@ -19,13 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detcore.errors import UsageError
-from detcore.structures import Detections, Images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from detcore.data.transforms import Preprocess
     from detcore.metrics.coco import CocoResult
+    from detcore.structures import Detections, Images
 
 # Okabe & Ito's palette: told apart by colour-blind readers, on light and on dark.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442", "#999999")
@@ -61,8 +61,9 @@ def pixels(images: Images, index: int, preprocess: Preprocess) -> np.ndarray:
     return picture if preprocess.rgb else picture[..., ::-1].copy()
 
 
-def detections(found: Detections, image: Any = None, *, score: float = 0.3, scale: float | None = None) -> Image.Image:
-    """Boxes, names, scores and masks of the detections whose score is at least `score`.
+def detections(found: Detections, image: Any = None, *, score_threshold: float = 0.3,
+               scale: float | None = None) -> Image.Image:
+    """Boxes, names, scores and masks of the detections whose score is at least `score_threshold`.
 
     Args:
         image: the picture they belong to; by default the one that `Predictor` kept.
@@ -76,7 +77,7 @@ def detections(found: Detections, image: Any = None, *, score: float = 0.3, scal
         raise UsageError("These detections carry no picture: give the image they belong to.")
     picture = to_pil(image)
     scale = scale or max(1.0, LEAST_SIDE / min(picture.size))
-    found = found.above(score)
+    found = found.above(score_threshold)
     if found.masks is not None:
         picture = _tint(picture, found.masks.cpu().numpy(), found.labels.tolist())
     names = None if found.class_names is None else [found.class_names[c] for c in found.labels.tolist()]
@@ -212,8 +213,8 @@ def bars(values: Mapping[str, float], *, x: str = "", size: tuple[float, float] 
 def losses(curves: Mapping[str, Sequence[float | None]], *, size: tuple[float, float] = (6, 3)) -> Figure:
     """The losses of a training run, from its record's curves."""
     step = curves["step"]
-    return lines({name: (step, values) for name, values in curves.items() if "loss" in name}, x="step", y="loss",
-                 size=size, log_y=True)
+    return lines({name: (step, values) for name, values in curves.items() if name not in ("step", "lr")}, x="step",
+                 y="loss", size=size, log_y=True)
 
 
 def precision_recall(result: CocoResult, *, size: tuple[float, float] = (5, 3.2)) -> Figure:

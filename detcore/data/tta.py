@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from detcore.ops import boxes as box
 from detcore.data.transforms import Flip, Rescale, Resize, Transform
+from detcore.ops.nms import grouped_nms, soft_nms
 from detcore.structures import Detections
-
-KEPT = 100  # detections of an image
 
 
 @dataclass(frozen=True)
@@ -21,16 +19,18 @@ class TestTimeAugmentation:
     Attributes:
         scales: factors of the size at which the recipe tests.
         flip: each of them mirrored, too.
-        iou: overlap above which the lesser of two boxes of a class is dropped.
+        nms_threshold: IoU above which the lower-scored box of a class is dropped.
         sigma: of Gaussian soft-NMS in its place; None: plain NMS.
+        max_detections: detections of an image.
     """
 
     __test__ = False  # the name is no test's, whatever pytest thinks
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = True
-    iou: float = 0.5
+    nms_threshold: float = 0.5
     sigma: float | None = None
+    max_detections: int = 100
 
     def views(self, transforms: Sequence[Transform]) -> Iterator[tuple[tuple[Transform, ...], bool]]:
         """The transforms of each view, from the recipe's own, and whether it is mirrored."""
@@ -43,17 +43,19 @@ class TestTimeAugmentation:
             if self.flip:
                 yield (*resized, Flip(1.0)), True
 
-    def merge(self, found: Sequence[Detections]) -> Detections:
-        """What several views of one image gave, all in the image's own pixels, as one."""
-        boxes, scores, labels = (torch.cat([getattr(d, name) for d in found]) for name in ("boxes", "scores", "labels"))
+    def merge(self, views: Sequence[Detections]) -> Detections:
+        """The detections of several views of one image, all in the image's own pixels, as one."""
+        boxes, scores, labels = (torch.cat([getattr(d, name) for d in views]) for name in ("boxes", "scores", "labels"))
         if self.sigma is None:
-            order = box.grouped_nms(boxes, scores, labels, self.iou)[:KEPT]
-            return Detections(boxes[order], scores[order], labels[order])
-        order, scores = box.soft_nms(boxes, scores, labels, sigma=self.sigma)
-        return Detections(boxes[order[:KEPT]], scores[:KEPT], labels[order[:KEPT]])
+            order = grouped_nms(boxes, scores, labels, self.nms_threshold)
+            scores = scores[order]
+        else:
+            order, scores = soft_nms(boxes, scores, labels, sigma=self.sigma)
+        order = order[:self.max_detections]
+        return Detections(boxes[order], scores[:self.max_detections], labels[order])
 
 
-def mirrored(found: Detections, width: int) -> Detections:
+def mirrored(detections: Detections, width: int) -> Detections:
     """The boxes found in the mirror image, in the image itself, which is `width` pixels wide."""
-    x1, y1, x2, y2 = found.boxes.unbind(-1)
-    return replace(found, boxes=torch.stack([width - x2, y1, width - x1, y2], -1))
+    x1, y1, x2, y2 = detections.boxes.unbind(-1)
+    return replace(detections, boxes=torch.stack([width - x2, y1, width - x1, y2], -1))

@@ -1,20 +1,20 @@
-"""What training, evaluation and benchmarks have in common: device, folders, data sets."""
+"""What training, evaluation and benchmarks have in common: device, checks, models, data sets."""
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import torch
 
 from detcore.data.coco import fingerprint
 from detcore.data.dataset import Dataset, Wanted
 from detcore.data.layouts import find_layout
-from detcore.errors import DetcoreError, UsageError
+from detcore.detectors import Detector
+from detcore.errors import UsageError
+from detcore.recipe import Recipe
 from detcore.records import DataInfo
-from detcore.zoo.recipes import Recipe
+from detcore.zoo.create import Model, Restored, load, resolve, restore
 
 TRAIN, VAL = "train", "val"
 
@@ -40,26 +40,44 @@ def pick_device(device: str | torch.device | None, processes: int = 1) -> torch.
     return chosen
 
 
-def pick_profile(profile: str | None, weights: object) -> str:
-    """The profile asked for; None: the published one with published weights, else the one for a small machine."""
-    return profile or ("coco" if weights == "published" else "pocket")
-
-
-def output_folder(path: str | Path) -> Path:
-    """The folder, made if it is not there, and known to take files.
+def check_counts(least: int, **counts: int | None) -> None:
+    """Raise a sentence for a number that is not whole or below `least`; None, a default, passes.
 
     Raises:
-        DetcoreError: it cannot be made or written to.
+        UsageError: there is one.
     """
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise DetcoreError(f"The output folder {path} cannot be written to: {error.strerror}.") from error
-    return path
+    for name, value in counts.items():
+        if value is not None and (value != int(value) or value < least):
+            raise UsageError(f"{name} is a whole number of at least {least}, not {value}.")
+
+
+def ready_model(model: Model | Path, weights: str | Path | None = None, *, recipe: Recipe | None = None,
+                profile: str | None = None, num_classes: int | None = None, **options: Any) -> Restored:
+    """A detector to be run, and what is known of it; on the CPU, in training mode.
+
+    Args:
+        model: a name of the zoo, a `ModelEntry`, a `Detector`, or a file that training wrote.
+        weights: "published", a file or an address; None or "random" for random ones (a `Detector`: as it is).
+        profile: for a file what it says by default.
+        num_classes: of random weights; those of the profile's data set by default.
+        options: keyword options of the builder, None for its defaults.
+
+    Raises:
+        UsageError, WeightsError: the model is unknown, or its weights cannot be had or do not fit; options are given
+            for a model that is built already, or that it does not have.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, Detector) and options:
+        raise UsageError(f"The {' and '.join(options)} of a detector that is built already cannot be changed here: give "
+                         f"such options to what builds it.")
+    if isinstance(model, Path) or isinstance(model, str) and Path(model).is_file():
+        if weights is not None:
+            raise UsageError(f"{model} is a file of weights: give either it, or a model with other weights.")
+        return restore(model, recipe=recipe, profile=profile, **options)
+    if weights is None or weights == "random":
+        subject = resolve(model, recipe=recipe, profile=profile)
+        return Restored(subject.build(num_classes, **options), subject, None)
+    return load(model, weights, recipe=recipe, profile=profile, **options)
 
 
 def load_data(root: str | Path, recipe: Recipe, split: str = VAL, *, training: bool = False,
@@ -90,31 +108,3 @@ def describe(dataset: Dataset) -> DataInfo:
 def loading_processes(device: torch.device) -> int:
     """How many processes load images: for a GPU a few; where the CPU computes, none but the one that does."""
     return min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
-
-
-class Interruption:
-    """Lets Ctrl-C or a request to terminate wait for the end of a step; a second Ctrl-C does not wait.
-
-    Used as a context; `wanted` tells whether it was asked for. Outside of the main thread it does nothing.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.wanted = False
-
-    def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
-        else:
-            self._before = {}
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted:
-            raise KeyboardInterrupt
-        self.wanted = True
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

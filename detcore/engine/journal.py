@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,25 +19,28 @@ SHOWN = ("lr", "bbox_AP", "segm_AP", "proposal_AR100")  # beside the bar, with t
 
 
 class Meter:
-    """The losses of the steps since the last line of the log.
+    """The losses of the steps since the last line of the log, and what is measured beside them.
 
     Values are looked at one step later, so that the processor needn't wait for the GPU.
 
     Attributes:
         window: values by name, one a step.
+        losses: which of the names are losses.
     """
 
-    def __init__(self, window: Mapping[str, list[float]] | None = None) -> None:
+    def __init__(self, window: Mapping[str, list[float]] | None = None, losses: Sequence[str] = ()) -> None:
         self.window: dict[str, list[float]] = {name: list(values) for name, values in (window or {}).items()}
+        self.losses = list(losses)
         self._pending: tuple[int, list[str], Tensor, torch.cuda.Event | None, list[int]] | None = None
 
-    def add(self, step: int, values: Mapping[str, Tensor], image_ids: list[int]) -> None:
+    def add(self, step: int, losses: Mapping[str, Tensor], others: Mapping[str, Tensor], image_ids: list[int]) -> None:
         """Take the values (0-dim tensors) of a step, and look at those of the step before.
 
         Raises:
             DetcoreError: a loss of the step before is not finite.
         """
         self.flush()
+        self.losses, values = list(losses), {**losses, **others}
         stacked, event = torch.stack([v.detach().float() for v in values.values()]), None
         if stacked.is_cuda:
             stacked = torch.empty_like(stacked, device="cpu", pin_memory=True).copy_(stacked, non_blocking=True)
@@ -58,8 +61,7 @@ class Meter:
         if event is not None:
             event.synchronize()
         values = dict(zip(names, stacked.tolist()))
-        bad = [n for n, v in values.items() if "loss" in n and n != "loss" and not math.isfinite(v)]
-        if bad:
+        if bad := [name for name in self.losses if not math.isfinite(values[name])]:
             raise DetcoreError(f"Training stopped at iteration {step + 1}: {' and '.join(bad)} "
                                f"{'is' if len(bad) == 1 else 'are'} not finite, on the images with the ids "
                                f"{', '.join(map(str, image_ids))}.")
@@ -69,9 +71,9 @@ class Meter:
     def means(self) -> dict[str, float]:
         """The mean of each value; the window is empty afterwards."""
         self.flush()
-        found = {name: fmean(values) for name, values in self.window.items()}
+        means = {name: fmean(values) for name, values in self.window.items()}
         self.window = {}
-        return found
+        return means
 
 
 class Journal:
@@ -100,8 +102,8 @@ class Journal:
         """Count a step."""
         self._bar.update()
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log a line for the steps up to `step`."""
+    def write(self, step: int, values: Mapping[str, Any], losses: Sequence[str] = ()) -> None:
+        """Log a line for the steps up to `step`: of training, where some of the values are `losses`, or of metrics."""
         line = {"step": step, **values}
         self.lines.append(line)
         if self._file is None:
@@ -110,10 +112,10 @@ class Journal:
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):
-                group = "loss/" if "loss" in name else "val/" if name.startswith(("bbox", "segm", "proposal")) else ""
+                group = "val/" if not losses else "loss/" if name in losses else ""
                 self._board.add_scalar(group + name, value, step)
         self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()
-                               if n in SHOWN or "loss" in n and isinstance(v, float)})
+                               if isinstance(v, float) and (n in SHOWN or n in losses)})
 
     def close(self) -> None:
         """Write what is left to be written."""
