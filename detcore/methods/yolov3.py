@@ -8,27 +8,25 @@ made of coarser ones, enlarged and joined to the backbone's finer map.
 """
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
-from detcore.ops.anchors import BoxGrid
 from detcore.backbones.darknet import Darknet, leaky_block
 from detcore.backbones.mobilenet import MobileNetV2
+from detcore.detectors import OneStageDetector
 from detcore.errors import UsageError
-from detcore.layers.init import init_normal, init_weights, kaiming_normal
+from detcore.layers.init import init_weights, kaiming_normal, normal, prior_bias
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGenerator, level_values, per_anchor
 from detcore.ops.losses import binary_cross_entropy
-from detcore.ops.matching import BACKGROUND, IGNORE, IoUMatcher, pad_targets
-from detcore.methods.fast_rcnn import Keep
-from detcore.methods.retinanet import RetinaNet, best_scores, dense_detections
-from detcore.methods.rpn import per_anchor
+from detcore.ops.matching import BACKGROUND, IGNORE, IoUMatcher, object_chunks, pad_targets
+from detcore.ops.nms import PostProcess, dense_detections, top_scores
 from detcore.structures import Detections, Images, Target
 
 STRIDES = (32, 16, 8)
@@ -36,11 +34,10 @@ OVERLAP = 0.5  # IoU above which an anchor that is not an object's best is posit
 ANY_OVERLAP = 1e-9  # an object's best anchor is positive if they overlap at all
 CENTRE_WEIGHT = SIZE_WEIGHT = 2.0
 EPS = 1e-6
-# At the start: eight objects in an image of 608 x 608, and each class says "mine" with this probability.
+# At the start: eight objects in an image of 608 x 608, and every class has this probability.
 OBJECTS, SIDE, PRIOR = 8, 608, 0.01
-# At test time: least objectness, then least class score.
-OBJECTNESS, SCORE = 0.005, 0.05
-KEEP = Keep(score=0.0, iou=0.45, number=100)
+OBJECTNESS = 0.005  # anchors below it have no detections
+NMS_THRESHOLD = 0.45
 
 # (w, h) in pixels of the anchors of each scale, coarsest first (section 2.3).
 Anchors = Sequence[Sequence[tuple[int, int]]]
@@ -54,49 +51,49 @@ COCO_ANCHORS_320: Anchors = (((220, 125), (128, 222), (264, 266)), ((35, 87), (1
 # Boxes (section 2.1): the centre within its cell, the logarithm of the size over the anchor's.
 
 def encode(anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
-    """What shall be predicted for boxes: the centre's place in its cell (0..1, x then y), the sizes' logarithms.
+    """Targets [..., 4] of boxes: the centre's place in its cell (x, y in 0..1), the logarithms of the sizes.
 
     Args:
-        anchors, boxes: [..., 4], broadcastable, anchors centred in their cells.
-        strides: [...], sides of the cells in pixels.
+        anchors, boxes: [..., 4] in pixels, broadcastable, anchors centred in their cells.
+        strides: [..., 1], sides of the cells in pixels.
     """
-    (anchor_centre, anchor_size), (centre, size) = centre_size(anchors), centre_size(boxes)
-    place = (centre - anchor_centre) / strides[..., None] + 0.5
-    return torch.cat([place.clamp(EPS, 1 - EPS), (size / anchor_size).clamp(min=EPS).log()], -1)
+    place = (box.centers(boxes) - box.centers(anchors)) / strides + 0.5
+    size = box.sizes(boxes) / box.sizes(anchors)
+    return torch.cat([place.clamp(EPS, 1 - EPS), size.clamp(min=EPS).log()], -1)
 
 
 def decode(anchors: Tensor, output: Tensor, strides: Tensor) -> Tensor:
     """The boxes of an output [..., 4], whose centre is given by logits; the inverse of `encode`."""
-    centre, size = centre_size(anchors)
-    centre = centre + (output[..., :2].sigmoid() - 0.5) * strides[..., None]
-    half = size * output[..., 2:].clamp(max=box.MAX_LOG_RATIO).exp() / 2
-    return torch.cat([centre - half, centre + half], -1)
-
-
-def centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres [..., 2] (x, y) and sizes [..., 2] (w, h) of boxes [..., 4]."""
-    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    center = box.centers(anchors) + (output[..., :2].sigmoid() - 0.5) * strides
+    half = box.sizes(anchors) * output[..., 2:].clamp(max=box.MAX_LOG_RATIO).exp() / 2
+    return torch.cat([center - half, center + half], -1)
 
 
 @dataclass
 class GridMatcher:
-    """Only anchors of cells that hold an object's centre take objects: each object's best, and whatever overlaps much.
+    """Only anchors of cells that hold an object's centre take objects: each object's best one, and all that overlap an
+    object by more than half.
 
-    All others are background, except those that overlap an object by more than half: these are left alone.
+    All others are background, except those that overlap an object by more than half: these are ignored.
     """
 
-    def __call__(self, anchors: Tensor, strides: Tensor, truth: Tensor, truth_valid: Tensor) -> Tensor:
+    def __call__(self, anchors: Tensor, strides: Tensor, gt_boxes: Tensor, gt_valid: Tensor) -> Tensor:
         """Index of the matched object, or BACKGROUND, or IGNORE, [N, A] int64.
 
         Args:
-            anchors: [A, 4]; strides: [A], sides of their cells.
-            truth: [N, G, 4]; truth_valid: [N, G] bool.
+            anchors: [A, 4]; strides: [A, 1], sides of their cells.
+            gt_boxes: [N, G, 4]; gt_valid: [N, G] bool, each image's objects first.
         """
-        overlap = box.pairwise_iou(truth, anchors)
-        cell, wanted = ((centre_size(b)[0] / strides[:, None]).floor() for b in (anchors, truth[:, :, None]))
-        responsible = ((cell == wanted).all(-1) & truth_valid[:, :, None]).any(1)
-        match = IoUMatcher(OVERLAP, 0.0, low_quality=ANY_OVERLAP).by_overlap(overlap, truth_valid, responsible)
-        return torch.where(match >= 0, match, torch.where(overlap.amax(1) > OVERLAP, IGNORE, BACKGROUND))
+        responsible = gt_valid.new_zeros(len(gt_boxes), len(anchors))
+        near = torch.zeros_like(responsible)
+        cell = (box.centers(anchors) / strides).floor()
+        for images, objects in object_chunks(gt_valid, len(anchors)):
+            boxes, valid = gt_boxes[images][:, objects], gt_valid[images][:, objects, None]
+            same_cell = ((box.centers(boxes)[:, :, None] / strides).floor() == cell).all(-1)
+            responsible[images] |= (same_cell & valid).any(1)
+            near[images] |= (box.pairwise_iou(boxes, anchors) > OVERLAP).any(1)
+        matched = IoUMatcher(OVERLAP, 0.0, low_quality=ANY_OVERLAP)(anchors, gt_boxes, gt_valid, responsible)
+        return torch.where(matched >= 0, matched, torch.where(near, IGNORE, BACKGROUND))
 
 
 # Predictions across scales (section 2.3).
@@ -141,72 +138,79 @@ class YOLOHead(nn.Module):
     Args:
         channels: of each scale's map; bridges: channels of its 3x3 convolution.
         anchors: (w, h) in pixels of each scale's anchors. All lists are coarsest first.
+        postprocess: which detections are kept at test time; its score threshold is of the class alone (see `predict`).
     """
 
-    def __init__(self, channels: Sequence[int], bridges: Sequence[int], anchors: Anchors, num_classes: int):
+    def __init__(self, channels: Sequence[int], bridges: Sequence[int], anchors: Anchors, num_classes: int, *,
+                 postprocess: PostProcess | None = None):
         super().__init__()
         self.num_classes, self.values = num_classes, 5 + num_classes
-        self.anchors = BoxGrid(STRIDES, [np.array(sizes, np.float32) for sizes in anchors], centre=0.5)
+        self.postprocess = postprocess or PostProcess(nms_threshold=NMS_THRESHOLD)
+        self.anchors = AnchorGenerator(STRIDES, [np.array(sizes, np.float32) for sizes in anchors], center=0.5)
         self.matcher = GridMatcher()
         self.convs_bridge = nn.ModuleList([leaky_block(c, b, 3) for c, b in zip(channels, bridges)])
         self.convs_pred = nn.ModuleList([nn.Conv2d(b, len(a) * self.values, 1) for b, a in zip(bridges, anchors)])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                init_normal(module)
+        init_weights(self, normal)
         for conv, stride in zip(self.convs_pred, STRIDES):
             bias = conv.get_parameter("bias").detach().view(-1, self.values)
-            bias[:, 4] = logit(OBJECTS / (SIDE / stride) ** 2)
-            bias[:, 5:] = logit(PRIOR)
+            bias[:, 4] = prior_bias(OBJECTS / (SIDE / stride) ** 2)
+            bias[:, 5:] = prior_bias(PRIOR)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor]]:
         """The one output, for each scale [N, A * (5 + C), h, w]: an anchor's x, y, w, h, objectness, then classes."""
         return ([pred(bridge(x)) for pred, bridge, x in zip(self.convs_pred, self.convs_bridge, features)],)
 
     def of_anchors(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Output of all scales [N, A, 5 + C] in float32, the anchors [A, 4] and the sides of their cells [A]."""
+        """Output of all scales [N, A, 5 + C] in float32, the anchors [A, 4] and the sides of their cells [A, 1]."""
         (maps,) = self(features)
-        grids = self.anchors([(m.shape[2], m.shape[3]) for m in maps], maps[0].device)
-        strides = torch.cat([g.new_full((len(g),), s) for g, s in zip(grids, STRIDES)])
-        return torch.cat([per_anchor(m, self.values) for m in maps], 1).float(), torch.cat(grids), strides
+        levels = self.anchors(maps)
+        output = torch.cat([per_anchor(m, self.values) for m in maps], 1).float()
+        return output, torch.cat(levels), level_values(levels, STRIDES)
 
-    def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Cross-entropy of classes, objectness and centre, squared error of the size (sections 2.1 and 2.2).
 
         As published, all are sums over the batch of a process, not means.
         """
         output, anchors, strides = self.of_anchors(features)
-        centre, size, objectness, classes = output.split((2, 2, 1, self.num_classes), -1)
-        truth, labels, valid = pad_targets(targets)
-        match = self.matcher(anchors, strides, truth, valid)
-        positive, at = (match >= 0)[..., None], match.clamp(min=0)
-        wanted = encode(anchors, truth.gather(1, at[..., None].expand(-1, -1, 4)), strides)
-        one_hot = labels.gather(1, at)[..., None] == torch.arange(self.num_classes, device=labels.device)
+        center, size, objectness, classes = output.split((2, 2, 1, self.num_classes), -1)
+        gt_boxes, gt_labels, gt_valid = pad_targets(targets)
+        matched = self.matcher(anchors, strides, gt_boxes, gt_valid)
+        positive, index = (matched >= 0)[..., None], matched.clamp(min=0)
+        target = encode(anchors, box.gather(gt_boxes, index), strides)
+        one_hot = gt_labels.gather(1, index)[..., None] == torch.arange(self.num_classes, device=index.device)
         return {
             "loss_cls": (binary_cross_entropy(classes, one_hot) * positive).sum(),
-            "loss_conf": (binary_cross_entropy(objectness, positive) * (match != IGNORE)[..., None]).sum(),
-            "loss_xy": CENTRE_WEIGHT * (binary_cross_entropy(centre, wanted[..., :2]) * positive).sum(),
-            "loss_wh": SIZE_WEIGHT * ((size - wanted[..., 2:]).square() * positive).sum(),
+            "loss_conf": (binary_cross_entropy(objectness, positive) * (matched != IGNORE)[..., None]).sum(),
+            "loss_xy": CENTRE_WEIGHT * (binary_cross_entropy(center, target[..., :2]) * positive).sum(),
+            "loss_wh": SIZE_WEIGHT * ((size - target[..., 2:]).square() * positive).sum(),
         }
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
-        """The best classes of all scales, decoded, thinned by NMS within their class, in the network's input."""
+        """The best classes of all scales, decoded, thinned by NMS within their class, in the network's input.
+
+        As published, the score threshold is of the class alone; class times objectness ranks what is left.
+        """
         output, anchors, strides = self.of_anchors(features)
-        objectness = output[..., 4].sigmoid()
-        classes = output[..., 5:].sigmoid().masked_fill((objectness < OBJECTNESS)[..., None], 0)
-        score, at, label = best_scores(classes)
-        boxes = decode(anchors[at], output[..., :4].gather(1, at[..., None].expand(-1, -1, 4)), strides[at])
-        score = torch.where(score > SCORE, score * objectness.gather(1, at), 0)
-        return dense_detections(boxes, score, label, KEEP)
-
-
-def logit(p: float) -> float:
-    """The bias that makes a sigmoid say `p`."""
-    return math.log(p / (1 - p))
+        settings, objectness = self.postprocess, output[..., 4].sigmoid()
+        logits = output[..., 5:].masked_fill((objectness < OBJECTNESS)[..., None], -torch.inf)
+        score, index, label = top_scores(logits, settings.score_threshold, settings.pre_nms_top_n, logits=True)
+        boxes = decode(anchors[index], box.gather(output[..., :4], index), strides[index])
+        return dense_detections(boxes, score * objectness.gather(1, index), label,
+                                replace(settings, score_threshold=0.0))
 
 
 def yolov3(backbone: Darknet | MobileNetV2, num_classes: int = 80, *, widths: Sequence[int] = (512, 256, 128),
-           bridges: Sequence[int] = (1024, 512, 256), anchors: Anchors = COCO_ANCHORS) -> RetinaNet:
-    """YOLOv3 on a backbone's maps of stride 8, 16 and 32; lists coarsest first (see `YOLONeck` and `YOLOHead`).
+           bridges: Sequence[int] = (1024, 512, 256), anchors: Anchors = COCO_ANCHORS, score_threshold: float = 0.05,
+           nms_threshold: float = NMS_THRESHOLD, max_detections: int = 100,
+           pre_nms_top_n: int = 1000) -> OneStageDetector:
+    """YOLOv3 on a backbone's maps of stride 8, 16 and 32; lists are coarsest first.
+
+    Args:
+        widths: channels of each scale (see `YOLONeck`); bridges, anchors: see `YOLOHead`.
+        score_threshold: of the class alone, before the objectness.
+        nms_threshold, max_detections: which detections are kept (see `PostProcess`).
+        pre_nms_top_n: best classes of all scales together that go on to NMS.
 
     Raises:
         UsageError: the lists do not have one entry for each of three scales.
@@ -215,4 +219,6 @@ def yolov3(backbone: Darknet | MobileNetV2, num_classes: int = 80, *, widths: Se
         raise UsageError(f"YOLOv3 has {len(STRIDES)} scales: it needs as many maps, widths, bridges and lists of "
                          f"anchors, not {len(backbone.channels)}, {len(widths)}, {len(bridges)} and {len(anchors)}.")
     neck = YOLONeck(backbone.channels, widths)
-    return RetinaNet(backbone, neck, YOLOHead(widths, bridges, anchors, num_classes))
+    head = YOLOHead(widths, bridges, anchors, num_classes,
+                    postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
+    return OneStageDetector(backbone, neck, head)
