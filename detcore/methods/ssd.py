@@ -55,7 +55,7 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SSDLayout:
     """The maps beyond the backbone's two, and the default boxes on all of them.
 
     Attributes:
@@ -104,14 +104,14 @@ def equal_steps(image: int, smallest: int, second: int, maps: int) -> tuple[int,
 
 
 FOUR, SIX = (2,), (2, 3)  # boxes of a cell: two squares and two for each ratio
-SSD300 = Layout((Extra(512), Extra(256), Extra(256, stride=1, padding=0), Extra(256, stride=1, padding=0)),
+SSD300 = SSDLayout((Extra(512), Extra(256), Extra(256, stride=1, padding=0), Extra(256, stride=1, padding=0)),
                 (8, 16, 32, 64, 100, 300), equal_steps(300, 7, 15, 6), (FOUR, SIX, SIX, SIX, FOUR, FOUR))
-SSD512 = Layout((Extra(512), Extra(256), Extra(256), Extra(256), Extra(256, kernel=4, stride=1)),
+SSD512 = SSDLayout((Extra(512), Extra(256), Extra(256), Extra(256), Extra(256, kernel=4, stride=1)),
                 (8, 16, 32, 64, 128, 256, 512), equal_steps(512, 4, 10, 7), (FOUR, SIX, SIX, SIX, SIX, FOUR, FOUR))
 # The objects of Pascal VOC are larger.
 SSD300_VOC = replace(SSD300, sizes=equal_steps(300, 10, 20, 6))
 SSD512_VOC = replace(SSD512, sizes=equal_steps(512, 7, 15, 7))
-SSDLITE = Layout((Extra(512), Extra(256), Extra(256), Extra(128)), (16, 32, 64, 107, 160, 320),
+SSDLITE = SSDLayout((Extra(512), Extra(256), Extra(256), Extra(128)), (16, 32, 64, 107, 160, 320),
                  (48, 100, 150, 202, 253, 304, 320), (SIX,) * 6)
 
 
@@ -192,7 +192,7 @@ class SSDHead(nn.Module):
         postprocess: which detections are kept at test time.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, layout: Layout, *, lite: bool = False,
+    def __init__(self, channels: Sequence[int], num_classes: int, layout: SSDLayout, *, lite: bool = False,
                  postprocess: PostProcess | None = None):
         super().__init__()
         self.num_classes, self.anchors = num_classes, layout.anchors()
@@ -263,26 +263,24 @@ def hardest(class_loss: Tensor, positive: Tensor) -> Tensor:
     return highest(~positive, class_loss.detach(), NEGATIVES * positive.sum(1), positive.shape[1])
 
 
-def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: Layout = SSD300, head_std: float | None = None,
+def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: SSDLayout = SSD300,
         score_threshold: float = SCORE_THRESHOLD, nms_threshold: float = NMS_THRESHOLD,
         max_detections: int = MAX_DETECTIONS, pre_nms_top_n: int = 1000) -> OneStageDetector:
     """SSD on a VGG-16.
 
     Args:
         layout: maps and default boxes.
-        head_std: spread of the head's first weights; None: Xavier's, as published. VGG's features are large, so the
-            first losses are, and a short training has no time to recover from them.
         score_threshold, nms_threshold, max_detections, pre_nms_top_n: which detections are kept (see `PostProcess`).
     """
     neck = SSDNeck(backbone.channels, layout.extras)
     head = SSDHead(neck.channels, num_classes, layout,
                    postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
-    init_weights(neck, nn.init.xavier_uniform_)
-    init_weights(head, partial(nn.init.normal_, std=head_std) if head_std else nn.init.xavier_uniform_)
+    for part in (neck, head):
+        init_weights(part, nn.init.xavier_uniform_)
     return OneStageDetector(backbone, neck, head)
 
 
-def ssdlite(backbone: MobileNetV2, num_classes: int = 80, *, layout: Layout = SSDLITE,
+def ssdlite(backbone: MobileNetV2, num_classes: int = 80, *, layout: SSDLayout = SSDLITE,
             score_threshold: float = SCORE_THRESHOLD, nms_threshold: float = NMS_THRESHOLD,
             max_detections: int = MAX_DETECTIONS, pre_nms_top_n: int = 1000) -> OneStageDetector:
     """SSDLite on a MobileNetV2; options as in `ssd`."""
