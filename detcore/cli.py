@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
 
-from detcore.errors import DetcoreError, UsageError
+from detcore.errors import DataError, DetcoreError, UsageError
 
 if TYPE_CHECKING:
     from detcore.structures import Detections
@@ -30,11 +30,16 @@ Profile = Annotated[Literal["pocket", "coco"], typer.Option(
 AnyProfile = Annotated[Literal["pocket", "coco"] | None, typer.Option(
     help="pocket: at a size for two CPU cores; coco: as published, the default with published weights.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one by default.")]
-Weights = Annotated[str | None, typer.Option(help="A file of weights, or 'published'.")]
+Weights = Annotated[str | None, typer.Option(help="A file of weights, 'published' or 'random'.")]
+NeededWeights = Annotated[str | None, typer.Argument(help="A file of weights, 'published' or 'random'.")]
+Model = Annotated[str, typer.Argument(help="A name of the zoo, or a file that training wrote.")]
 Proposals = Annotated[Path | None, typer.Option(help="File of `detcore proposals`, for Fast R-CNN.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images at a time, of each process.")]
 Gpus = Annotated[int, typer.Option(help="Processes to start, a GPU each, or on the CPU with --device cpu.")]
+ScoreThreshold = Annotated[float | None, typer.Option(help="Leave out detections below; as published by default.")]
+NmsThreshold = Annotated[float | None, typer.Option(help="IoU above which the lower-scored box of a class is dropped.")]
+MaxDetections = Annotated[int | None, typer.Option(help="Detections of an image.")]
 Precision = Annotated[str | None, typer.Option(help="no, bf16 or fp16; the recipe's by default.")]
 ROOT = Path("data/pocket")
 
@@ -152,7 +157,7 @@ def show(name: Name, profile: Profile = "coco") -> None:
 
 
 @app.command()
-def train(name: Name, data_root: Root = ROOT, profile: AnyProfile = None,
+def train(model: Name, data_root: Root = ROOT, profile: AnyProfile = None,
           output: Annotated[Path | None, typer.Option(help="Folder; runs/NAME.PROFILE by default.")] = None,
           steps: Annotated[int | None, typer.Option(help="Optimiser steps; the schedule is scaled to them.")] = None,
           seconds: Annotated[float | None, typer.Option(help="Stop after so much time.")] = None,
@@ -190,14 +195,15 @@ def train(name: Name, data_root: Root = ROOT, profile: AnyProfile = None,
 
 
 @app.command()
-def evaluate(name: Name, checkpoint: Annotated[str, typer.Argument(help="A file of weights, or 'published'.")],
-             data_root: Root = ROOT, profile: AnyProfile = None,
+def evaluate(model: Model, weights: NeededWeights = None, data_root: Root = ROOT, profile: AnyProfile = None,
              backend: Annotated[str, typer.Option(help="faster-coco-eval or pycocotools.")] = "faster-coco-eval",
              split: str = "val", proposals: Proposals = None, device: Device = None, batch_size: BatchSize = None,
              workers: Workers = None,
              images: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
              tta: Annotated[bool, typer.Option("--tta", help="Merge several views of an image, mirrored too.")] = False,
-             output: Annotated[Path | None, typer.Option(help="Folder for detections and record.")] = None) -> None:
+             output: Annotated[Path | None, typer.Option(help="Folder for detections and record.")] = None,
+             score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
+             max_detections: MaxDetections = None) -> None:
     """Evaluate a model on a data set."""
     options = dict(locals())
     from detcore.engine.evaluate import evaluate as run
@@ -206,30 +212,31 @@ def evaluate(name: Name, checkpoint: Annotated[str, typer.Argument(help="A file 
 
 
 @app.command()
-def benchmark(name: Name, data_root: Root = ROOT, profile: AnyProfile = None,
+def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
               mode: Annotated[Literal["inference", "training"], typer.Option()] = "inference", weights: Weights = None,
               proposals: Proposals = None, device: Device = None,
               images: Annotated[int, typer.Option(help="Inference: images to time.")] = 2000,
               warmup: Annotated[int, typer.Option(help="Inference: images before them.")] = 5,
               interval: Annotated[int, typer.Option(help="Inference: images between lines.")] = 50,
               fuse_conv_bn: Annotated[bool, typer.Option("--fuse-conv-bn", help="Inference: fold batch norm.")] = False,
+              score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
+              max_detections: MaxDetections = None,
               first: Annotated[int, typer.Option(help="Training: measure after this iteration")] = 100,
               last: Annotated[int, typer.Option(help="Training: up to this one.")] = 500, gpus: Gpus = 1,
               batch_size: BatchSize = None, workers: Workers = None, mixed_precision: Precision = None,
               output: Annotated[Path | None, typer.Option(help="File for the record.")] = None) -> None:
     """Measure speed and memory, of inference or of training."""
-    from detcore.engine.benchmark import benchmark_inference, benchmark_training
-    from detcore.engine.common import output_folder
+    from detcore.engine.benchmark import benchmark as run
+    from detcore.runs import output_folder
 
     if output is not None:
         output_folder(output.parent)
-    if mode == "inference":
-        record = benchmark_inference(name, data_root, checkpoint=weights, profile=profile, proposals=proposals,
-                                     device=device, images=images, warmup=warmup, interval=interval, fuse=fuse_conv_bn)
-    else:
-        record = benchmark_training(name, data_root, first=first, last=last, profile=profile, weights=weights,
-                                    proposals=proposals, device=device, gpus=gpus, batch_size=batch_size,
-                                    workers=workers, mixed_precision=mixed_precision)
+    options: dict[str, Any] = dict(
+        images=images, warmup=warmup, interval=interval, fuse=fuse_conv_bn, score_threshold=score_threshold,
+        nms_threshold=nms_threshold, max_detections=max_detections) if mode == "inference" else dict(
+        first=first, last=last, gpus=gpus, batch_size=batch_size, mixed_precision=mixed_precision)
+    record = run(model, data_root, training=mode == "training", weights=weights, profile=profile, proposals=proposals,
+                 device=device, workers=workers, **options)
     if output is not None:
         record.write(output)
     print_table(["", ""], [[n, f"{v:.4g}"] for n, v in {**record.speed, **record.memory}.items()]
@@ -237,41 +244,49 @@ def benchmark(name: Name, data_root: Root = ROOT, profile: AnyProfile = None,
 
 
 @app.command()
-def predict(name: Annotated[str, typer.Argument(help="A name of the zoo, or a file that training wrote.")],
-            images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+def predict(model: Model, images: Annotated[list[Path], typer.Argument(help="Picture files.")],
             output: Annotated[Path, typer.Option(help="Folder for detections.json and pictures.")] = Path("found"),
-            weights: Weights = None, profile: Profile = "coco", device: Device = None,
-            score: Annotated[float, typer.Option(help="Leave out detections below.")] = 0.3,
+            weights: Weights = None, profile: AnyProfile = None, device: Device = None,
+            score_threshold: Annotated[float | None, typer.Option(
+                help="Leave out detections below; 0.3, or a higher published one, by default.")] = None,
+            nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None,
             paint: Annotated[bool, typer.Option(help="Write painted pictures.")] = True) -> None:
     """Detect objects in pictures."""
     from tqdm import tqdm
 
-    from detcore.engine.common import output_folder, pick_device
     from detcore.engine.evaluate import save_json
     from detcore.engine.predict import Predictor
+    from detcore.runs import output_folder
 
-    folder, where = output_folder(output), pick_device(device)
-    predictor = Predictor(name, weights=weights, profile=profile, device=str(where), score=score)
-    table = []
+    folder = output_folder(output)
+    predictor = Predictor(model, weights=weights, profile=profile, device=device, score_threshold=score_threshold,
+                          nms_threshold=nms_threshold, max_detections=max_detections)
+    names, ids = predictor.class_names, predictor.category_ids
+    if ids is None:
+        print("Note: the weights do not tell their data set's category ids; each category_id is the label + 1.",
+              file=sys.stderr)
+        ids = tuple(range(1, predictor.model.num_classes + 1))
+    least, table = 0.3 if score_threshold is None else score_threshold, []
     for number, image in enumerate(tqdm(images, desc="detecting", unit="img", disable=len(images) < 2), 1):
-        found = cast("Detections", predictor(image))
-        names = found.class_names
-        records = [r | ({"category": names[r["category_id"] - 1]} if names else {}) for r in found.to_coco(number)]
+        found = cast("Detections", predictor(image)).above(least)
+        records = [r | ({"category": names[c]} if names else {})
+                   for r, c in zip(found.to_coco(number, ids), found.labels.tolist())]
         table.append(dict(file=str(image), detections=records))
         if paint:
-            found.draw(score=score).save(folder / f"{image.stem}.found.png")
+            found.draw(score_threshold=least).save(folder / f"{image.stem}.found.png")
     save_json(folder / "detections.json", table)
     print(f"{sum(len(t['detections']) for t in table)} objects in {len(table)} pictures: {folder}")
 
 
 @app.command()
-def export(name: Annotated[str, typer.Argument(help="A name of the zoo, or a file that training wrote.")],
+def export(model: Model,
            format: Annotated[Literal["onnx", "torch"], typer.Option(help="ONNX, or a torch.export program.")] = "onnx",
            output: Annotated[Path | None, typer.Option(help="The file; NAME.onnx or NAME.pt2 by default.")] = None,
-           weights: Weights = None, profile: Profile = "coco",
+           weights: Weights = None, profile: AnyProfile = None,
            size: Annotated[tuple[int, int] | None, typer.Option(
-               help="Height and width of the picture; the largest that the recipe tests with by default.")] = None
-           ) -> None:
+               help="Height and width of the picture; the largest that the recipe tests with by default.")] = None,
+           score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
+           max_detections: MaxDetections = None) -> None:
     """Write a detector as a file that runs without this library."""
     options = dict(locals())
     from detcore.engine.export import export as run
@@ -280,11 +295,11 @@ def export(name: Annotated[str, typer.Argument(help="A name of the zoo, or a fil
 
 
 @app.command()
-def proposals(name: Annotated[str, typer.Argument(help="A model of the family rpn.")],
-              checkpoint: Annotated[str, typer.Argument(help="A file of weights, or 'published'.")], output: Annotated[
-                  Path, typer.Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
-              profile: AnyProfile = None, device: Device = None, batch_size: BatchSize = None,
-              workers: Workers = None) -> None:
+def proposals(model: Annotated[str, typer.Argument(help="A model of the family rpn.")],
+              weights: Annotated[str, typer.Argument(help="A file of weights, 'published' or 'random'.")],
+              output: Annotated[Path, typer.Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
+              profile: AnyProfile = None, device: Device = None, batch_size: BatchSize = None, workers: Workers = None,
+              nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None) -> None:
     """Write a region proposal network's proposals, for Fast R-CNN."""
     options = dict(locals())
     from detcore.engine.evaluate import make_proposals
@@ -302,10 +317,9 @@ def pretrain(data_root: Root = ROOT, slim: Annotated[str, typer.Option(
                                                   "on.")] = Path("runs/pretrain"),
              steps: int = 800, seed: int = 0, workers: int = 0) -> None:
     """Pretrain a small backbone of the pocket profile on Pocket Zoo."""
-    from detcore.engine.common import output_folder
     from detcore.pocket.pretrain import pretrain as run
-    from detcore.errors import UsageError
-    from detcore.pocket.profile import SLIMS
+    from detcore.pocket.slim import SLIMS
+    from detcore.runs import output_folder
 
     if slim not in SLIMS:
         raise UsageError(f"There is no small backbone {slim!r}: it is one of {', '.join(SLIMS)}.")
@@ -336,7 +350,6 @@ def data_check(root: Annotated[Path, typer.Argument(help="Folder of a data set."
                ) -> None:
     """Tell whether a data set is complete and sound, and where to get what is missing."""
     from detcore.data.check import check
-    from detcore.errors import DataError
 
     findings = check(root, layout)
     for finding in findings:

@@ -227,11 +227,11 @@ class Detections(_Movable):
                 result["segmentation"] = rle
         return results
 
-    def draw(self, image: Any = None, *, score: float = 0.3, scale: float | None = None) -> Image:
+    def draw(self, image: Any = None, *, score_threshold: float = 0.3, scale: float | None = None) -> Image:
         """The image with boxes, names, scores and masks painted on it; see `detcore.draw.detections`."""
         from detcore.draw import detections
 
-        return detections(self, image, score=score, scale=scale)
+        return detections(self, image, score_threshold=score_threshold, scale=scale)
 
     def _repr_html_(self) -> str:
         from detcore.draw import detections_html

@@ -7,9 +7,9 @@ that is committed, with parameters under `build/notebooks/`. A chapter that fail
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -112,11 +112,18 @@ def parameters_of(notebook: nbformat.NotebookNode, given: dict[str, Any]) -> dic
 
 
 def prepare(output: Path, decides: str) -> None:
-    """Keep what an interrupted run of the same chapter left in its output folder; clear what another version left."""
+    """Keep what an interrupted run of the same chapter left in its output folder; move aside what another version left.
+
+    Nothing is removed: the folder of the other version gets a number, such as `runs/rpn.1`.
+    """
     note = output / "fingerprint"
     if (ROOT / "runs").resolve() in output.resolve().parents:
         if output.exists() and not (note.exists() and note.read_text() == decides):
-            shutil.rmtree(output)
+            aside = next(path for n in itertools.count(1)
+                         if not (path := output.with_name(f"{output.name}.{n}")).exists())
+            output.rename(aside)
+            print(f"{output.relative_to(ROOT)} is of another version of its chapter: it is now "
+                  f"{aside.relative_to(ROOT)}", file=sys.stderr)
         output.mkdir(parents=True, exist_ok=True)
         note.write_text(decides)
 

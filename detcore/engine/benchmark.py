@@ -6,6 +6,7 @@ allocated on any GPU; on the CPU the largest resident size of the process.
 """
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -21,51 +22,85 @@ from torch.utils.flop_counter import FlopCounterMode
 from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.transforms import Preprocess, Resize
-from detcore.engine.common import describe, load_data, loading_processes, pick_device, pick_profile
+from detcore.detectors import Detector
+from detcore.engine.common import (
+    check_counts,
+    describe,
+    load_data,
+    loading_processes,
+    pick_device,
+    ready_model,
+    told,
+    weights_name,
+)
 from detcore.engine.evaluate import predict_batch
 from detcore.engine.train import train
 from detcore.errors import UsageError
+from detcore.options import check_options
+from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb
 from detcore.structures import Images
-from detcore.zoo.create import create_model
-from detcore.zoo.models import get_model_entry
-from detcore.zoo.recipes import Recipe
+from detcore.zoo.create import Model
 
 
-def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | Path | nn.Module | None = None,
-                        profile: str | None = None, proposals: str | Path | None = None, device: str | None = None,
-                        images: int = 2000, warmup: int = 5, interval: int = 50, fuse: bool = False,
-                        say: Callable[[str], None] | None = print) -> Record:
+def benchmark(model: Model, data_root: str | Path, *, training: bool = False, weights: str | Path | None = None,
+              recipe: Recipe | None = None, profile: str | None = None, proposals: str | Path | None = None,
+              device: str | None = None, workers: int | None = None, **options: Any) -> Record:
+    """Measure speed and memory of a model.
+
+    Args:
+        training: of training, by `benchmark_training`, or else of inference, by `benchmark_inference`.
+        options: others of that function.
+    """
+    measure = benchmark_training if training else benchmark_inference
+    return measure(model, data_root, weights=weights, recipe=recipe, profile=profile, proposals=proposals,
+                   device=device, workers=workers, **options)
+
+
+def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | Path | None = None,
+                        recipe: Recipe | None = None, profile: str | None = None, proposals: str | Path | None = None,
+                        device: str | None = None, workers: int | None = None, images: int = 2000, warmup: int = 5,
+                        interval: int = 50, fuse: bool = False, say: Callable[[str], None] | None = print,
+                        **options: Any) -> Record:
     """Time a model on the validation images, one at a time.
 
     Args:
-        checkpoint: weights, or the model itself; None: random ones, whose detections, and so the time of
-            post-processing, are not those of a trained model.
+        model: a name of the zoo, a `ModelEntry`, a `Detector` (which needs a `recipe`), or a file that training wrote.
+        weights: a file or "published"; None: random ones, whose detections, and so the time of post-processing, are
+            not those of a trained model.
         images: images that are timed; the data set is gone through again where it has fewer.
         warmup: images before them that are not.
         interval: images between lines; `say` takes the lines.
         fuse: fold batch norm into convolutions first.
+        options: keyword options of the model's builder, such as `score_threshold`.
 
     Returns:
         A record with the mean, median and 95th percentile of an image's time, parameters, FLOPs and memory.
+
+    Raises:
+        DetcoreError: as in `evaluate`.
     """
-    entry, where = get_model_entry(name), pick_device(device)
-    profile = pick_profile(profile, checkpoint)
-    recipe = entry.recipe_for(profile)
+    check_counts(1, images=images, interval=interval)
+    check_counts(0, warmup=warmup, workers=workers)
+    where = pick_device(device)
+    ready = ready_model(model, weights, recipe=recipe, profile=profile, **options)
+    recipe, detector = ready.recipe, ready.model
     data = load_data(data_root, recipe, proposals=proposals)
-    model = checkpoint if isinstance(checkpoint, nn.Module) else create_model(
-        name, weights=checkpoint, num_classes=None if checkpoint else len(data.class_names), profile=profile)
-    model.to(where).eval()
-    parameters, size = sum(p.numel() for p in model.parameters()), input_size(recipe)
-    operations = flops(model, size)
+    if fuse and isinstance(model, Detector):
+        detector = copy.deepcopy(detector)  # the caller's keeps its norms
+    detector.to(where).eval()
+    parameters, size = sum(p.numel() for p in detector.parameters()), input_size(recipe, tuple(data.sizes[0].tolist()))
+    operations = flops(detector, size)
     if fuse:
-        fuse_conv_bn(model)
+        fuse_conv_bn(detector)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    workers = loading_processes(where) if workers is None else workers
     total, times = Clock(where), []
-    for i, batch in enumerate(islice(_forever(data, recipe.preprocess, where), warmup + images)):
+    for i, batch in enumerate(islice(_forever(data, recipe.preprocess, workers), warmup + images)):
+        batch = batch.to(where)
         clock = Clock(where)
-        predict_batch(model, batch, recipe.preprocess)
+        predict_batch(detector, batch, recipe.preprocess)
         if i >= warmup:
             times.append(clock())
         done = len(times)
@@ -74,22 +109,21 @@ def benchmark_inference(name: str, data_root: str | Path, *, checkpoint: str | P
             say(f"image {done} of {images}: {1 / mean:.1f} images/s, {1000 * mean:.1f} ms an image")
     seconds = np.array(times)
     return Record(
-        kind="benchmark", model=name, profile=profile, data=describe(data), duration_s=total(),
+        kind="benchmark", model=ready.name, profile=ready.profile, data=describe(data), duration_s=total(),
         parameters=dict(mode="inference", images=images, warmup=warmup, fuse_conv_bn=fuse, device=where.type,
-                        weights=Path(checkpoint).name if isinstance(checkpoint, (str, Path)) else None),
+                        weights=weights_name(model, weights), options=told(options)),
         metrics=dict(parameters=parameters, flops=operations, input_height=size[0], input_width=size[1]),
         speed=dict(inference_mean_s=float(seconds.mean()), inference_median_s=float(np.median(seconds)),
                    inference_p95_s=float(np.percentile(seconds, 95)), inference_images_per_s=1 / float(seconds.mean())),
         memory=peak_memory_gb())
 
 
-def _forever(data: Dataset, preprocess: Preprocess, device: torch.device) -> Iterator[Batch]:
+def _forever(data: Dataset, preprocess: Preprocess, workers: int) -> Iterator[Batch]:
     while True:
-        for batch in build_loader(data, 1, preprocess=preprocess, workers=loading_processes(device)):
-            yield batch.to(device)
+        yield from build_loader(data, 1, preprocess=preprocess, workers=workers)
 
 
-def benchmark_training(name: str, data_root: str | Path, *, first: int = 100, last: int = 500,
+def benchmark_training(model: Model, data_root: str | Path, *, first: int = 100, last: int = 500,
                        **options: Any) -> Record:
     """Train, and measure the iterations after `first` up to `last`.
 
@@ -98,40 +132,55 @@ def benchmark_training(name: str, data_root: str | Path, *, first: int = 100, la
 
     Returns:
         A record with seconds an iteration, images a second and memory.
+
+    Raises:
+        DetcoreError: as in `train`.
     """
     if not 0 <= first < last:
         raise UsageError(f"The iterations to measure end after they begin, unlike {first} to {last}.")
+    check_options(train, options, "A benchmark of training")
+    if isinstance(model, Detector):
+        model = copy.deepcopy(model)  # the caller's stays as it is
     with tempfile.TemporaryDirectory(prefix="detcore-") as folder:
-        run = train(name, data_root, output=folder, steps=last, measure=(first, last), validate=False,
-                    checkpoint_interval=last, **options).record
+        run = train(model, data_root, **dict(options, output=folder, steps=last, measure=(first, last), validate=False,
+                                             checkpoint_interval=last)).record
     return run.model_copy(update=dict(kind="benchmark", curves={}, metrics={}, parameters=dict(
         run.parameters, mode="training", first=first, last=last)))
 
 
-def input_size(recipe: Recipe) -> tuple[int, int]:
-    """(h, w) of the largest image that a recipe's test transforms give, lying, and padded."""
-    scale = next(t.scale for t in recipe.test_transforms if isinstance(t, Resize))
+def input_size(recipe: Recipe, image: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(h, w) of the largest image that a recipe's test transforms give, lying, and padded.
+
+    Args:
+        image: (h, w) of an image, for recipes that test at the image's own size.
+
+    Raises:
+        UsageError: the recipe is such a one, and there is no image.
+    """
+    scale = next((t.scale for t in recipe.test_transforms if isinstance(t, Resize)), image)
+    if scale is None:
+        raise UsageError("The recipe tests at each image's own size: name a size (height and width).")
     pad = recipe.preprocess.pad_to
     return -(-min(scale) // pad) * pad, -(-max(scale) // pad) * pad
 
 
-def flops(model: nn.Module, size: tuple[int, int]) -> int:
+def flops(model: Detector, size: tuple[int, int]) -> int:
     """Floating-point operations of `predict` on one image of (h, w): those of convolutions and matrix products.
 
     A multiplication and an addition are two operations; tables that count "multiply-adds" say half as much. Where a
-    second stage looks at fewer regions than it may, because few are found, it counts for less.
+    second stage looks at fewer regions than it may, because few are proposed, it counts for less.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, *size, generator=generator).to(device)
     proposals = None
-    if getattr(model, "takes_proposals", False):
+    if model.needs_proposals:
         corners = torch.rand(1000, 2, 2, generator=generator).sort(1).values * torch.tensor([size[1], size[0]])
         proposals = [corners.flatten(1).to(device)]
     training = model.training
     model.eval()
     with FlopCounterMode(display=False) as counter:
-        model.predict(Images(image, [size]), proposals=proposals)  # type: ignore[operator]
+        model.predict(Images(image, [size]), proposals=proposals)
     model.train(training)
     return counter.get_total_flops()
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -17,6 +17,7 @@ from detcore.records import DataInfo
 from detcore.zoo.create import Model, Restored, load, resolve, restore
 
 TRAIN, VAL = "train", "val"
+FILES = (".safetensors", ".pt", ".pth")  # of weights
 
 
 def pick_device(device: str | torch.device | None, processes: int = 1) -> torch.device:
@@ -51,13 +52,15 @@ def check_counts(least: int, **counts: int | None) -> None:
             raise UsageError(f"{name} is a whole number of at least {least}, not {value}.")
 
 
-def ready_model(model: Model | Path, weights: str | Path | None = None, *, recipe: Recipe | None = None,
-                profile: str | None = None, num_classes: int | None = None, **options: Any) -> Restored:
+def ready_model(model: Model | Path, weights: str | Path | None = None, *, required: bool = False,
+                recipe: Recipe | None = None, profile: str | None = None, num_classes: int | None = None,
+                **options: Any) -> Restored:
     """A detector to be run, and what is known of it; on the CPU, in training mode.
 
     Args:
         model: a name of the zoo, a `ModelEntry`, a `Detector`, or a file that training wrote.
         weights: "published", a file or an address; None or "random" for random ones (a `Detector`: as it is).
+        required: whether a name or an entry has to come with weights, be it "random".
         profile: for a file what it says by default.
         num_classes: of random weights; those of the profile's data set by default.
         options: keyword options of the builder, None for its defaults.
@@ -68,16 +71,36 @@ def ready_model(model: Model | Path, weights: str | Path | None = None, *, recip
     """
     options = {name: value for name, value in options.items() if value is not None}
     if isinstance(model, Detector) and options:
-        raise UsageError(f"The {' and '.join(options)} of a detector that is built already cannot be changed here: give "
-                         f"such options to what builds it.")
-    if isinstance(model, Path) or isinstance(model, str) and Path(model).is_file():
+        raise UsageError(f"The {' and '.join(options)} of a detector that is built already cannot be changed here: "
+                         f"give such options to what builds it.")
+    if is_file(model):
         if weights is not None:
             raise UsageError(f"{model} is a file of weights: give either it, or a model with other weights.")
         return restore(model, recipe=recipe, profile=profile, **options)
+    if weights is None and required and not isinstance(model, Detector):
+        raise UsageError(f"Which weights of {model if isinstance(model, str) else model.name}? Name a file of them, "
+                         f"'published' or 'random'.")
     if weights is None or weights == "random":
         subject = resolve(model, recipe=recipe, profile=profile)
         return Restored(subject.build(num_classes, **options), subject, None)
     return load(model, weights, recipe=recipe, profile=profile, **options)
+
+
+def is_file(model: object) -> TypeGuard[str | Path]:
+    """Whether a model is named by a file of weights."""
+    return isinstance(model, Path) or isinstance(model, str) and (Path(model).is_file() or model.endswith(FILES))
+
+
+def weights_name(model: object, weights: str | Path | None) -> str | None:
+    """The weights as a record names them: a file without its folder, "published", "random", or None."""
+    source = model if weights is None and is_file(model) else weights
+    return None if source is None else Path(str(source)).name
+
+
+def told(options: dict[str, Any]) -> dict[str, Any]:
+    """A builder's options as a record keeps them."""
+    return {name: value if isinstance(value, (int, float, str)) else repr(value)
+            for name, value in options.items() if value is not None}
 
 
 def load_data(root: str | Path, recipe: Recipe, split: str = VAL, *, training: bool = False,

@@ -11,32 +11,34 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from torch import nn
 from tqdm import tqdm
 
 from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.proposals import save_proposals
 from detcore.data.transforms import Preprocess
+from detcore.data.tta import TestTimeAugmentation, mirrored
+from detcore.detectors import Detector
 from detcore.engine.common import (
     TRAIN,
     VAL,
+    check_counts,
     describe,
     load_data,
     loading_processes,
-    output_folder,
     pick_device,
-    pick_profile,
+    ready_model,
+    told,
+    weights_name,
 )
 from detcore.engine.scoring import Result, Results, Watcher, score, watchers
 from detcore.errors import DataError, UsageError
 from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend
+from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
+from detcore.runs import output_folder
 from detcore.structures import Detections
-from detcore.data.tta import TestTimeAugmentation, mirrored
-from detcore.zoo.create import create_model
-from detcore.zoo.models import get_model_entry
-from detcore.zoo.recipes import Recipe
+from detcore.zoo.create import Model
 
 
 @dataclass(frozen=True)
@@ -57,54 +59,57 @@ class Evaluation:
         return self.results[name]
 
 
-def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, *, profile: str | None = None,
-             backend: str = DEFAULT_BACKEND, split: str = VAL, proposals: str | Path | None = None,
-             device: str | None = None, batch_size: int | None = None, workers: int | None = None,
-             images: int | None = None, tta: bool = False, output: str | Path | None = None,
-             progress: bool = True) -> Evaluation:
-    """Evaluate a model of the zoo on a data set, by the data set's own measure.
+def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None = None, recipe: Recipe | None = None,
+             profile: str | None = None, backend: str = DEFAULT_BACKEND, split: str = VAL,
+             proposals: str | Path | None = None, device: str | None = None, batch_size: int | None = None,
+             workers: int | None = None, images: int | None = None, tta: bool = False,
+             output: str | Path | None = None, progress: bool = True, **options: Any) -> Evaluation:
+    """Evaluate a model on a data set, by the data set's own measure.
 
     Args:
-        checkpoint: a file of weights, "published", or the model itself.
+        model: a name of the zoo, a `ModelEntry`, a `Detector` (which needs a `recipe`), or a file that training wrote.
+        weights: of a name or an entry: a file, "published" or "random".
+        recipe: in place of the model's own.
         profile: "pocket" or "coco", which is the default with published weights.
-        proposals: file of precomputed proposals, for the models that take them.
+        backend: of COCO's measures: "faster-coco-eval" or "pycocotools".
+        proposals: file of precomputed proposals, for the models that need them.
         batch_size: images at a time; 1 on the coco profile, as published, whose images differ in size.
         images: only the first so many.
         tta: look at each image several times, as the recipe publishes it, or else at it and its mirror image.
         output: folder for `detections.json` and `record.json`.
+        options: keyword options of the model's builder, such as `score_threshold`.
 
     Raises:
-        DetcoreError: a wrong name, weights that do not fit, missing data, a folder that cannot be written to; `tta`
-            for a model that gives more than boxes.
+        DetcoreError: a wrong name or option, weights that do not fit, missing data, a folder that cannot be written
+            to; `tta` for a model that gives more than boxes.
     """
-    entry, profile = get_model_entry(name), pick_profile(profile, checkpoint)
-    recipe, where = entry.recipe_for(profile), pick_device(device)
+    check_counts(1, batch_size=batch_size, images=images)
+    check_counts(0, workers=workers)
+    load_backend(backend)
+    where = pick_device(device)
+    ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile, **options)
+    recipe, detector = ready.recipe, ready.model
     if tta and recipe.metric != ("bbox",):
-        raise UsageError(f"Test-time augmentation merges boxes alone, but {name} is evaluated by "
+        raise UsageError(f"Test-time augmentation merges boxes alone, but {ready.name} is evaluated by "
                          f"{', '.join(recipe.metric)}.")
-    load_backend(backend)  # so that a wrong name shows before the work
     folder = None if output is None else output_folder(output)
     dataset = first_images(load_data(data_root, recipe, split, proposals=proposals), images)
-    if isinstance(checkpoint, nn.Module):
-        model = checkpoint
-    else:
-        model = create_model(name, weights=checkpoint, profile=profile)
-    if "proposal" not in recipe.metric and model.num_classes != len(dataset.class_names):
-        raise UsageError(f"The model tells {model.num_classes} classes apart, but {dataset.annotation_file} has "
+    if "proposal" not in recipe.metric and detector.num_classes != len(dataset.class_names):
+        raise UsageError(f"The model tells {detector.num_classes} classes apart, but {dataset.annotation_file} has "
                          f"{len(dataset.class_names)}.")
-    clock, batch_size = Clock(where), batch_size or (1 if profile == "coco" else recipe.batch_per_gpu)
-    how: dict[str, Any] = dict(batch_size=batch_size, workers=workers, progress=progress, title=name)
+    clock, batch_size = Clock(where), batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu)
+    how: dict[str, Any] = dict(batch_size=batch_size, workers=workers, progress=progress, title=ready.name)
     watched = watchers(dataset, recipe.metric)
     if tta:
-        detections = detect_views(model.to(where), dataset, recipe, **how)
+        detections = detect_views(detector.to(where), dataset, recipe, **how)
     else:
-        detections = detect(model.to(where), dataset, recipe.preprocess, watched=watched, **how)
+        detections = detect(detector.to(where), dataset, recipe.preprocess, watched=watched, **how)
     seconds = clock()
     results = score(detections, dataset, recipe.metric, backend, watched, progress)
     record = Record(
-        kind="evaluate", model=name, profile=profile, data=describe(dataset), duration_s=clock(),
+        kind="evaluate", model=ready.name, profile=ready.profile, data=describe(dataset), duration_s=clock(),
         parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type, tta=tta,
-                        weights=None if isinstance(checkpoint, nn.Module) else Path(checkpoint).name),
+                        weights=weights_name(model, weights), options=told(options)),
         speed=dict(evaluation_images_per_s=len(dataset) / seconds), memory=peak_memory_gb(), **summary(results))
     if folder is not None:
         save_json(folder / "detections.json", detections)
@@ -112,7 +117,7 @@ def evaluate(name: str, checkpoint: str | Path | nn.Module, data_root: str | Pat
     return Evaluation(results, detections, record)
 
 
-def detect(model: nn.Module, dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1,
+def detect(model: Detector, dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1,
            workers: int | None = None, rank: int = 0, world_size: int = 1, progress: bool = True,
            title: str = "evaluating", watched: Mapping[str, Watcher] | None = None) -> list[dict[str, Any]]:
     """The detections in every image of a data set, as in COCO's results files.
@@ -132,7 +137,7 @@ def detect(model: nn.Module, dataset: Dataset, preprocess: Preprocess, *, batch_
     return found if world_size == 1 else gather_object(found)
 
 
-def detect_views(model: nn.Module, dataset: Dataset, recipe: Recipe, *, batch_size: int = 1,
+def detect_views(model: Detector, dataset: Dataset, recipe: Recipe, *, batch_size: int = 1,
                  workers: int | None = None, progress: bool = True, title: str = "evaluating") -> list[dict[str, Any]]:
     """As `detect`, with the boxes of several views of each image merged (see `TestTimeAugmentation`)."""
     augmentation = recipe.tta or TestTimeAugmentation()
@@ -149,7 +154,7 @@ def detect_views(model: nn.Module, dataset: Dataset, recipe: Recipe, *, batch_si
             for result in augmentation.merge(several).to_coco(image_id, dataset.category_ids)]
 
 
-def _predict(model: nn.Module, dataset: Dataset, preprocess: Preprocess, batch_size: int, workers: int | None,
+def _predict(model: Detector, dataset: Dataset, preprocess: Preprocess, batch_size: int, workers: int | None,
              rank: int, world_size: int, progress: bool, title: str) -> Iterable[tuple[int, Detections]]:
     """Each image's id and detections, in the image's own pixels."""
     device, training = next(model.parameters()).device, model.training
@@ -166,10 +171,10 @@ def _predict(model: nn.Module, dataset: Dataset, preprocess: Preprocess, batch_s
         model.train(training)
 
 
-def predict_batch(model: nn.Module, batch: Batch, preprocess: Preprocess) -> list[Detections]:
+def predict_batch(model: Detector, batch: Batch, preprocess: Preprocess) -> list[Detections]:
     """The detections in a batch that is on the model's device, in the images' own pixels."""
-    given = [t.proposals for t in batch.targets] if getattr(model, "takes_proposals", False) else None
-    return model.predict(preprocess(batch.images, batch.sizes), proposals=given,  # type: ignore[operator]
+    given = [t.proposals for t in batch.targets] if model.needs_proposals else None
+    return model.predict(preprocess(batch.images, batch.sizes), proposals=given,  # type: ignore[arg-type]
                          output_sizes=[meta.original_size for meta in batch.metas])
 
 
@@ -210,27 +215,33 @@ def save_json(path: Path, content: Any) -> None:
         raise DataError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def make_proposals(name: str, checkpoint: str | Path | nn.Module, data_root: str | Path, output: str | Path, *,
-                   profile: str | None = None, splits: Iterable[str] = (TRAIN, VAL), device: str | None = None,
-                   batch_size: int | None = None, workers: int | None = None, progress: bool = True) -> Path:
+def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, weights: str | Path | None = None,
+                   recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] = (TRAIN, VAL),
+                   device: str | None = None, batch_size: int | None = None, workers: int | None = None,
+                   progress: bool = True, **options: Any) -> Path:
     """Write the proposals of a region proposal network for every image of a data set, as Fast R-CNN reads them.
+
+    Args:
+        output: the file (.npz); others as of `evaluate`.
 
     Raises:
         UsageError: the model is no proposal network.
         DetcoreError: as in `evaluate`.
     """
-    entry, profile = get_model_entry(name), pick_profile(profile, checkpoint)
-    recipe, where = entry.recipe_for(profile), pick_device(device)
+    check_counts(1, batch_size=batch_size)
+    check_counts(0, workers=workers)
+    where = pick_device(device)
+    ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile, **options)
+    recipe = ready.recipe
     if "proposal" not in recipe.metric:
-        raise UsageError(f"{name} makes no proposals: name a model of the family rpn.")
+        raise UsageError(f"{ready.name} makes no proposals: name a model of the family rpn.")
     output_folder(Path(output).parent)
-    model = checkpoint if isinstance(checkpoint, nn.Module) else create_model(name, weights=checkpoint, profile=profile)
     table: dict[int, np.ndarray] = {}
     for split in splits:
         dataset = load_data(data_root, recipe, split)
-        for image_id, found in _predict(model.to(where), dataset, recipe.preprocess,
-                                        batch_size or (1 if profile == "coco" else recipe.batch_per_gpu), workers, 0, 1,
-                                        progress, f"proposals of {split}"):
+        for image_id, found in _predict(ready.model.to(where), dataset, recipe.preprocess,
+                                        batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu), workers,
+                                        0, 1, progress, f"proposals of {split}"):
             table[image_id] = torch.cat([found.boxes, found.scores[:, None]], 1).float().cpu().numpy()
     save_proposals(output, table)
     return Path(output)

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcore.detectors import Detector
 from detcore.engine.benchmark import input_size
-from detcore.engine.common import output_folder
+from detcore.engine.common import check_counts, is_file, ready_model
 from detcore.errors import DetcoreError, UsageError
-from detcore.zoo.create import create_model, restore
-from detcore.zoo.entries import ModelEntry
-from detcore.zoo.models import get_model_entry
-from detcore.zoo.recipes import Recipe
+from detcore.recipe import Recipe
+from detcore.runs import output_folder
+from detcore.zoo.create import Model
 
 Format = Literal["onnx", "torch"]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -34,21 +34,11 @@ NAMES = ("boxes", "scores", "labels", "masks")
 SCORE, PIXELS, SHARE = 1e-3, 0.5, 0.98
 MASK_IOU, MASK_SHARE = 0.98, 0.95
 
-# What keeps the other families' graphs from being taken down.
-REASONS = {
-    "fast_rcnn": "it takes proposals beside the picture",
-    "libra_rcnn": "ONNX's exporter has no translation of its attention with one head and no scaling",
-    "centripetalnet": "how many corners it pairs depends on the picture",
-    "panoptic_fpn": "its panoptic map is put together segment by segment, and their number depends on the picture",
-    "ms_rcnn": "its masks are scored in a second round whose size depends on the picture",
-    "grid_rcnn": "its grid points are read in a second round whose size depends on the picture",
-}
-
 
 class Graph(nn.Module):
     """A detector as a function of one picture [1, 3, h, w], RGB, 0..255, float32."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, size: tuple[int, int]) -> None:
+    def __init__(self, model: Detector, recipe: Recipe, size: tuple[int, int]) -> None:
         super().__init__()
         self.model, self.size, self.preprocess = model, size, recipe.preprocess
         self.padding = [-side % recipe.preprocess.pad_to for side in size]
@@ -56,13 +46,14 @@ class Graph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Boxes [n, 4] (x1, y1, x2, y2) in the picture's pixels, scores [n], labels [n], and masks [n, h, w] if any."""
         batch = nn.functional.pad(image.flip(1), (0, self.padding[1], 0, self.padding[0]))
-        found, = self.model.predict(self.preprocess(batch, [self.size]))  # type: ignore[operator]
-        masks = () if found.masks is None else (found.masks,)
-        return found.boxes, found.scores, found.labels, *masks
+        detections, = self.model.predict(self.preprocess(batch, [self.size]))
+        masks = () if detections.masks is None else (detections.masks,)
+        return detections.boxes, detections.scores, detections.labels, *masks
 
 
-def export(name: str | Path, output: str | Path | None = None, *, format: Format = "onnx",
-           weights: str | Path | None = None, profile: str = "coco", size: tuple[int, int] | None = None) -> Path:
+def export(model: Model | Path, output: str | Path | None = None, *, weights: str | Path | None = None,
+           recipe: Recipe | None = None, profile: str | None = None, format: Format = "onnx",
+           size: tuple[int, int] | None = None, **options: Any) -> Path:
     """Write a detector as a file of its own, and check that it gives what the model gives.
 
     The graph takes "image", float32 [1, 3, h, w], RGB, 0..255, already resized to `size`; it gives "boxes" [n, 4]
@@ -70,11 +61,14 @@ def export(name: str | Path, output: str | Path | None = None, *, format: Format
     [n, h, w]. The file also tells model, profile, classes and size, as JSON under the name "detcore".
 
     Args:
-        name: a name of the zoo, or a file that training wrote.
+        model: a name of the zoo, a `ModelEntry`, a file that training wrote, or a `Detector`, which needs a `recipe`.
         output: the file; by default NAME.onnx or NAME.pt2 here.
-        format: "onnx", or "torch" for a program of `torch.export`, which is loaded after `import detcore.ops.boxes`.
-        weights: for a name: a file, "published", or None for random ones.
+        weights: of a name or an entry: a file, "published", or None for random ones.
+        recipe: in place of the model's own; its preprocessing becomes part of the graph.
+        profile: "coco" or "pocket"; for a file what it says by default, for a name or an entry "coco".
+        format: "onnx", or "torch" for a program of `torch.export`, which is loaded after `import detcore.ops.nms`.
         size: (h, w) of the picture; the largest that the recipe tests with by default.
+        options: keyword options of the model's builder, such as `score_threshold`.
 
     Raises:
         UsageError: the model's graph cannot be taken down, or a package is missing.
@@ -82,50 +76,55 @@ def export(name: str | Path, output: str | Path | None = None, *, format: Format
     """
     if format not in SUFFIXES:
         raise UsageError(f"There is no format {format!r}: it is one of {', '.join(SUFFIXES)}.")
-    trained = restore(name) if Path(name).is_file() else None
-    entry = trained.entry if trained else get_model_entry(str(name))
-    refuse(entry)
-    if trained:
-        model, profile, classes, stem = trained.model, trained.profile, trained.classes, Path(name).stem
-    else:
-        model, classes, stem = create_model(entry.name, weights=weights, profile=profile), None, entry.name
-    recipe = entry.recipe_for(profile)
-    size = size or input_size(recipe)
-    target = Path(output or f"{stem}{SUFFIXES[format]}")
+    if size is not None:
+        check_counts(1, height=size[0], width=size[1])
+    if not is_file(model):
+        profile = profile or "coco"
+    ready = ready_model(model, weights, recipe=recipe, profile=profile, **options)
+    refuse(ready.model, ready.name)
+    name, classes = ready.name, ready.classes
+    size = size or input_size(ready.recipe)
+    target = Path(output or f"{Path(model).stem if is_file(model) else name}{SUFFIXES[format]}")
     output_folder(target.parent)
-    told = dict(model=entry.name, profile=profile, size=list(size), classes=list(classes) if classes else None)
-    graph = Graph(model.eval(), recipe, size)
+    told = dict(model=name, profile=ready.profile, size=list(size), classes=list(classes) if classes else None)
+    device, training = next(ready.model.parameters()).device, ready.model.training
+    graph = Graph(ready.model.cpu().eval(), ready.recipe, size)
     part = target.with_name(target.name + ".part")
     try:
         with torch.no_grad(), quiet():
             pictures = [picture(size, seed) for seed in (0, 1)]
             # Before the graph is taken down: what the model keeps for a picture's size is then kept from real numbers.
-            wanted = [[t.numpy() for t in graph(p)] for p in pictures]
+            expected = [[t.numpy() for t in graph(p)] for p in pictures]
             try:
                 (write_onnx if format == "onnx" else write_torch)(graph, pictures[0], part, json.dumps(told))
             except (RuntimeError, ValueError) as error:  # what the exporters raise
-                raise DetcoreError(f"The graph of {entry.name} cannot be taken down: "
+                raise DetcoreError(f"The graph of {name} cannot be taken down: "
                                    f"{(str(error).splitlines() or [type(error).__name__])[0]}") from error
             run = (run_onnx if format == "onnx" else run_torch)(part)
-            for p, given in zip(pictures, wanted):
-                if problem := differ(run(p), given):
-                    raise DetcoreError(f"The exported {entry.name} does not give what the model gives: {problem}.")
-        if not any(len(boxes) for boxes, *_ in wanted):
-            warnings.warn(f"{entry.name} finds nothing in the two pictures that it was checked with, so the check says "
+            for p, one in zip(pictures, expected):
+                if problem := differ(run(p), one):
+                    raise DetcoreError(f"The exported {name} does not give what the model gives: {problem}.")
+        if not any(len(boxes) for boxes, *_ in expected):
+            warnings.warn(f"{name} finds nothing in the two pictures that it was checked with, so the check says "
                           f"little. Export it with trained weights.", stacklevel=2)
         os.replace(part, target)
     except OSError as error:
         raise DetcoreError(f"The file {target} cannot be written: {error.strerror or error}.") from error
     finally:
         part.unlink(missing_ok=True)
+        ready.model.to(device).train(training)
     return target
 
 
-def refuse(entry: ModelEntry) -> None:
-    """Raise the sentence that tells why a model cannot be exported, if it cannot."""
-    reason = REASONS.get("fast_rcnn" if entry.recipe.max_proposals else entry.family)
+def refuse(model: Detector, name: str) -> None:
+    """Raise the sentence that tells why a model cannot be exported, if it cannot.
+
+    A part whose graph cannot be taken down says why in its attribute `not_exportable`.
+    """
+    reason = "it takes proposals beside the picture" if model.needs_proposals else next(
+        (module.not_exportable for module in model.modules() if hasattr(module, "not_exportable")), None)
     if reason:
-        raise UsageError(f"{entry.name} cannot be exported: {reason}. RetinaNet, GFL, Faster, Mask and Cascade R-CNN, "
+        raise UsageError(f"{name} cannot be exported: {reason}. RetinaNet, GFL, Faster, Mask and Cascade R-CNN, "
                          f"Deformable DETR and Mask2Former can, among others.")
 
 
@@ -195,25 +194,25 @@ def run_onnx(path: Path) -> Callable[[Tensor], list[np.ndarray]]:
     return lambda image: session.run(None, {"image": image.numpy()})
 
 
-def differ(found: list[np.ndarray], wanted: list[np.ndarray]) -> str | None:
+def differ(ours: list[np.ndarray], expected: list[np.ndarray]) -> str | None:
     """How two answers differ, as a sentence; None where they agree.
 
     A detection whose score is a hair from the threshold, or that another one's suppression hangs on, may come and go.
     """
-    if len(found) != len(wanted):
-        return f"{len(found)} outputs instead of {len(wanted)}"
-    boxes, scores, labels, *masks = (np.asarray(f) for f in found)
-    count = len(wanted[0])
-    same = (np.abs(boxes[:, None] - wanted[0]).max(2, initial=0) < PIXELS) & (
-        np.abs(scores[:, None] - wanted[1]) < SCORE) & (labels[:, None] == wanted[2])
+    if len(ours) != len(expected):
+        return f"{len(ours)} outputs instead of {len(expected)}"
+    boxes, scores, labels, *masks = (np.asarray(f) for f in ours)
+    count = len(expected[0])
+    same = (np.abs(boxes[:, None] - expected[0]).max(2, initial=0) < PIXELS) & (
+        np.abs(scores[:, None] - expected[1]) < SCORE) & (labels[:, None] == expected[2])
     matched = same.any(0).sum()
     if abs(len(boxes) - count) > (1 - SHARE) * count or matched < SHARE * count:
         return f"{matched} of {count} detections are the same, and there are {len(boxes)}"
     if masks and count:
         partner = same.argmax(0)
-        ours, theirs = masks[0][partner] > 0, wanted[3] > 0
-        union = (ours | theirs).sum((1, 2))
-        agree = ((ours & theirs).sum((1, 2)) >= MASK_IOU * union) | ~same.any(0)
+        exported, own = masks[0][partner] > 0, expected[3] > 0
+        union = (exported | own).sum((1, 2))
+        agree = ((exported & own).sum((1, 2)) >= MASK_IOU * union) | ~same.any(0)
         if agree.mean() < MASK_SHARE:
             return f"{agree.sum()} of {count} masks are the same"
     return None

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from onnxscript import opset18
 
-import detcore.ops.boxes  # noqa: F401  # defines the operator
+import detcore.ops.nms  # noqa: F401  # defines the operator
 
 op: Any = opset18
 
 
 def grouped_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> Any:
-    """`detcore.ops.boxes.grouped_nms`: the groups become the batch of ONNX's operator, as long as the fullest of them."""
+    """`detcore.ops.nms.grouped_nms`: the groups become the batch of ONNX's operator, as long as the fullest of them."""
     zero, one, minus_one = (op.Constant(value_ints=[i]) for i in (0, 1, -1))
     count = op.Shape(groups)
     rising, order = op.TopK(groups, count, axis=0, largest=0, sorted=1)
@@ -30,8 +30,8 @@ def grouped_nms(boxes: Any, scores: Any, groups: Any, iou_threshold: float) -> A
     worth = op.ScatterND(op.Expand(op.Constant(value_floats=[-2.0]), grid), place, op.Gather(scores, order))
     picked = op.NonMaxSuppression(table, op.Unsqueeze(worth, one), op.Constant(value_ints=[2**31 - 1]),
                                   op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[-1.0]))
-    group, at = op.Gather(picked, zero, axis=1), op.Gather(picked, op.Constant(value_ints=[2]), axis=1)
-    kept = op.Gather(order, op.Reshape(op.Add(op.GatherND(start, group), op.Squeeze(at, one)), minus_one))
+    group, index = op.Gather(picked, zero, axis=1), op.Gather(picked, op.Constant(value_ints=[2]), axis=1)
+    kept = op.Gather(order, op.Reshape(op.Add(op.GatherND(start, group), op.Squeeze(index, one)), minus_one))
     # By number, then by falling score: the best first, of equals the first.
     kept, _ = op.TopK(kept, op.Shape(kept), largest=0, sorted=1)
     _, best = op.TopK(op.Gather(scores, kept), op.Shape(kept), sorted=1)

@@ -3,60 +3,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
 from detcore.data.images import read_image
 from detcore.data.transforms import Sample, apply
+from detcore.detectors import Detector
+from detcore.engine.common import check_counts, is_file, pick_device, ready_model
 from detcore.errors import DataError, UsageError
+from detcore.recipe import Recipe
 from detcore.structures import Detections
-from detcore.zoo.create import create_model, published_address, restore
-from detcore.zoo.models import get_model_entry
-from detcore.zoo.weights import find, read_checkpoint
+from detcore.zoo.create import Model
 
 Picture = str | Path | np.ndarray | Image.Image
+LEAST_SCORE = 0.05  # of detections that are given, where no threshold is asked for
+COCO_IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 
 
 class Predictor:
     """A detector that takes pictures as they are and answers in their own pixels.
 
     Args:
-        name_or_path: a name of the zoo, with its published weights, or a file that detcore's training wrote.
-        weights: for a name, other weights: a file, or "random".
+        model: a name of the zoo, a `ModelEntry`, a file that training wrote, or a `Detector`, which needs a `recipe`.
+        weights: of a name or an entry: "published" by default, a file, or "random".
+        recipe: in place of the model's own; its test transforms and preprocessing are used.
+        profile: "coco" or "pocket"; for a file what it says by default, for a name or an entry "coco".
         device: "cpu" or "cuda"; by default the GPU where there is one.
-        score: detections below it are left out.
+        score_threshold: detections score higher; by default as published, but at least 0.05.
+        nms_threshold: IoU above which the lower-scored box of a class is dropped; by default as published.
+        max_detections: of a picture; by default as published.
         batch_size: pictures at a time, if a list is given.
 
+    Attributes:
+        class_names: a name for each label, where the weights tell them.
+        category_ids: for each label the category id of the data set that the model was trained on; None where it is not
+            known.
+
     Raises:
-        UsageError, WeightsError: the name is unknown, or its weights cannot be had or do not fit.
+        UsageError, WeightsError: the name is unknown, or its weights cannot be had or do not fit; a threshold that the
+            model does not have, or for a `Detector`, whose thresholds are set where it is built.
 
     Example:
         found = Predictor("faster-rcnn_r50_fpn_1x_coco")("street.jpg")
         found.draw().save("found.jpg")
     """
 
-    def __init__(self, name_or_path: str | Path, *, weights: str | Path | None = None, profile: str = "coco",
-                 device: str | None = None, score: float = 0.05, batch_size: int = 1):
-        if Path(name_or_path).is_file():
-            restored = restore(name_or_path)
-            model, entry, profile, self.class_names = (restored.model, restored.entry, restored.profile,
-                                                       restored.classes)
-        else:
-            entry = get_model_entry(str(name_or_path))
-            model, self.class_names = create_model(entry.name, profile=profile), None
-            if weights != "random":
-                source = weights or published_address(entry, profile)
-                self.class_names = read_checkpoint(find(source)).classes
-                model = create_model(entry.name, weights=source, profile=profile)
-        if getattr(model, "takes_proposals", False):
-            raise UsageError(f"{entry.name} needs precomputed proposals: evaluate it on a data set with "
+    def __init__(self, model: Model | Path, *, weights: str | Path | None = None, recipe: Recipe | None = None,
+                 profile: str | None = None, device: str | None = None, score_threshold: float | None = None,
+                 nms_threshold: float | None = None, max_detections: int | None = None, batch_size: int = 1):
+        check_counts(1, batch_size=batch_size)
+        self.device = pick_device(device)
+        if not (is_file(model) or isinstance(model, Detector)):
+            weights, profile = weights or "published", profile or "coco"
+        ready = ready_model(model, weights, recipe=recipe, profile=profile, score_threshold=score_threshold,
+                            nms_threshold=nms_threshold, max_detections=max_detections)
+        if ready.model.needs_proposals:
+            raise UsageError(f"{ready.name} needs precomputed proposals: evaluate it on a data set with "
                              "`detcore evaluate --proposals`.")
-        self.recipe, self.score, self.batch_size = entry.recipe_for(profile), score, batch_size
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model: Any = model.to(self.device).eval()
+        self.model, self.recipe, self.class_names = ready.model.to(self.device).eval(), ready.recipe, ready.classes
+        told = ready.meta.get("category_ids") or (COCO_IDS if is_coco(self.class_names) else None)
+        self.category_ids = None if told is None else tuple(told)
+        self.least_score = LEAST_SCORE if score_threshold is None else 0.0
+        self.batch_size = batch_size
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Detections | list[Detections]:
         """Detections of one picture, or a list of them for a list.
@@ -82,10 +91,16 @@ class Predictor:
         found = self.model.predict(images, output_sizes=[(p.shape[0], p.shape[1]) for p in pictures])
         result = []
         for detections, picture in zip(found, pictures):
-            detections = detections.to("cpu").above(self.score)
+            detections = detections.to("cpu").above(self.least_score)
             detections.class_names, detections.image = self.class_names, picture[..., ::-1].copy()
             result.append(detections)
         return result
+
+
+def is_coco(class_names: Sequence[str] | None) -> bool:
+    """Whether classes are COCO's, in its order."""
+    return class_names is not None and len(class_names) == 80 and (
+        class_names[0], class_names[11], class_names[79]) == ("person", "stop sign", "toothbrush")
 
 
 def to_bgr(picture: Picture) -> np.ndarray:

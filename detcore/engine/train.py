@@ -177,8 +177,8 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     state = checkpoints.load() if resume else None
     if state is not None and (changed := changes(told | meta, state["run"] | state["meta"])):
         if not overwrite:
-            raise UsageError(f"The run in {folder} cannot go on, because of what has changed: {', '.join(changed)}. Set "
-                             f"it back, name another folder (output), or start anew over it (overwrite).")
+            raise UsageError(f"The run in {folder} cannot go on, because of what has changed: {', '.join(changed)}. "
+                             f"Set it back, name another folder (output), or start anew over it (overwrite).")
         state = None
     if state is None:
         accelerator.wait_for_everyone()  # all have looked for checkpoints
@@ -311,10 +311,10 @@ def protect(folder: Path, checkpoints: Checkpoints, resume: bool, overwrite: boo
     if overwrite or not (results or checkpoints.paths()) or (resume and checkpoints.paths()):
         return
     if resume:
-        raise UsageError(f"{folder} holds {' and '.join(results)}, but no checkpoint to go on from: name another folder "
-                         f"(output), or write over it (overwrite).")
-    raise UsageError(f"{folder} holds a run: go on with it (resume), write over it (overwrite), or name another folder "
-                     f"(output).")
+        raise UsageError(f"{folder} holds {' and '.join(results)}, but no checkpoint to go on from: name another "
+                         f"folder (output), or write over it (overwrite).")
+    raise UsageError(f"{folder} holds a run: go on with it (resume), write over it (overwrite), or name another "
+                     f"folder (output).")
 
 
 def clear(folder: Path, checkpoints: Checkpoints) -> None:
