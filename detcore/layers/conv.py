@@ -13,8 +13,10 @@ NARROW = 8
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """Batch norm ("bn") or group norm ("gn"), whose groups have two channels at least, or they would forget what is
-    common to a whole map."""
+    """Batch norm ("bn") or group norm ("gn") of so many channels.
+
+    Groups have two channels at least: the norm of a single one would take its mean over the map away.
+    """
     if norm == "bn":
         return nn.BatchNorm2d(channels)
     return nn.GroupNorm(GROUPS if channels >= 2 * GROUPS else max(channels // NARROW, 1), channels)
@@ -43,6 +45,7 @@ class ConvBlock(nn.Module):
         self.norm_name, self.act = norm, act
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, in_channels, H, W] to [N, out_channels, h, w]."""
         x = self.conv(x)
         if self.norm_name:
             x = getattr(self, self.norm_name)(x)

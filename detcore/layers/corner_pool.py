@@ -9,7 +9,8 @@ from detcore.layers.conv import ConvBlock
 
 
 def running_max(x: Tensor, towards: str) -> Tensor:
-    """[N, C, h, w] the largest value met on the way to each cell, walking to the "top", "left", "bottom" or "right"."""
+    """[N, C, h, w] running maximum along the way to the "top", "left", "bottom" or "right": a cell's value is the
+    largest of itself and all cells behind it."""
     dim, backwards = {"top": (2, True), "left": (3, True), "bottom": (2, False), "right": (3, False)}[towards]
     if backwards:
         return x.flip(dim).cummax(dim).values.flip(dim)
@@ -17,10 +18,10 @@ def running_max(x: Tensor, towards: str) -> Tensor:
 
 
 class CornerPool(nn.Module):
-    """Brings to each cell what lies on the two sides that would meet there, were it a corner of a box.
+    """Gives each cell the maxima along the two sides that would meet there, if it were a corner of a box.
 
-    A corner is seldom on its object, so evidence for it must be fetched: for a top-left corner, from all cells to the
-    right in its row, and from all cells below in its column.
+    A corner is seldom on its object, so evidence for it lies elsewhere: for a top-left corner in all cells to the right
+    in its row, and in all cells below in its column.
 
     Args:
         towards: the two ways, ("top", "left") or ("bottom", "right").

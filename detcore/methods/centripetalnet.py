@@ -8,42 +8,87 @@ convolution whose taps reach across the object (cross-star deformable convolutio
 """
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
 from detcore.backbones.hourglass import Hourglass
+from detcore.detectors import OneStageDetector
+from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
-from detcore.layers.init import init_normal, init_weights, kaiming_normal
 from detcore.layers.corner_pool import CornerPool
+from detcore.layers.heads import flatten
+from detcore.layers.init import init_weights, kaiming_normal, prior_bias
+from detcore.ops import boxes as box
 from detcore.ops.deform import deform_conv
 from detcore.ops.losses import SmoothL1, reduce_mean
-from detcore.ops.matching import pad_targets
-from detcore.methods.retinanet import RetinaNet
+from detcore.ops.matching import object_chunks, pad_targets
+from detcore.ops.nms import PostProcess, soft_nms
 from detcore.structures import Detections, Images, Target
 
+# The kinds of corners, as the sign of the way from the corner to the centre.
+TOP_LEFT, BOTTOM_RIGHT = 1, -1
 # Heat maps (CornerNet, sections 3.2 and 3.4).
 ALPHA, GAMMA = 2.0, 4.0
 MIN_OVERLAP = 0.3  # of an object's box with the one whose corners are off by the radius
 PRIOR = 0.1
 GUIDING_WEIGHT = 0.05
 # Pairs (section 3.1): both corners point into the middle region of their box, and to about the same place.
-CORNERS, PAIRS, DETECTIONS = 100, 1000, 100
+CORNERS, PAIRS = 100, 1000
 FARTHEST = 0.5  # area between the two centres, as a share of the middle region's
 MIDDLE, MIDDLE_LARGE, LARGE = 1 / 2.4, 1 / 2.1, 3500  # the region's sides in those of the box; area of a large box
-SIGMA = 0.5  # of soft-NMS
+SIGMA, MIN_SCORE = 0.5, 1e-3  # of soft-NMS
 EPS = 1e-12
 
-TOP_LEFT, BOTTOM_RIGHT = "tl", "br"
-TOWARDS = {TOP_LEFT: ("top", "left"), BOTTOM_RIGHT: ("bottom", "right")}
-SIGN = {TOP_LEFT: 1, BOTTOM_RIGHT: -1}  # of the way from the corner to the centre
-Output = tuple[list[Tensor], ...]
+
+# The network (figure 2)
+
+class Corners(NamedTuple):
+    """What is predicted of one kind of corner, for each map.
+
+    Attributes:
+        heat: class logits [N, C, h, w].
+        offset: [N, 2, h, w] (x, y) in cells, the corner's place in its cell.
+        guiding_shift: [N, 2, h, w], the way from the cell to the centre, with both signs turned to positive.
+        centripetal_shift: [N, 2, h, w], the logarithm of the way from the corner to the centre.
+    """
+
+    heat: Sequence[Tensor]
+    offset: Sequence[Tensor]
+    guiding_shift: Sequence[Tensor]
+    centripetal_shift: Sequence[Tensor]
+
+
+@dataclass
+class CornerLayers:
+    """The layers that predict one kind of corner on one map, under their published names."""
+
+    pool: CornerPool
+    heat: nn.Module
+    off: nn.Module
+    feat_adaption: nn.Module
+    dcn_offset: nn.Module
+    guiding_shift: nn.Module
+    centripetal_shift: nn.Module
+
+    def init_weights(self) -> None:
+        """Fill the weights in place."""
+        init_weights(self.pool, kaiming_normal)
+        for conv, std in ((self.feat_adaption, 0.01), (self.dcn_offset.conv, 0.1)):
+            nn.init.normal_(conv.get_parameter("weight"), 0, std)
+        nn.init.constant_(self.heat.get_parameter("1.conv.bias"), prior_bias(PRIOR))
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The values of `Corners` on a map x [N, c, h, w]."""
+        pooled = self.pool(x)
+        guiding = self.guiding_shift(pooled)
+        # Cross-star deformable convolution (section 3.2): the guiding shift says where to look.
+        star = deform_conv(pooled, self.dcn_offset(guiding.detach()), self.feat_adaption.get_parameter("weight"))
+        return self.heat(pooled), self.off(pooled), guiding, self.centripetal_shift(star)
 
 
 def branch(channels: int, outputs: int) -> nn.Sequential:
@@ -52,141 +97,160 @@ def branch(channels: int, outputs: int) -> nn.Sequential:
 
 
 class CentripetalHead(nn.Module):
-    """Predicts both kinds of corners on the map of every hourglass (figure 2).
+    """Predicts both kinds of corners on the map of every hourglass.
 
     Args:
         channels: of the maps; maps: their number.
         pooling: channels of corner pooling's two ways.
+        postprocess: which detections are kept at test time; `pre_nms_top_n` is of pairs.
+        soft_nms_sigma: soft-NMS multiplies scores by exp(-IoU^2 / sigma).
+        top_k_corners: best corners of each kind that are paired.
+
+    Raises:
+        UsageError: `soft_nms_sigma` is not positive, or `top_k_corners` is below 1.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, maps: int = 2, pooling: int = 128):
+    def __init__(self, channels: int, num_classes: int, *, maps: int = 2, pooling: int = 128,
+                 postprocess: PostProcess | None = None, soft_nms_sigma: float = SIGMA, top_k_corners: int = CORNERS):
         super().__init__()
-        self.num_classes, self.smooth_l1 = num_classes, SmoothL1()
-        parts = {
-            "pool": lambda kind: CornerPool(channels, TOWARDS[kind], pooling),
-            "heat": lambda kind: branch(channels, num_classes),
-            "off": lambda kind: branch(channels, 2),
-            "feat_adaption": lambda kind: nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            "dcn_offset": lambda kind: ConvBlock(2, 2 * 9, 1, bias=False, act=None),
-            "guiding_shift": lambda kind: branch(channels, 2),
-            "centripetal_shift": lambda kind: branch(channels, 2),
-        }
-        for part, make in parts.items():
-            for kind in TOWARDS:
-                self.add_module(f"{kind}_{part}", nn.ModuleList([make(kind) for _ in range(maps)]))
-        for level in range(maps):
-            for kind in TOWARDS:
-                init_weights(self.part(kind, "pool", level), kaiming_normal)
-                init_normal(self.part(kind, "feat_adaption", level))
-                init_normal(self.part(kind, "dcn_offset", level).conv, 0.1)
-                nn.init.constant_(self.part(kind, "heat", level)[1].conv.bias, -math.log((1 - PRIOR) / PRIOR))
+        if soft_nms_sigma <= 0 or top_k_corners < 1:
+            raise UsageError(f"CentripetalNet needs a positive soft_nms_sigma and at least one of top_k_corners, not "
+                             f"{soft_nms_sigma} and {top_k_corners}.")
+        self.num_classes = num_classes
+        self.postprocess = postprocess or PostProcess(score_threshold=0.0, pre_nms_top_n=PAIRS, soft_nms=True)
+        self.soft_nms_sigma, self.top_k_corners = soft_nms_sigma, top_k_corners
 
-    def part(self, kind: str, name: str, level: int) -> Any:
-        """The module that predicts `name` for one kind of corner on one map."""
-        return getattr(self, f"{kind}_{name}")[level]
+        def each(layer: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.ModuleList:
+            return nn.ModuleList([layer(*args, **options) for _ in range(maps)])
 
-    def corner(self, kind: str, level: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One kind of corner on one map: class logits [N, C, h, w]; then, each [N, 2, h, w] (x, y) in cells, the
-        corner's place in its cell, the guiding shift, and the logarithm of the centripetal shift."""
-        pooled = self.part(kind, "pool", level)(x)
-        guiding = self.part(kind, "guiding_shift", level)(pooled)
-        offsets = self.part(kind, "dcn_offset", level)(guiding.detach())
-        star = deform_conv(pooled, offsets, self.part(kind, "feat_adaption", level).weight)
-        return (self.part(kind, "heat", level)(pooled), self.part(kind, "off", level)(pooled), guiding,
-                self.part(kind, "centripetal_shift", level)(star))
+        # In the order of the published state dict.
+        self.tl_pool = each(CornerPool, channels, ("top", "left"), pooling)
+        self.br_pool = each(CornerPool, channels, ("bottom", "right"), pooling)
+        self.tl_heat = each(branch, channels, num_classes)
+        self.br_heat = each(branch, channels, num_classes)
+        self.tl_off = each(branch, channels, 2)
+        self.br_off = each(branch, channels, 2)
+        self.tl_feat_adaption = each(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
+        self.br_feat_adaption = each(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
+        self.tl_dcn_offset = each(ConvBlock, 2, 2 * 9, 1, bias=False, act=None)
+        self.br_dcn_offset = each(ConvBlock, 2, 2 * 9, 1, bias=False, act=None)
+        self.tl_guiding_shift = each(branch, channels, 2)
+        self.br_guiding_shift = each(branch, channels, 2)
+        self.tl_centripetal_shift = each(branch, channels, 2)
+        self.br_centripetal_shift = each(branch, channels, 2)
+        for both in zip(self.top_left(), self.bottom_right()):
+            for layers in both:
+                layers.init_weights()
 
-    def forward(self, features: Sequence[Tensor]) -> Output:
-        """What `corner` gives, top-left and bottom-right in turn; each for every map."""
-        both = [[self.corner(kind, level, x) for level, x in enumerate(features)] for kind in TOWARDS]
-        return tuple([at_level[i] for at_level in kind] for i in range(4) for kind in both)
+    def top_left(self) -> list[CornerLayers]:
+        """The layers of top-left corners, for each map."""
+        return list(map(CornerLayers, self.tl_pool, self.tl_heat, self.tl_off, self.tl_feat_adaption,
+                        self.tl_dcn_offset, self.tl_guiding_shift, self.tl_centripetal_shift))
 
-    def loss(self, features: Sequence[Tensor], targets: list[Target], size: tuple[int, int]) -> dict[str, Tensor]:
-        """Losses of heat maps, offsets, guiding and centripetal shifts, of all maps (section 3.4).
+    def bottom_right(self) -> list[CornerLayers]:
+        """The layers of bottom-right corners, for each map."""
+        return list(map(CornerLayers, self.br_pool, self.br_heat, self.br_off, self.br_feat_adaption,
+                        self.br_dcn_offset, self.br_guiding_shift, self.br_centripetal_shift))
 
-        Args:
-            size: (h, w) of the padded batch.
-        """
+    def forward(self, features: Sequence[Tensor]) -> tuple[Corners, Corners]:
+        """The top-left and the bottom-right corners."""
+        top_left, bottom_right = ([layers(x) for layers, x in zip(kind, features)]
+                                  for kind in (self.top_left(), self.bottom_right()))
+        return Corners(*zip(*top_left)), Corners(*zip(*bottom_right))
+
+    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """Losses of heat maps, offsets, guiding and centripetal shifts: mean of both kinds of corners, sum of all maps
+        (section 3.4)."""
         output = self(features)
-        truth, labels, valid = pad_targets(targets)
-        goals = [corner_targets(kind, truth, labels, valid, size, output[0][0].shape) for kind in TOWARDS]
-        losses = dict.fromkeys(("det_loss", "off_loss", "guiding_loss", "centripetal_loss"), truth.new_zeros(()))
-        for level in range(len(features)):
-            heats, *shifts = ([output[2 * i][level], output[2 * i + 1][level]] for i in range(4))
-            for goal, heat, *shift in zip(goals, heats, *shifts):
-                corners = reduce_mean((goal.heat == 1).sum().float()).clamp(min=1)
-                cells = reduce_mean(goal.owned.sum().float()).clamp(min=1)
-                parts = [gaussian_focal(heat, goal.heat).sum() / corners]
-                for predicted, wanted in zip(shift, (goal.offset, goal.guiding, goal.centripetal)):
-                    found = predicted.flatten(2).transpose(1, 2).gather(1, goal.cell[..., None].expand(-1, -1, 2))
-                    parts.append((self.smooth_l1(found, wanted) * goal.owned[..., None]).sum() / cells)
-                losses = {name: total + part / 2 for (name, total), part in zip(losses.items(), parts)}
-        losses["guiding_loss"] = losses["guiding_loss"] * GUIDING_WEIGHT
-        return losses
+        size, shape = (images.tensor.shape[2], images.tensor.shape[3]), output[0].heat[0].shape
+        padded = pad_targets(targets)
+        top_left, bottom_right = (corner_losses(corners, corner_targets(kind, *padded, size, shape))
+                                  for corners, kind in zip(output, (TOP_LEFT, BOTTOM_RIGHT)))
+        return {name: (top_left[name] + bottom_right[name]) / 2 for name in top_left}
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """Pairs of corners on the last map, thinned by soft-NMS within their class, in the images' own pixels."""
-        maps = [m[-1].float() for m in self(features)]
-        size = (images.tensor.shape[2], images.tensor.shape[3])
-        boxes, scores, labels = decode(maps[0], maps[1], maps[2], maps[3], maps[6], maps[7], size, images.origins)
+        top_left, bottom_right = (Corners(*[[maps[-1]] for maps in kind]) for kind in self(features))
+        settings, size = self.postprocess, (images.tensor.shape[2], images.tensor.shape[3])
+        boxes, scores, labels = decode(top_left, bottom_right, size, images.origins, top_k_corners=self.top_k_corners,
+                                       top_k_pairs=settings.pre_nms_top_n)
         image = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(scores)
-        paired = scores.flatten() > 0
-        boxes, scores, labels, image = (x.flatten(0, 1)[paired] for x in (boxes, scores, labels, image))
-        order, kept = box.soft_nms(boxes, scores, image * self.num_classes + labels, sigma=SIGMA)
-        found = []
+        candidate = scores.flatten() > settings.score_threshold
+        boxes, scores, labels, image = (x.flatten(0, 1)[candidate] for x in (boxes, scores, labels, image))
+        order, kept = soft_nms(boxes, scores, image * self.num_classes + labels, sigma=self.soft_nms_sigma,
+                               min_score=max(MIN_SCORE, settings.score_threshold))
+        detections = []
         for i in range(len(images)):
-            mine = (image[order] == i).nonzero()[:DETECTIONS, 0]
-            found.append(Detections(boxes[order[mine]], kept[mine], labels[order[mine]]))
-        return found
+            mine = (image[order] == i).nonzero()[:settings.max_detections, 0]
+            detections.append(Detections(boxes[order[mine]], kept[mine], labels[order[mine]]))
+        return detections
 
+
+# Training (section 3.4)
 
 @dataclass
-class Goal:
+class CornerTargets:
     """What shall be predicted of one kind of corner, for a batch with at most G objects an image.
 
     Attributes:
         heat: [N, C, h, w] in 0..1, one at the corners.
         cell: [N, G] index of each corner's cell in its map.
-        owned: [N, G] bool; false where a later object has the cell, and for padding.
-        offset, guiding, centripetal: [N, G, 2] (x, y), as `CentripetalHead.corner` gives them.
+        trains: [N, G] bool; false where a later object has the same cell, and for padding.
+        offset, guiding_shift, centripetal_shift: [N, G, 2], see `Corners`.
     """
 
     heat: Tensor
     cell: Tensor
-    owned: Tensor
+    trains: Tensor
     offset: Tensor
-    guiding: Tensor
-    centripetal: Tensor
+    guiding_shift: Tensor
+    centripetal_shift: Tensor
 
 
 @torch.no_grad()
-def corner_targets(kind: str, truth: Tensor, labels: Tensor, valid: Tensor, size: tuple[int, int],
-                   shape: torch.Size) -> Goal:
-    """The goal of one kind of corner (equations 1, 3 and 5).
+def corner_targets(kind: int, gt_boxes: Tensor, gt_labels: Tensor, gt_valid: Tensor, size: tuple[int, int],
+                   shape: torch.Size) -> CornerTargets:
+    """The targets of one kind of corner (equations 1, 3 and 5).
 
     Args:
-        truth: [N, G, 4]; labels, valid: [N, G].
+        kind: TOP_LEFT or BOTTOM_RIGHT.
+        gt_boxes: [N, G, 4] in pixels; gt_labels, gt_valid: [N, G].
         size: (h, w) of the padded batch; shape: of the heat maps, [N, C, h, w].
     """
-    _, classes, h, w = shape
-    ratio = truth.new_tensor([w / size[1], h / size[0]])
-    corner = (truth[..., :2] if kind == TOP_LEFT else truth[..., 2:]) * ratio
-    centre = (truth[..., :2] + truth[..., 2:]) / 2 * ratio
-    place = corner.minimum(ratio.new_tensor([w - 1, h - 1])).long()
-
-    x, y = torch.arange(w, device=truth.device), torch.arange(h, device=truth.device)
-    dx, dy = (x - place[..., :1])[:, :, None, :], (y - place[..., 1:])[:, :, :, None]
-    reach = radius((truth[..., 2:] - truth[..., :2]) * ratio)[..., None, None]
-    bell = torch.exp(-(dx**2 + dy**2) / (2 * ((2 * reach + 1) / 6) ** 2))
-    bell = bell * ((dx.abs() <= reach) & (dy.abs() <= reach) & valid[..., None, None])
-    heat = bell.new_zeros(len(truth), classes, h, w)
-    heat = heat.scatter_reduce(1, labels[..., None, None].expand_as(bell), bell, "amax")
-
-    cell = place[..., 1] * w + place[..., 0]
-    order = torch.arange(1, cell.shape[1] + 1, device=cell.device) * valid
+    h, w = shape[2:]
+    boxes = box.rescale(gt_boxes, size, (h, w))
+    corner, center = boxes[..., :2] if kind == TOP_LEFT else boxes[..., 2:], box.centers(boxes)
+    x, y = corner[..., 0].clamp(max=w - 1).long(), corner[..., 1].clamp(max=h - 1).long()
+    cell, place = y * w + x, torch.stack([x, y], -1)
+    order = torch.arange(1, cell.shape[1] + 1, device=cell.device) * gt_valid
     last = order.new_zeros(len(cell), h * w).scatter_reduce(1, cell, order, "amax").gather(1, cell)
-    way = SIGN[kind] * (centre - corner)
-    return Goal(heat, cell, valid & (last == order), corner - place, SIGN[kind] * (centre - place),
-                torch.where(valid[..., None], way, 1.0).clamp(min=1e-6).log())
+    way = torch.where(gt_valid[..., None], kind * (center - corner), 1.0)
+    return CornerTargets(gaussian_heat(place, radius(box.sizes(boxes)), gt_labels, gt_valid, shape), cell,
+                         gt_valid & (last == order), corner - place, kind * (center - place), way.clamp(min=1e-6).log())
+
+
+def gaussian_heat(place: Tensor, radius: Tensor, gt_labels: Tensor, gt_valid: Tensor, shape: torch.Size) -> Tensor:
+    """Heat maps [N, C, h, w]: a Gaussian about each corner, cut off at its radius; where they overlap, the larger one.
+
+    Args:
+        place: [N, G, 2] (x, y), the corners' cells; radius: [N, G] in cells.
+        gt_labels, gt_valid: [N, G]; shape: of the result.
+    """
+    h, w = shape[2:]
+    heat = radius.new_zeros(shape)
+    reach = radius[..., None]
+    x = _gaussian(torch.arange(w, device=place.device) - place[..., :1], reach) * gt_valid[..., None]
+    y = _gaussian(torch.arange(h, device=place.device) - place[..., 1:], reach)
+    for images, objects in object_chunks(gt_valid, h * w):
+        bells = y[images][:, objects, :, None] * x[images][:, objects, None, :]
+        label = gt_labels[images][:, objects, None, None].expand_as(bells)
+        heat[images] = heat[images].scatter_reduce(1, label, bells, "amax")
+    return heat
+
+
+def _gaussian(distance: Tensor, reach: Tensor) -> Tensor:
+    sigma = (2 * reach + 1) / 6
+    return torch.exp(-(distance**2) / (2 * sigma**2)) * (distance.abs() <= reach)
 
 
 def radius(sides: Tensor) -> Tensor:
@@ -205,6 +269,24 @@ def radius(sides: Tensor) -> Tensor:
     return torch.stack([one_in, both_in, both_out]).amin(0).clamp(min=0).floor().float()
 
 
+def corner_losses(corners: Corners, targets: CornerTargets) -> dict[str, Tensor]:
+    """The losses of one kind of corner, summed over its maps: of the heat over the number of peaks, else over the
+    number of corners."""
+    peaks = reduce_mean((targets.heat == 1).sum().float()).clamp(min=1)
+    count = reduce_mean(targets.trains.sum().float()).clamp(min=1)
+
+    def shift_loss(maps: Sequence[Tensor], target: Tensor) -> Tensor:
+        predicted = torch.stack([box.gather(flatten(m), targets.cell) for m in maps])
+        return (SmoothL1()(predicted, target.expand_as(predicted)) * targets.trains[..., None]).sum() / count
+
+    return {
+        "det_loss": gaussian_focal(torch.stack(list(corners.heat)), targets.heat).sum() / peaks,
+        "off_loss": shift_loss(corners.offset, targets.offset),
+        "guiding_loss": GUIDING_WEIGHT * shift_loss(corners.guiding_shift, targets.guiding_shift),
+        "centripetal_loss": shift_loss(corners.centripetal_shift, targets.centripetal_shift),
+    }
+
+
 def gaussian_focal(logits: Tensor, target: Tensor) -> Tensor:
     """Elementwise focal loss whose negatives count less, the nearer they are to a corner (CornerNet, equation 1)."""
     p = logits.float().sigmoid()
@@ -212,63 +294,74 @@ def gaussian_focal(logits: Tensor, target: Tensor) -> Tensor:
                        -(1 - p + EPS).log() * p**ALPHA * (1 - target) ** GAMMA)
 
 
-def decode(tl_heat: Tensor, br_heat: Tensor, tl_offset: Tensor, br_offset: Tensor, tl_shift: Tensor, br_shift: Tensor,
-           size: tuple[int, int], origins: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of corners: boxes [N, P, 4], scores [N, P], -1 for what is no pair, and labels [N, P].
+# Inference (section 3.1)
+
+def decode(top_left: Corners, bottom_right: Corners, size: tuple[int, int],
+           origins: list[tuple[int, int]] | None = None, *, top_k_corners: int = CORNERS,
+           top_k_pairs: int = PAIRS) -> tuple[Tensor, Tensor, Tensor]:
+    """The best pairs of corners: boxes [N, P, 4] in pixels, scores [N, P], -1 for what is no pair, and labels [N, P].
 
     Args:
-        tl_heat, br_heat: [N, C, h, w] logits.
-        tl_offset, br_offset, tl_shift, br_shift: [N, 2, h, w] offsets and (logarithmic) centripetal shifts.
+        top_left, bottom_right: of one map.
         size: (h, w) of the padded batch.
         origins: (top, left) of each image in it.
+        top_k_corners: best corners of each kind that are paired; top_k_pairs: best pairs that are given.
     """
-    h, w = tl_heat.shape[2:]
-    ratio = tl_heat.new_tensor([size[1] / w, size[0] / h])
-    start = tl_heat.new_tensor(origins or [(0, 0)] * len(tl_heat)).flip(1)[:, None]  # (x, y)
-    corners, centres, scores, labels = [], [], [], []
-    for heat, offset, shift, sign in ((tl_heat, tl_offset, tl_shift, 1), (br_heat, br_offset, br_shift, -1)):
-        score, label, cell = peaks(heat)
-        at = cell[:, None].expand(-1, 2, -1)
-        place = torch.stack([cell % w, cell // w], 1) + offset.flatten(2).gather(2, at)
-        centre = place + sign * shift.flatten(2).gather(2, at).exp()
-        corners.append((place.transpose(1, 2) * ratio - start).clamp(min=0))
-        centres.append((centre.transpose(1, 2) * ratio - start).clamp(min=0))
-        scores.append(score)
-        labels.append(label)
-
-    boxes, middles = (torch.cat(torch.broadcast_tensors(tl[:, :, None], br[:, None]), -1)
-                      for tl, br in (corners, centres))  # [N, k, k, 4]
-    sides = boxes[..., 2:] - boxes[..., :2]
-    share = torch.where(sides.prod(-1).abs() > LARGE, MIDDLE_LARGE, MIDDLE)[..., None]
-    centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, share * sides / 2
-    inside = ((middles.unflatten(-1, (2, 2)) - centre[..., None, :]).abs() < half[..., None, :]).all(-1).all(-1)
-    apart = (middles[..., 2:] - middles[..., :2]).prod(-1).abs() / (2 * half).prod(-1).abs()
-    pair = (labels[0][:, :, None] == labels[1][:, None]) & (sides > 0).all(-1) & (apart <= FARTHEST) & inside
-    score = torch.where(pair, (scores[0][:, :, None] + scores[1][:, None]) / 2, -1.0).flatten(1)
-    score, index = score.topk(min(PAIRS, score.shape[1]), 1)
-    return (boxes.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, 4)), score,
-            labels[0].gather(1, index // labels[1].shape[1]))
+    tl, tl_center, tl_score, tl_label = corner_points(TOP_LEFT, top_left, size, origins, top_k_corners)
+    br, br_center, br_score, br_label = corner_points(BOTTOM_RIGHT, bottom_right, size, origins, top_k_corners)
+    # Every top-left corner with every bottom-right one, [N, k, k, ...].
+    boxes = torch.cat(torch.broadcast_tensors(tl[:, :, None], br[:, None]), -1)
+    tl_center, br_center = tl_center[:, :, None], br_center[:, None]
+    sides, center = box.sizes(boxes), box.centers(boxes)
+    # The middle region: both corners point into it, and there to about the same place.
+    half = torch.where(sides.prod(-1).abs() > LARGE, MIDDLE_LARGE, MIDDLE)[..., None] * sides / 2
+    inside = ((tl_center - center).abs() < half).all(-1) & ((br_center - center).abs() < half).all(-1)
+    apart = (br_center - tl_center).prod(-1).abs() / (2 * half).prod(-1).abs()
+    pair = (tl_label[:, :, None] == br_label[:, None]) & (sides > 0).all(-1) & inside & (apart <= FARTHEST)
+    score = torch.where(pair, (tl_score[:, :, None] + br_score[:, None]) / 2, -1.0).flatten(1)
+    score, index = score.topk(min(top_k_pairs, score.shape[1]), 1)
+    return box.gather(boxes.flatten(1, 2), index), score, tl_label.gather(1, index // br_label.shape[1])
 
 
-def peaks(heat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def corner_points(kind: int, corners: Corners, size: tuple[int, int], origins: list[tuple[int, int]] | None,
+                  top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best corners of one kind on one map: where they are and where they point to, [N, k, 2] (x, y) in pixels of
+    the images; their scores and labels [N, k]."""
+    heat, offset, _, shift = (maps[0].float() for maps in corners)
+    h, w = heat.shape[2:]
+    score, label, cell = peaks(heat, top_k)
+    corner = torch.stack([cell % w, cell // w], -1) + box.gather(flatten(offset), cell)
+    center = corner + kind * box.gather(flatten(shift), cell).exp()
+    points = box.rescale(torch.cat([corner, center], -1), (h, w), size)
+    if origins is not None:
+        points = points - box.size_tensor(origins, points).flip(1).repeat(1, 2)[:, None]
+    corner, center = points.clamp(min=0).split(2, -1)
+    return corner, center, score, label
+
+
+def peaks(heat: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, labels and cells [N, k] of the highest places of heat [N, C, h, w] (logits) among their neighbours."""
     heat = heat.sigmoid()
     heat = heat * (F.max_pool2d(heat, 3, 1, 1) == heat)
     cells = heat.shape[2] * heat.shape[3]
-    score, index = heat.flatten(1).topk(min(CORNERS, heat[0].numel()), 1)
+    score, index = heat.flatten(1).topk(min(top_k, heat[0].numel()), 1)
     return score, index // cells, index % cells
 
 
-class CentripetalNet(RetinaNet):
-    """Hourglasses and corners; there is no pyramid."""
+def centripetalnet(backbone: Hourglass, num_classes: int = 80, *, pooling: int = 128, score_threshold: float = 0.0,
+                   max_detections: int = 100, pre_nms_top_n: int = PAIRS, soft_nms_sigma: float = SIGMA,
+                   top_k_corners: int = CORNERS) -> OneStageDetector:
+    """CentripetalNet on the maps of its hourglasses; there is no neck.
 
-    def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
-        """Training losses by name."""
-        h, w = images.tensor.shape[2:]
-        return self.bbox_head.loss(self.features(images.tensor), targets, (h, w))
+    Args:
+        pooling, soft_nms_sigma, top_k_corners: see `CentripetalHead`.
+        score_threshold, max_detections: which detections are kept, after soft-NMS.
+        pre_nms_top_n: best pairs of corners that go on to soft-NMS.
 
-
-def centripetalnet(backbone: Hourglass, num_classes: int = 80, *, pooling: int = 128) -> CentripetalNet:
-    """CentripetalNet; `pooling` is corner pooling's (see `CentripetalHead`)."""
-    channels, maps = backbone.channels[0], len(backbone.channels)
-    return CentripetalNet(backbone, nn.Identity(), CentripetalHead(channels, num_classes, maps=maps, pooling=pooling))
+    Raises:
+        UsageError: see `CentripetalHead` and `PostProcess`.
+    """
+    settings = PostProcess(score_threshold, max_detections=max_detections, pre_nms_top_n=pre_nms_top_n, soft_nms=True)
+    head = CentripetalHead(backbone.channels[0], num_classes, maps=len(backbone.channels), pooling=pooling,
+                           postprocess=settings, soft_nms_sigma=soft_nms_sigma, top_k_corners=top_k_corners)
+    return OneStageDetector(backbone, None, head)
