@@ -88,26 +88,18 @@ def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildca
                  backbones: Annotated[bool, typer.Option("--backbones", help="The pretrained backbones.")] = False
                  ) -> None:
     """List the models of the zoo with their published results."""
-    from detcore.zoo.entries import Published
-    from detcore.zoo.models import MODELS, find_backbones, get_model_entry, list_models
+    from detcore.zoo import index
 
     if backbones:
         return list_backbones()
-    names = list_models(pattern)
-    if not names:
-        if "*" not in pattern:
-            get_model_entry(pattern)
-        raise UsageError(f"No name of the zoo matches {pattern!r}.")
-    families = {e.family for e in MODELS.values()}
-    if family and family not in families:
-        raise UsageError(f"There is no family {family!r}: it is one of {', '.join(sorted(families))}.")
-    wanted = find_backbones(backbone) if backbone else None
-    rows = []
-    for entry in map(get_model_entry, names):
-        told = entry.published or Published()
-        if (family in (None, entry.family) and (wanted is None or entry.backbone.name in wanted)
-                and (min_ap is None or (told.box_ap or 0) >= min_ap) and (entry.checkpoint or not has_weights)):
-            rows.append([entry.name, *(getattr(told, column) for column in COLUMNS), "yes" if entry.checkpoint else ""])
+    index.check_name(pattern)
+    chosen = index.find_backbones(backbone) if backbone else None
+    rows: list[list[Any]] = []
+    for model in map(index.rows().__getitem__, index.list_models(pattern, family)):
+        told = model.published or index.Published()
+        if ((chosen is None or model.backbone in chosen) and (min_ap is None or (told.box_ap or 0) >= min_ap)
+                and (told.checkpoint or not has_weights)):
+            rows.append([model.name, *(getattr(told, column) for column in COLUMNS), "yes" if told.checkpoint else ""])
     order = get_args(Sorting).index(sort)  # its names are those of the columns
     known = sorted((row for row in rows if row[order] is not None), key=lambda row: row[order],
                    reverse=(sort in ("box-ap", "mask-ap", "pq", "recall")) != reverse)
@@ -118,15 +110,15 @@ def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildca
 
 def list_backbones() -> None:
     """The pretrained backbones: where they come from and what they want of an image."""
-    from detcore.zoo.models import BACKBONES, models_with
-    from detcore.zoo.weights import weights_file
+    from detcore.weights import weights_file
+    from detcore.zoo.index import all_backbones, models_with
 
     print_table(["backbone", "origin", "file", "sha256", "mean", "std", "order", "models"], [
         [b.name, b.origin, weights_file(b.weights) if b.weights else None, b.sha256,
          *(" ".join(f"{v:g}" for v in values) for values in (b.preprocess.mean, b.preprocess.std)),
          "RGB" if b.preprocess.rgb else "BGR",
          len(models_with(b))]
-        for b in BACKBONES])
+        for b in all_backbones()])
 
 
 @app.command()
@@ -134,16 +126,18 @@ def show(name: Name, profile: Profile = "coco") -> None:
     """Show a model: its parts, its recipe, its published results."""
     from dataclasses import asdict, fields
 
-    from detcore.zoo.models import get_model_entry
-    from detcore.zoo.summary import summarize
+    from detcore.zoo.index import get_model_entry
 
     entry = get_model_entry(name)
+    from detcore.zoo.summary import summarize
+
     print(f"{entry.name} (family {entry.family}, profile {profile})\n")
     print_table(["part", "kind", "parameters", "trained"],
                 [[p.name, p.kind, p.parameters, p.trainable] for p in summarize(entry.build(profile=profile))])
     recipe = entry.recipe_for(profile)
-    print(f"\nbackbone: {entry.backbone.name}, weights of {entry.backbone.origin}: "
-          f"{entry.backbone_weights(profile) or 'none, it is trained from scratch'}")
+    if entry.backbone:
+        print(f"\nbackbone: {entry.backbone.name}, weights of {entry.backbone.origin}: "
+              f"{entry.backbone_weights(profile) or 'none, it is trained from scratch'}")
     print("\nrecipe")
     for f in fields(recipe):
         value = getattr(recipe, f.name)

@@ -121,8 +121,11 @@ def read_records(folder: str | Path) -> dict[str, Record]:
     return {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that, whatever happens, the old content or the new one is there.
+def write_atomically(path: Path, data: bytes | memoryview, *, sync: bool = True) -> None:
+    """Write a file so that, whatever happens to the process, the old content or the new one is there.
+
+    Args:
+        sync: force it to the disk, so that this holds where the power fails, too.
 
     Raises:
         OSError: the folder or the disk does not take it.
@@ -131,8 +134,9 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     try:
         with open(part, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)

@@ -33,9 +33,9 @@ from detcore.pocket.pretrain import class_map, pretrain
 from detcore.engine.train import train
 from detcore.records import Record, peak_memory_gb
 from detcore.zoo import recipes
-from detcore.pocket.profile import POCKET_BACKBONE, slim_resnet
+from detcore.pocket.slim import SLIM, slim_resnet
 from detcore.zoo.summary import summarize
-from detcore.zoo.weights import load_backbone
+from detcore.weights import load_backbone
 
 # The slim backbone belongs to Pocket Zoo, whatever the profile of the other chapters.
 root = pocket_zoo.draw(data_root if profile == "pocket" else "data/pocket")
@@ -123,7 +123,7 @@ def right(answer, stride):
 
 torch.manual_seed(seed)
 carrier = create_model("retinanet_r50_fpn_1x_coco", profile="pocket")
-load_backbone(carrier, str(POCKET_BACKBONE))
+load_backbone(carrier, str(SLIM.file))
 read = {"random": probe(slim_resnet()), f"{steps} steps": probe(short.backbone), "of the book": probe(carrier.backbone)}
 table = pd.DataFrame({name: [right(a, s) for a, s in zip(answers, strides)] for name, answers in read.items()},
                      index=[f"stage {i}, stride {s}" for i, s in enumerate(strides, 1)])

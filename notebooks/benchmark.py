@@ -20,7 +20,7 @@ from IPython.display import HTML
 
 from detcore import draw, get_model_entry, list_models
 from detcore.records import read_records
-from detcore.zoo.entries import published_results
+from detcore.zoo.index import published_results
 
 # %% [markdown]
 # ## The protocol

@@ -40,7 +40,7 @@ from detcore.data.loader import build_loader
 from detcore.data.transforms import Flip, RandomCrop, Resize, ResizeRange, ScaleJitter, apply
 from detcore.engine.common import describe
 from detcore.records import Record, peak_memory_gb
-from detcore.zoo.recipes import TORCHVISION
+from detcore.recipe import TORCHVISION
 
 started = time.perf_counter()
 if profile == "pocket":

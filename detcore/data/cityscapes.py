@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
 from detcore.data.dataset import Wanted
-from detcore.pocket.drawn import Drawn, Set, Writer, png, write
 from detcore.errors import DataError
+from detcore.records import write_atomically
 from detcore.structures import encode_rle
 
 # The classes of the instance task with their official numbers.
@@ -103,37 +103,11 @@ def convert(root: str | Path, split: str, classes: Mapping[int, str] = CLASSES) 
                     segmentation=encode_rle(mask[None])[0]))
     file = annotation_file(root, split)
     try:
-        write(file, json.dumps(dict(images=images, annotations=annotations,
-                                    categories=[dict(id=i, name=name) for i, name in classes.items()])))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(dict(
+            images=images, annotations=annotations,
+            categories=[dict(id=i, name=name) for i, name in classes.items()])).encode())
     except OSError as error:
         raise DataError(f"The annotation file {file} is not there, and cannot be made from the maps of instances: "
                         f"{error.strerror}.") from error
     return file
-
-
-# Pocket Zoo in this layout
-
-# Numbers of terrain, walls, roads and so on, which are not void.
-STUFF = {"sky": 23, "grass": 22, "water": 11, "sand": 7, "path": 8, "tree": 21}
-
-
-def write_image(root: Path, drawn: Drawn) -> None:
-    """Write a picture and its map."""
-    numbers = list(CLASSES)
-    value = np.zeros(256, np.uint16)  # of each segment's number
-    value[1:len(STUFF) + 1] = list(STUFF.values())
-    for place, (number, thing) in enumerate(zip(drawn.numbers, drawn.objects)):
-        category = numbers[thing["category_id"] - 1]
-        value[number] = category if thing["iscrowd"] else category * INSTANCE + place
-    name = f"zoo/zoo_{drawn.image_id:06}_000019"
-    write(root / f"leftImg8bit/{drawn.split}/{name}{PICTURE}", png(drawn.image))
-    write(root / f"gtFine/{drawn.split}/{name}{MAP}", png(value[drawn.ids]))
-
-
-def write_split(root: Path, split: str, records: list[Any], whole: Set) -> None:
-    """Write the annotation file."""
-    if records:
-        convert(root, split, dict(zip(CLASSES, whole.classes)))
-
-
-POCKET = Writer(("leftImg8bit", "gtFine", "annotations"), write_image, write_split)

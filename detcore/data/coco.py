@@ -6,19 +6,17 @@ is asked for, so that the 118,000 images of COCO open in seconds and in little m
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import msgspec
 import numpy as np
 
 from detcore.data.dataset import Dataset, Wanted
-from detcore.pocket.drawn import Drawn, Set, Writer, png, write
 from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import Proposals
 from detcore.data.transforms import Transform
@@ -279,43 +277,3 @@ def find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     order = np.argsort(keys, kind="stable")
     place = order[np.searchsorted(keys[order], values).clip(max=len(keys) - 1)]
     return np.where(keys[place] == values, place, -1)
-
-
-# Pocket Zoo in this layout
-
-STUFF_ID = 100  # category id of the first stuff class, less one
-
-
-def write_image(root: Path, drawn: Drawn) -> dict[str, Any]:
-    """Write a picture and its panoptic map; its objects and segments as COCO's records without running numbers."""
-    h, w = drawn.ids.shape
-    # COCO's panoptic maps hold a segment's number as R + 256 G + 65536 B.
-    panoptic = np.stack([np.zeros_like(drawn.ids), np.zeros_like(drawn.ids), drawn.ids], 2)
-    write(root / f"{drawn.split}2017/{drawn.name}.jpg", drawn.jpeg)
-    write(root / f"annotations/panoptic_{drawn.split}2017/{drawn.name}.png", png(panoptic))
-    return dict(image=dict(id=drawn.image_id, file_name=f"{drawn.name}.jpg", width=w, height=h),
-                objects=drawn.objects, segments=drawn.segments)
-
-
-def instances(records: Sequence[dict[str, Any]], whole: Set) -> dict[str, Any]:
-    """The content of an annotation file, from the images and objects of `records`."""
-    objects = [dict(o, image_id=r["image"]["id"]) for r in records for o in r["objects"]]
-    return dict(info=whole.info, images=[r["image"] for r in records],
-                categories=[dict(id=i, name=name, supercategory="animal") for i, name in enumerate(whole.classes, 1)],
-                annotations=[dict(id=i, **o) for i, o in enumerate(objects, 1)])
-
-
-def write_split(root: Path, split: str, records: list[dict[str, Any]], whole: Set) -> None:
-    """Write the two annotation files of a split."""
-    content = instances(records, whole)
-    stuff = [dict(id=STUFF_ID + i, name=name, supercategory="scene", isthing=0)
-             for i, name in enumerate(whole.stuff, 1)]
-    panoptic = content | dict(
-        categories=[c | dict(isthing=1) for c in content["categories"]] + stuff,
-        annotations=[dict(image_id=r["image"]["id"], file_name=r["image"]["file_name"][:-3] + "png",
-                          segments_info=r["segments"]) for r in records])
-    for kind, files in ("instances", content), ("panoptic", panoptic):
-        write(root / f"annotations/{kind}_{split}2017.json", json.dumps(files))
-
-
-POCKET = Writer(("annotations", "train2017", "val2017"), write_image, write_split)

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from detcore.pocket.drawn import write
 from detcore.errors import DataError
+from detcore.records import write_atomically
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
@@ -120,7 +120,8 @@ def _keep(path: Path, sizes: np.ndarray, digest: str) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, sizes=sizes, digest=np.array(digest))
     try:
-        write(path, buffer.getvalue())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
     except OSError as error:
         warnings.warn(f"The sizes of the pictures cannot be kept in {path} ({error.strerror}): they will be read "
                       f"anew.", stacklevel=4)

@@ -1,4 +1,4 @@
-"""The forms that data sets come in: how each is recognised, opened and checked, and how Pocket Zoo is written in it."""
+"""The forms that data sets come in: how each is recognised, opened and checked."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from detcore.data import cityscapes, coco, lvis, openimages, voc, widerface
 from detcore.data.dataset import Dataset, Wanted
-from detcore.pocket.drawn import Writer
 from detcore.errors import UsageError
 
 
@@ -36,7 +35,6 @@ class Layout:
         marks: paths (with wildcards) of which one tells that a folder has this form.
         needed: what must be there.
         open: reads a split ("train", "val") of the data set in a root.
-        pocket: writes Pocket Zoo in this form.
         home: the folder that all paths start from, for the one that a user names.
     """
 
@@ -45,7 +43,6 @@ class Layout:
     marks: tuple[str, ...]
     needed: tuple[Needed, ...] = field(repr=False)
     open: Callable[[Path, str, Wanted], Dataset] = field(repr=False)
-    pocket: Writer = field(repr=False)
     home: Callable[[Path], Path] = field(default=Path, repr=False)
 
     def fits(self, root: Path) -> bool:
@@ -65,7 +62,7 @@ COCO = Layout(
                "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
         Needed("annotations/panoptic_val*.json",
                "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
-    ), coco.CocoDataset.open, coco.POCKET)
+    ), coco.CocoDataset.open)
 
 OF_LVIS = "of lvisdataset.org"
 LVIS = Layout(
@@ -74,7 +71,7 @@ LVIS = Layout(
         Needed("val2017", "the other pictures: val2017.zip of cocodataset.org"),
         Needed("annotations/lvis_v1_train.json", f"objects of the training images: lvis_v1_train.json.zip {OF_LVIS}"),
         Needed("annotations/lvis_v1_val.json", f"objects of the validation images: lvis_v1_val.json.zip {OF_LVIS}"),
-    ), lvis.open_lvis, lvis.POCKET)
+    ), lvis.open_lvis)
 
 OF_2007 = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar of host.robots.ox.ac.uk/pascal/VOC"
 OF_2012 = "VOCtrainval_11-May-2012.tar of host.robots.ox.ac.uk/pascal/VOC"
@@ -87,7 +84,7 @@ VOC = Layout(
         Needed("VOC2012/ImageSets/Main/trainval.txt", f"list of more training images: {OF_2012}", optional=True),
         Needed("VOC2012/JPEGImages", f"pictures: {OF_2012}", optional=True),
         Needed("VOC2012/Annotations", f"objects: {OF_2012}", optional=True),
-    ), voc.VocDataset, voc.POCKET, voc.devkit)
+    ), voc.VocDataset, voc.devkit)
 
 CONVERTED = "made from VOC's XML files by a converter to COCO's format"
 VOC_COCO = Layout(
@@ -96,7 +93,7 @@ VOC_COCO = Layout(
         Needed("annotations/voc07_test.json", f"objects of the test images: {CONVERTED}"),
         Needed("VOC2007/JPEGImages", f"pictures: {OF_2007}"),
         Needed("VOC2012/JPEGImages", f"pictures: {OF_2012}", optional=True),
-    ), voc.open_coco_format, voc.POCKET, voc.devkit)
+    ), voc.open_coco_format, voc.devkit)
 
 OF_CITYSCAPES = "of cityscapes-dataset.com"
 FROM_MAPS = "objects in COCO's format, made from the maps of instances when they are first read"
@@ -108,7 +105,7 @@ CITYSCAPES = Layout(
         Needed("gtFine/val", f"maps of instances: gtFine_trainvaltest.zip {OF_CITYSCAPES}"),
         Needed("annotations/instancesonly_filtered_gtFine_train.json", FROM_MAPS, optional=True),
         Needed("annotations/instancesonly_filtered_gtFine_val.json", FROM_MAPS, optional=True),
-    ), cityscapes.CityscapesDataset.open, cityscapes.POCKET)
+    ), cityscapes.CityscapesDataset.open)
 
 OF_OPENIMAGES = "of storage.googleapis.com/openimages"
 OPENIMAGES = Layout(
@@ -121,7 +118,7 @@ OPENIMAGES = Layout(
         Needed(openimages.HIERARCHY, f"hierarchy of classes: 2018_04/bbox_labels_600_hierarchy.json {OF_OPENIMAGES}"),
         Needed(openimages.VERIFIED, "classes that were looked for in each image: v5/validation-annotations-human-"
                f"imagelabels-boxable.csv {OF_OPENIMAGES}", optional=True),
-    ), openimages.OpenImagesDataset, openimages.POCKET)
+    ), openimages.OpenImagesDataset)
 
 AS_TEXT = "challenge-2019-*-detection-bbox.txt of github.com/Sense-X/TSD"
 OF_CHALLENGE = "of storage.googleapis.com/openimages/challenge_2019"
@@ -137,7 +134,7 @@ CHALLENGE = Layout(
         Needed(openimages.CHALLENGE_HIERARCHY, f"hierarchy of the classes {OF_CHALLENGE}", optional=True),
         Needed(openimages.CHALLENGE_VERIFIED, f"classes that were looked for in each image {OF_CHALLENGE}",
                optional=True),
-    ), partial(openimages.OpenImagesDataset, challenge=True), openimages.POCKET)
+    ), partial(openimages.OpenImagesDataset, challenge=True))
 
 OF_WIDER = "of shuoyang1213.me/WIDERFACE"
 OF_XML = "of github.com/sovrasov/wider-face-pascal-voc-annotations"
@@ -152,7 +149,7 @@ WIDER_FACE = Layout(
                f"faces: wider_face_split.zip {OF_WIDER}; or val.txt and WIDER_val/Annotations {OF_XML}", optional=True),
         Needed("*/**/wider_hard_val.mat", f"which faces are easy, medium and hard: eval_tools.zip {OF_WIDER}, its four "
                f"files of ground_truth into wider_face_split", optional=True),
-    ), widerface.WiderFaceDataset, widerface.POCKET)
+    ), widerface.WiderFaceDataset)
 
 LAYOUTS = {layout.name: layout for layout in (COCO, LVIS, VOC, VOC_COCO, CITYSCAPES, OPENIMAGES, CHALLENGE, WIDER_FACE)}
 

@@ -1,7 +1,6 @@
 """What Pocket Zoo hands to the writer of a layout."""
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+from detcore.records import write_atomically
+
+STUFF_ID = 100  # COCO's category id of the first stuff class, less one
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,8 @@ def png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image)[1].tobytes()
 
 
-def write(path: Path, data: bytes | str) -> None:
+def write(path: Path, content: bytes | str) -> None:
     """Write a file, and the folders above it, so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(part, path)
+    # Thousands of files that can be drawn again need not be forced to the disk one by one.
+    write_atomically(path, content.encode() if isinstance(content, str) else content, sync=False)

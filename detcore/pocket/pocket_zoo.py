@@ -23,14 +23,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from detcore.data.coco import STUFF_ID
-from detcore.pocket.drawn import Drawn, Set, write
-from detcore.data.layouts import get_layout
-from detcore.pocket.animals import SPECIES, Random
-from detcore.pocket.scenes import STUFF, Scene, paint
 from detcore.errors import DataError, UsageError
+from detcore.pocket.animals import SPECIES, Random
+from detcore.pocket.drawn import STUFF_ID, Drawn, Set, write
+from detcore.pocket.names import CLASSES, STUFF
+from detcore.pocket.scenes import Scene, paint
+from detcore.pocket.writers import get_writer
 
-CLASSES = tuple(s.name for s in SPECIES)
+assert tuple(s.name for s in SPECIES) == CLASSES
 SPLITS = ("train", "val")
 VERSION = 1  # goes up whenever the same seed gives other pictures
 _FACTOR = 3  # canvas pixels a picture pixel
@@ -66,7 +66,7 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0,
         images, val: number of training and validation images.
         size: height and width in pixels.
         workers: processes; the result does not depend on it.
-        layout: a name of `detcore.data.layouts.LAYOUTS`.
+        layout: a name of `detcore.pocket.writers.WRITERS`.
         long_tail: each class half as frequent as the one before.
 
     Returns:
@@ -76,7 +76,7 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0,
         UsageError: a parameter out of range, or a root that holds something else.
         DataError: a folder or file that cannot be written.
     """
-    writer = get_layout(layout).pocket
+    writer = get_writer(layout)
     if images < 1 or val < 0 or size < 32 or workers < 1:
         raise UsageError("Pocket Zoo needs at least one image, no negative number of validation images, "
                          "a size of 32 pixels or more and at least one worker.")
@@ -114,7 +114,7 @@ def _prepare(root: Path, plan: Plan) -> bool:
             if found["finished"]:
                 return True
         else:
-            for name in (".parts", *get_layout(found.get("layout", "coco")).pocket.clear):
+            for name in (".parts", *get_writer(found.get("layout", "coco")).clear):
                 shutil.rmtree(root / name, ignore_errors=True)
     elif root.exists() and any(root.iterdir()):
         raise UsageError(f"{root} holds something that is not a Pocket Zoo; name an empty or a new folder.")
@@ -192,7 +192,7 @@ def _draw_image(root: Path, plan: Plan, split: str, index: int) -> dict:
     # Validation images have numbers of their own, so that both splits can be put together.
     image_id = index + 1 + (500_000 if split == SPLITS[1] else 0)
     image = Drawn(split, image_id, drawn.image, jpeg, ids, numbers, objects, segments)
-    return dict(kept=get_layout(plan.layout).pocket.image(root, image), digest=hashlib.sha256(jpeg).hexdigest())
+    return dict(kept=get_writer(plan.layout).image(root, image), digest=hashlib.sha256(jpeg).hexdigest())
 
 
 def _box(mask: np.ndarray) -> list[int]:

@@ -19,12 +19,11 @@ from tqdm import tqdm
 from detcore.data.coco import CocoDataset, fingerprint
 from detcore.data.loader import build_loader
 from detcore.data.transforms import Flip
-from detcore.engine.checkpoint import Checkpoints, code_digest
-from detcore.engine.common import Interruption, output_folder
+from detcore.pocket.slim import SLIM, Slim
+from detcore.recipe import TORCHVISION
+from detcore.runs import Checkpoints, Interruption, code_digest, output_folder
 from detcore.structures import Target
-from detcore.pocket.profile import SLIM, Slim
-from detcore.zoo.recipes import TORCHVISION
-from detcore.zoo.weights import save_weights
+from detcore.weights import save_weights
 
 STEPS, BATCH, RATE, DECAY = 800, 32, 4e-3, 0.05
 
@@ -61,7 +60,7 @@ def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, se
 
     Args:
         data_root: a Pocket Zoo in COCO's layout.
-        slim: which backbone, a value of `detcore.pocket.profile.SLIMS`.
+        slim: which backbone, a value of `detcore.pocket.slim.SLIMS`.
         output: the safetensors file to write; None writes nothing.
         folder: for checkpoints, from which an interrupted run of the same settings goes on; None keeps none.
 
@@ -71,7 +70,8 @@ def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, se
     """
     torch.manual_seed(seed)
     data = CocoDataset(data_root, transforms=(Flip(),), masks="bitmap", min_size=8)
-    told = dict(slim=slim.file.stem, steps=steps, seed=seed, data=fingerprint(data.annotation_file), code=code_digest())
+    settings = dict(slim=slim.file.stem, steps=steps, seed=seed, data=fingerprint(data.annotation_file),
+                    code=code_digest())
     checkpoints = None if folder is None else Checkpoints(output_folder(folder), keep=1)
     backbone: Any = slim.build()
     backbone.norm_eval = False  # here the statistics of batch norm are learned
@@ -83,22 +83,22 @@ def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, se
     parts: list[Any] = [backbone, heads, optimizer, schedule]
     result, right, step, before = Pretraining(backbone), torch.zeros(len(heads)), 0, 0.0
     state = checkpoints.load() if checkpoints else None
-    if state and state["run"] == told:
+    if state and state["run"] == settings:
         for part, kept in zip(parts, state["parts"]):
             part.load_state_dict(kept)
         result.losses, right, step, before = state["losses"], state["right"], len(state["losses"]), state["seconds"]
     per_epoch, started = -(-len(data) // BATCH), time.perf_counter()
     with tqdm(total=steps, initial=step, desc="pretrain", unit="step") as bar, Interruption() as interruption:
-        while step < steps and not interruption.wanted:
+        while step < steps and not interruption.requested:
             loader = build_loader(data, BATCH, preprocess=TORCHVISION, training=True, shuffle=True, workers=workers,
                                   seed=seed, epoch=step // per_epoch, start=step % per_epoch)
             for batch in loader:
                 images = TORCHVISION(batch.images, batch.sizes).tensor
-                wanted = torch.stack([class_map(t, (images.shape[2], images.shape[3])) for t in batch.targets])
+                targets = torch.stack([class_map(t, (images.shape[2], images.shape[3])) for t in batch.targets])
                 losses = []
                 for i, (x, head) in enumerate(zip(backbone(images), heads)):
                     stride = images.shape[2] // x.shape[2]
-                    cells = wanted[:, stride // 2::stride, stride // 2::stride]
+                    cells = targets[:, stride // 2::stride, stride // 2::stride]
                     scores = head(x)
                     losses.append(F.cross_entropy(scores, cells))
                     # An average that forgets: the accuracy of about the last 50 batches.
@@ -113,16 +113,16 @@ def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, se
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 step += 1
                 result.seconds = before + time.perf_counter() - started
-                if checkpoints and (step % 100 == 0 or interruption.wanted):
+                if checkpoints and (step % 100 == 0 or interruption.requested):
                     checkpoints.save(step, dict(
-                        parts=[part.state_dict() for part in parts], losses=result.losses, right=right, run=told,
+                        parts=[part.state_dict() for part in parts], losses=result.losses, right=right, run=settings,
                         seconds=result.seconds))
-                if step == steps or interruption.wanted:
+                if step == steps or interruption.requested:
                     break
-    if interruption.wanted:
+    if interruption.requested:
         raise KeyboardInterrupt
     result.accuracy = right.tolist()
     if output is not None:
         save_weights(Path(output), backbone, {"made_by": "detcore pretrain", "steps": steps, "seed": seed,
-                                              "data": told["data"]})
+                                              "data": settings["data"]})
     return result

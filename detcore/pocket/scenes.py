@@ -1,7 +1,7 @@
 """The scenes of the Pocket Zoo: sky, land, water and trees, and the animals in them.
 
 A scene is painted from back to front on a canvas three times as large as the picture, beside a map that holds, for
-each pixel, the number of what is seen there: 1 to 6 for the stuff of `STUFF`, from 10 on for the animals.
+each pixel, the number of what is seen there: 1 to 6 for the stuff of `names.STUFF`, from 10 on for the animals.
 """
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from detcore.pocket.animals import SPECIES, Brush, Random, colour, oval, ribbon, smooth
 
-STUFF = ("sky", "grass", "water", "sand", "path", "tree")
 SKY, GRASS, WATER, SAND, PATH, TREE = range(1, 7)
 FIRST_ANIMAL = 10
 _DRAWING = 255  # the animal being drawn, until it is shaded

@@ -1,109 +1,242 @@
-"""Making a model of the zoo, with or without weights."""
+"""Making a model by its name, or from one's own entry or detector, with or without weights."""
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from detcore.detectors import Detector
 from detcore.errors import UsageError, WeightsError
-from detcore.zoo.entries import ModelEntry
-from detcore.zoo.models import MODELS, get_model_entry
-from detcore.zoo.weights import Checkpoint, compare, find, load_weights, read_checkpoint
+from detcore.recipe import Recipe
+from detcore.weights import Checkpoint, compare, find, load_weights, read_checkpoint
+from detcore.zoo.entries import ModelEntry, check_profile
+from detcore.zoo.index import all_entries, get_model_entry, near_names, rows
 
 log = logging.getLogger(__name__)
 
+Model = str | ModelEntry | Detector  # a name of the zoo, an entry, or a detector that is made already
 
-def create_model(name: str, *, weights: str | Path | None = None, num_classes: int | None = None,
-                 profile: str = "coco") -> nn.Module:
-    """A detector by its name in the zoo, in training mode, on the CPU.
+
+def create_model(model: Model, *, weights: str | Path | None = None, num_classes: int | None = None,
+                 profile: str = "coco", **options: Any) -> Detector:
+    """A detector, in training mode, on the CPU.
 
     Args:
+        model: a name of the zoo, a `ModelEntry` of one's own, or a detector, which is given back with `weights` in it.
         weights: None for random ones, "published" for the zoo's checkpoint, or the path or address of a file.
         num_classes: classes it tells apart; those of the weights, or else of the profile's data set, by default. With
             another number than that of the weights the layers that depend on it start anew.
         profile: "coco" for the published size, "pocket" for the small one.
+        options: of the model's builder, such as `score_threshold`, `nms_threshold` and `max_detections`.
 
     Raises:
-        UsageError: there is no such model, profile, number of classes or published checkpoint.
+        UsageError: there is no such model, profile, option, number of classes or published checkpoint.
         WeightsError: the weights cannot be had, read, or do not fit.
+
+    Example:
+        create_model("retinanet_r50_fpn_1x_coco", weights="published", score_threshold=0.3)
     """
-    entry = get_model_entry(name)
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"A detector tells at least one class from background, not {num_classes}.")
-    if weights is None:
-        return entry.build(num_classes, profile)
-    source = published_address(entry, profile) if weights == "published" else weights
-    return _build(entry, read_checkpoint(find(source)), num_classes, profile)
+    return _resolve(model, None, profile).build(num_classes, weights=weights, **options)
 
 
-@dataclass
-class Restored:
-    """A model made from one of our own files, and what the file says of it."""
+@dataclass(frozen=True)
+class Resolved:
+    """What a name, an entry or a detector stands for.
 
-    model: nn.Module
-    entry: ModelEntry
+    Attributes:
+        name: for people, records and folders: of the zoo or the entry, or a detector's class.
+        profile: "coco" or "pocket".
+        recipe: how it is trained and tested; None where a detector came without one.
+        entry: how it is built; None for a detector, which `detector` is.
+    """
+
+    name: str
     profile: str
+    recipe: Recipe
+    entry: ModelEntry | None = field(repr=False)
+    detector: Detector | None = field(default=None, repr=False)
+
+    def build(self, num_classes: int | None = None, *, weights: str | Path | None = None, **options: Any) -> Detector:
+        """The detector; see `create_model`."""
+        if num_classes is not None and num_classes < 1:
+            raise UsageError(f"A detector tells at least one class from background, not {num_classes}.")
+        if weights is not None:
+            return self._filled(self._read(weights), num_classes, options)
+        if self.entry is not None:
+            return self.entry.build(num_classes, self.profile, **options)
+        assert self.detector is not None
+        if options:
+            raise UsageError(f"A {self.name} that is made already takes no options ({', '.join(options)}): give them "
+                             "where you make it.")
+        if num_classes not in (None, self.detector.num_classes):
+            raise UsageError(f"This {self.name} tells {self.detector.num_classes} classes apart, not {num_classes}: "
+                             "make it with that number.")
+        return self.detector
+
+    def load(self, weights: str | Path, num_classes: int | None = None, **options: Any) -> Restored:
+        """The same with weights, and what their file says; see `load`."""
+        checkpoint = self._read(weights)
+        return Restored(self._filled(checkpoint, num_classes, options), self, checkpoint.classes, checkpoint.meta)
+
+    @property
+    def backbone_weights(self) -> str | None:
+        """Where the pretrained backbone is, as `load_backbone` takes it; None where training starts from scratch."""
+        return self.entry.backbone_weights(self.profile) if self.entry else None
+
+    @property
+    def published(self) -> str:
+        """Address of the published weights.
+
+        Raises:
+            UsageError: none are published.
+        """
+        if self.profile != "coco":
+            raise UsageError(f"Published weights are of the coco profile, not of {self.profile}.")
+        if self.entry is None or self.entry.checkpoint is None:
+            siblings = [row.name for row in rows().values()
+                        if self.entry and row.family == self.entry.family and row.published]
+            near = near_names(self.name, siblings)
+            offer = f" In its family there are weights of {', '.join(near)}." if near else ""
+            raise UsageError(f"No weights were published of {self.name}.{offer}")
+        return self.entry.checkpoint
+
+    def _read(self, weights: str | Path) -> Checkpoint:
+        return read_checkpoint(find(self.published if weights == "published" else weights))
+
+    def _filled(self, checkpoint: Checkpoint, num_classes: int | None, options: Mapping[str, Any]) -> Detector:
+        if self.entry is None:
+            model = self.build(num_classes, **options)
+            load_weights(model, checkpoint, name=self.name)
+            return model
+        heads = _class_entries(self.entry, self.profile, options)
+        count = _count_classes(checkpoint.state, heads)
+        model = self.build(num_classes or count, **options)
+        anew = heads if count and num_classes not in (None, count) else {}
+        try:
+            load_weights(model, checkpoint, leave=anew, name=self.name)
+        except WeightsError as error:
+            raise WeightsError(f"{error} {_explain(checkpoint, self.entry, self.profile)}") from error
+        if anew:
+            log.warning("%s tells %d classes apart, the model %d: %d entries start anew (%s).", checkpoint.path.name,
+                        count, num_classes, len(anew), ", ".join(sorted({n.rpartition(".")[0] for n in anew})))
+        return model
+
+
+def resolve(model: Model, *, recipe: Recipe | None = None, profile: str | None = None,
+            weights: str | Path | None = None) -> Resolved:
+    """What a name, an entry or a detector stands for, with a recipe.
+
+    Args:
+        recipe: in place of the model's own; a detector has none of its own.
+        profile: None: "coco" for a detector, for an entry without pocket settings, and where `weights` are "published";
+            else "pocket".
+
+    Raises:
+        UsageError: there is no such name or profile, or a detector comes without a recipe.
+    """
+    if isinstance(model, Detector) and recipe is None:
+        raise UsageError(f"A detector that is made already ({type(model).__name__}) needs recipe=Recipe(...), which "
+                         "says how its images are prepared and how it is trained.")
+    return _resolve(model, recipe, profile, weights)
+
+
+def _resolve(model: Model, recipe: Recipe | None, profile: str | None, weights: str | Path | None = None) -> Resolved:
+    if profile is not None:
+        check_profile(profile)
+    if isinstance(model, Detector):
+        return Resolved(type(model).__name__, "coco", recipe or Recipe(), None, model)
+    if not isinstance(model, (str, ModelEntry)):
+        raise UsageError(f"A model is a name of the zoo, a ModelEntry or a Detector, not a {type(model).__name__}.")
+    entry = get_model_entry(model) if isinstance(model, str) else model
+    if profile is None:
+        profile = "coco" if weights == "published" or entry.pocket is None else "pocket"
+    return Resolved(entry.name, profile, recipe or entry.recipe_for(profile), entry)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A model with weights, and what their file says of it.
+
+    Attributes:
+        model: in training mode, on the CPU.
+        resolved: what it was made from.
+        classes: their names, None where the file does not tell them.
+        meta: what else the file says of itself.
+    """
+
+    model: Detector
+    resolved: Resolved
     classes: tuple[str, ...] | None
+    meta: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """See `Resolved`."""
+        return self.resolved.name
+
+    @property
+    def profile(self) -> str:
+        """See `Resolved`."""
+        return self.resolved.profile
+
+    @property
+    def recipe(self) -> Recipe:
+        """See `Resolved`."""
+        return self.resolved.recipe
+
+    @property
+    def entry(self) -> ModelEntry | None:
+        """See `Resolved`."""
+        return self.resolved.entry
 
 
-def restore(path: str | Path) -> Restored:
+def load(model: Model, weights: str | Path, *, recipe: Recipe | None = None, profile: str = "coco",
+         num_classes: int | None = None, **options: Any) -> Restored:
+    """A model with weights, and the names of the classes that their file tells; arguments as of `create_model`.
+
+    Args:
+        recipe: as of `resolve`.
+    """
+    return resolve(model, recipe=recipe, profile=profile).load(weights, num_classes, **options)
+
+
+def restore(path: str | Path, model: Model | None = None, *, recipe: Recipe | None = None, profile: str | None = None,
+            num_classes: int | None = None, **options: Any) -> Restored:
     """The trained model in a file that detcore wrote.
+
+    Args:
+        model: what the file is of; None for a model of the zoo, whose name the file tells.
+        profile: None: what the file says, or else "coco".
 
     Raises:
         WeightsError: the file does not say which model of the zoo it is, or does not fit it.
     """
     checkpoint = read_checkpoint(path)
-    name, profile = checkpoint.meta.get("model"), checkpoint.meta.get("profile", "coco")
-    if not isinstance(name, str):
-        raise WeightsError(f"{path} does not say which model it is: name the model and give the file as its weights.")
-    entry = get_model_entry(name)
-    return Restored(_build(entry, checkpoint, None, profile), entry, profile, checkpoint.classes)
+    name = checkpoint.meta.get("model")
+    if model is None and name not in rows():
+        told = f"is of {name!r}, which is not of the zoo" if isinstance(name, str) else "does not say which model it is"
+        raise WeightsError(f"{path} {told}: name the model and give the file as its weights.")
+    resolved = resolve(name if model is None else model, recipe=recipe,  # type: ignore[arg-type]
+                       profile=profile or checkpoint.meta.get("profile", "coco"))
+    return Restored(resolved._filled(checkpoint, num_classes, options), resolved, checkpoint.classes, checkpoint.meta)
 
 
-def published_address(entry: ModelEntry, profile: str = "coco") -> str:
-    """Where the published weights of a model are.
-
-    Raises:
-        UsageError: none are published.
-    """
-    if profile != "coco":
-        raise UsageError(f"Published weights are of the coco profile, not of {profile}.")
-    if entry.checkpoint is None:
-        others = [e.name for e in MODELS.values() if e.family == entry.family and e.checkpoint]
-        near = sorted(others, key=lambda n: -SequenceMatcher(None, n, entry.name).ratio())[:3]
-        offer = f" In its family there are weights of {', '.join(near)}." if near else ""
-        raise UsageError(f"No weights were published of {entry.name}.{offer}")
-    return entry.checkpoint
-
-
-def _build(entry: ModelEntry, checkpoint: Checkpoint, num_classes: int | None, profile: str) -> nn.Module:
-    heads = _class_entries(entry, profile)
-    found = _count_classes(checkpoint.state, heads)
-    model = entry.build(num_classes or found, profile)
-    anew = heads if found and num_classes not in (None, found) else {}
-    try:
-        load_weights(model, checkpoint, leave=anew, name=entry.name)
-    except WeightsError as error:
-        raise WeightsError(f"{error} {_explain(checkpoint, entry, profile)}") from error
-    if anew:
-        log.warning("%s tells %d classes apart, the model %d: %d entries start anew (%s).", checkpoint.path.name, found,
-                    num_classes, len(anew), ", ".join(sorted({n.rpartition(".")[0] for n in anew})))
-    return model
-
-
-def _meta_state(entry: ModelEntry, num_classes: int | None, profile: str) -> dict[str, Tensor]:
+def _meta_state(entry: ModelEntry, num_classes: int | None, profile: str,
+                options: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return entry.build(num_classes, profile).state_dict()
+        return entry.build(num_classes, profile, **options or {}).state_dict()
 
 
-def _class_entries(entry: ModelEntry, profile: str) -> dict[str, tuple[torch.Size, torch.Size]]:
+def _class_entries(entry: ModelEntry, profile: str,
+                   options: Mapping[str, Any] | None = None) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The entries whose shape depends on the number of classes, with the shapes for two and for three classes."""
-    two, three = _meta_state(entry, 2, profile), _meta_state(entry, 3, profile)
+    two, three = _meta_state(entry, 2, profile, options), _meta_state(entry, 3, profile, options)
     return {name: (two[name].shape, three[name].shape) for name in two if two[name].shape != three[name].shape}
 
 
@@ -118,10 +251,10 @@ def _count_classes(state: Mapping[str, Tensor], heads: Mapping[str, tuple[torch.
     return int(count) if count >= 1 and count == int(count) else None
 
 
-def _explain(checkpoint: Checkpoint, wanted: ModelEntry, profile: str) -> str:
+def _explain(checkpoint: Checkpoint, expected: ModelEntry, profile: str) -> str:
     """Which model of the zoo a checkpoint is of, as a sentence."""
     told = checkpoint.meta.get("model"), checkpoint.meta.get("profile", "coco")
-    if told[0] in MODELS and told != (wanted.name, profile):
+    if isinstance(told[0], str) and told != (expected.name, profile):
         return f"It says that it is {told[0]} of the {told[1]} profile."
 
     def likeness(entry: ModelEntry) -> float:
@@ -129,12 +262,12 @@ def _explain(checkpoint: Checkpoint, wanted: ModelEntry, profile: str) -> str:
         return max(SequenceMatcher(None, name, checkpoint.path.stem).ratio() for name in known)
 
     tried = set()
-    for entry in sorted(MODELS.values(), key=likeness, reverse=True):
+    for entry in sorted(all_entries().values(), key=likeness, reverse=True):
         kind = entry.builder, entry.backbone, str(entry.options)
         if kind in tried:
             continue
         tried.add(kind)
-        found = _count_classes(checkpoint.state, heads := _class_entries(entry, "coco"))
-        if (found or not heads) and not compare(checkpoint.state, _meta_state(entry, found, "coco")):
-            return f"It fits {entry.name}" + (f" with {found} classes." if heads else ".")
+        count = _count_classes(checkpoint.state, heads := _class_entries(entry, "coco"))
+        if (count or not heads) and not compare(checkpoint.state, _meta_state(entry, count, "coco")):
+            return f"It fits {entry.name}" + (f" with {count} classes." if heads else ".")
     return "It fits no model of the zoo."

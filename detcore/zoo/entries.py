@@ -1,62 +1,31 @@
-"""What the zoo knows of a model: how to build it, how it is trained, what was published of it."""
+"""What the zoo knows of a model: how to build it, how it is trained, what was published of it.
+
+An entry needs no registration: one that a user makes goes wherever a name of the zoo goes,
+
+    entry = ModelEntry("my-net", my_builder, Recipe(epochs=24))
+    detcore.train(entry, "data/coco")
+"""
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from importlib.resources import files
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
 from detcore.data.transforms import Preprocess
+from detcore.detectors import Detector
 from detcore.errors import UsageError
-from detcore.pocket.profile import SLIM, Pocket, Slim
-from detcore.zoo.recipes import TORCHVISION, Recipe
-from detcore.zoo.weights import announced_hash, weights_file
+from detcore.options import check_options, forwards
+from detcore.pocket.profile import Pocket
+from detcore.pocket.slim import SLIM, Slim
+from detcore.recipe import TORCHVISION, Recipe
+from detcore.weights import announced_hash, weights_file
+from detcore.zoo.index import Published, published_results
+from detcore.zoo.recipes import Change
 
-Profile = Literal["coco", "pocket"]
 PROFILES = ("coco", "pocket")
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the original zoo publishes of a model; None where it says nothing. Source: `published.csv`.
-
-    Attributes:
-        dataset: what it was evaluated on.
-        box_ap, mask_ap, panoptic_quality, average_recall: in percent; recall is of 1000 proposals.
-        training_memory_gb: of each GPU.
-        inference_ms: an image, with the `hardware`, `precision` and `resolution` (height x width) it was measured at.
-        epochs, iterations: length of the training.
-        checkpoint: address of the weights.
-    """
-
-    dataset: str | None = None
-    box_ap: float | None = None
-    mask_ap: float | None = None
-    panoptic_quality: float | None = None
-    average_recall: float | None = None
-    training_memory_gb: float | None = None
-    inference_ms: float | None = None
-    hardware: str | None = None
-    precision: str | None = None
-    resolution: str | None = None
-    epochs: int | None = None
-    iterations: int | None = None
-    checkpoint: str | None = None
-
-
-@cache
-def published_results() -> dict[str, Published]:
-    """The published facts of every model that has a checkpoint, by name."""
-    read: dict[str, Callable[[str], Any]] = {
-        f.name: float if "float" in str(f.type) else int if "int" in str(f.type) else str for f in fields(Published)}
-    text = files("detcore.zoo").joinpath("published.csv").read_text("utf-8")
-    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return {row["name"]: Published(**{key: of(row[key]) for key, of in read.items() if row[key]})
-            for row in rows if row["checkpoint"]}
+CONVERTED = "https://download.openmmlab.com/pretrain/third_party/"  # files converted from other frameworks
 
 
 @dataclass(frozen=True)
@@ -76,7 +45,7 @@ class Backbone:
     name: str
     origin: str
     build: Callable[..., nn.Module]
-    weights: str | None
+    weights: str | None = None
     preprocess: Preprocess = TORCHVISION
     slim: Slim = SLIM
     pocket_weights: bool = True
@@ -92,44 +61,77 @@ class Backbone:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model of the zoo.
+    """A model: its name, how it is built, how it is trained.
 
     Attributes:
-        name, family: as published.
-        builder: takes a backbone, the number of classes and `options`, and gives the detector.
-        recipe: its published training.
-        pocket: its pocket-size settings.
-        num_classes: of the published model.
+        name: of the zoo, or another one.
+        builder: gives the detector: `builder(backbone, num_classes, **options)`, or `builder(num_classes, **options)`
+            where there is no backbone. What may be set when a model is made are its keyword-only arguments.
+        recipe: its training; of a model of the zoo, the published one.
+        backbone: with its pretrained weights.
+        family: as published; None for a model that is not of the zoo.
+        pocket: its pocket-size settings, None where it has none.
+        num_classes: that it tells apart if nothing else is asked for.
+        options: for the builder.
     """
 
     name: str
-    family: str
-    builder: Callable[..., nn.Module] = field(repr=False)
-    backbone: Backbone = field(repr=False)
+    builder: Callable[..., Detector] = field(repr=False)
     recipe: Recipe = field(repr=False)
-    pocket: Pocket = field(repr=False)
+    backbone: Backbone | None = field(default=None, repr=False)
+    _: KW_ONLY
+    family: str | None = None
+    pocket: Pocket | None = field(default=None, repr=False)
     num_classes: int = 80
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, num_classes: int | None = None, profile: str = "coco") -> nn.Module:
-        """The model with random weights; `num_classes` defaults to the profile's data set."""
-        if check_profile(profile) == "pocket":
-            return self.build_pocket(num_classes)
-        return self.builder(self.backbone.build(), num_classes or self.num_classes, **self.options)
+    def build(self, num_classes: int | None = None, profile: str = "coco", **options: Any) -> Detector:
+        """The model with random weights, in training mode.
 
-    def build_pocket(self, num_classes: int | None = None) -> nn.Module:
-        """The same method at the size of the pocket profile, with random weights."""
-        options = {**self.options, **self.pocket.options}
-        return self.builder(self.backbone.slim.build(), num_classes or self.pocket.num_classes, **options)
+        Args:
+            num_classes: classes that it tells apart; those of the profile's data set by default.
+            profile: "coco" for the size of the entry, "pocket" for that of its pocket settings.
+            options: of the builder, in place of the entry's own.
+
+        Raises:
+            UsageError: the profile or an option is not one of this model's.
+        """
+        if check_profile(profile) == "coco":
+            builder, given = self.builder, {**self.options, **options}
+            num_classes, build = num_classes or self.num_classes, self.backbone and self.backbone.build
+        else:
+            pocket = self.pocket_settings
+            builder, given = pocket.builder or self.builder, {**self.options, **pocket.options, **options}
+            num_classes, build = num_classes or pocket.num_classes, self.backbone and self.backbone.slim.build
+        check_options(builder, options, self.name)
+        return builder(build(), num_classes, **given) if build else builder(num_classes, **given)
+
+    @property
+    def pocket_settings(self) -> Pocket:
+        """Its settings of the pocket profile.
+
+        Raises:
+            UsageError: it has none.
+        """
+        if self.pocket is None:
+            raise UsageError(f"{self.name} has no pocket profile: use the profile coco, which is the entry as it is, "
+                             "or give its ModelEntry pocket=Pocket(options, recipe).")
+        return self.pocket
 
     def recipe_for(self, profile: str) -> Recipe:
-        """The published recipe, or the pocket profile's, which keeps the published data set's form and sampling."""
+        """The recipe, or the pocket profile's, which keeps the published data set's layout and sampling.
+
+        Raises:
+            UsageError: there is no such profile, or the entry has no pocket settings.
+        """
         if check_profile(profile) == "pocket":
-            return replace(self.pocket.recipe, layout=self.recipe.layout, sampling=self.recipe.sampling)
+            return replace(self.pocket_settings.recipe, layout=self.recipe.layout, sampling=self.recipe.sampling)
         return self.recipe
 
     def backbone_weights(self, profile: str) -> str | None:
         """Where the pretrained backbone is, as `load_backbone` takes it; None where training starts from scratch."""
+        if self.backbone is None:
+            return None
         if check_profile(profile) == "coco":
             return self.backbone.weights
         return str(self.backbone.slim.file) if self.backbone.pocket_weights else None
@@ -137,7 +139,7 @@ class ModelEntry:
     @property
     def published(self) -> Published | None:
         """The published results, None where there are none."""
-        return published_results().get(self.name)
+        return published_results().get(self.name) if self.family else None
 
     @property
     def checkpoint(self) -> str | None:
@@ -154,3 +156,32 @@ def check_profile(profile: str) -> str:
     if profile not in PROFILES:
         raise UsageError(f"There is no profile {profile!r}: it is one of {', '.join(PROFILES)}.")
     return profile
+
+
+# The tables of the families' files
+
+def row(name: str, backbone: Backbone, *changes: Change, num_classes: int | None = None,
+        **options: Any) -> Callable[[ModelEntry], ModelEntry]:
+    """A model of a family: its backbone, its changes of the family's recipe, and options for the family's builder."""
+    def entry(shared: ModelEntry) -> ModelEntry:
+        recipe = replace(shared.recipe, preprocess=backbone.preprocess)
+        for changed in changes:
+            recipe = changed(recipe)
+        return replace(shared, name=name, backbone=backbone, recipe=recipe, options=options,
+                       num_classes=num_classes or shared.num_classes)
+    return entry
+
+
+def family(name: str, builder: Callable[..., Detector], recipe: Recipe, pocket: Pocket,
+           *rows: Callable[[ModelEntry], ModelEntry], num_classes: int = 80) -> list[ModelEntry]:
+    """The models of a family, or of one builder in it. What a row does not say is the family's."""
+    shared = ModelEntry(name, builder, recipe, family=name, pocket=pocket, num_classes=num_classes)
+    return [entry(shared) for entry in rows]
+
+
+def classless(builder: Callable[..., Detector]) -> Callable[..., Detector]:
+    """The builder of a proposal network, which tells objects from background however many classes the data has."""
+    @forwards(builder)
+    def build(backbone: nn.Module, num_classes: int, **options: Any) -> Detector:
+        return builder(backbone, **options)
+    return build

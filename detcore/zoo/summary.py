@@ -7,7 +7,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Part:
+class PartSummary:
     """A part of a model.
 
     Attributes:
@@ -22,7 +22,7 @@ class Part:
     trainable: int
 
 
-def summarize(model: nn.Module) -> list[Part]:
+def summarize(model: nn.Module) -> list[PartSummary]:
     """The parts of a detector (one level into heads that are made of heads), then the whole of it."""
     parts = []
     for name, child in model.named_children():
@@ -31,6 +31,6 @@ def summarize(model: nn.Module) -> list[Part]:
     return parts + [_part("model", model)]
 
 
-def _part(name: str, module: nn.Module) -> Part:
+def _part(name: str, module: nn.Module) -> PartSummary:
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
-    return Part(name, type(module).__name__, sum(n for n, _ in sizes), sum(n for n, train in sizes if train))
+    return PartSummary(name, type(module).__name__, sum(n for n, _ in sizes), sum(n for n, train in sizes if train))

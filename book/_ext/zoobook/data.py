@@ -14,8 +14,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from detcore.data.layouts import LAYOUTS
-from detcore.zoo.models import BACKBONES, MODELS, models_with
-from detcore.zoo.weights import weights_address, weights_file
+from detcore.weights import weights_address, weights_file
+from detcore.zoo.index import all_backbones, all_entries, models_with
 from zoobook.languages import _
 from zoobook.tables import Column, build_table, link
 
@@ -24,15 +24,15 @@ class BackboneTable(SphinxDirective):
     """Every backbone of the zoo with its pretrained weights."""
 
     def run(self) -> list[nodes.Node]:
-        files = [b.weights and link(weights_file(b.weights), weights_address(b.weights)) for b in BACKBONES]
+        files = [b.weights and link(weights_file(b.weights), weights_address(b.weights)) for b in all_backbones()]
         columns = [
-            Column(_("Backbone"), [b.name for b in BACKBONES]),
-            Column(_("Origin"), [b.origin if b.weights else None for b in BACKBONES]),
+            Column(_("Backbone"), [b.name for b in all_backbones()]),
+            Column(_("Origin"), [b.origin if b.weights else None for b in all_backbones()]),
             Column(_("File"), files),
-            Column(_("Mean"), [", ".join(f"{v:g}" for v in b.preprocess.mean) for b in BACKBONES]),
-            Column(_("Standard deviation"), [", ".join(f"{v:g}" for v in b.preprocess.std) for b in BACKBONES]),
-            Column(_("Channels"), ["RGB" if b.preprocess.rgb else "BGR" for b in BACKBONES]),
-            Column(_("Models"), [len(models_with(b)) for b in BACKBONES], 0),
+            Column(_("Mean"), [", ".join(f"{v:g}" for v in b.preprocess.mean) for b in all_backbones()]),
+            Column(_("Standard deviation"), [", ".join(f"{v:g}" for v in b.preprocess.std) for b in all_backbones()]),
+            Column(_("Channels"), ["RGB" if b.preprocess.rgb else "BGR" for b in all_backbones()]),
+            Column(_("Models"), [len(models_with(b)) for b in all_backbones()], 0),
         ]
         return [build_table(columns, filterable=True)]
 
@@ -41,7 +41,7 @@ class LayoutTable(SphinxDirective):
     """Every form of data set that is read."""
 
     def run(self) -> list[nodes.Node]:
-        used = Counter(e.recipe.layout for e in MODELS.values())
+        used = Counter(e.recipe.layout for e in all_entries().values())
         columns = [
             Column(_("Data set"), [layout.title for layout in LAYOUTS.values()]),
             Column(_("Layout"), [nodes.literal(name, name) for name in LAYOUTS]),

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from detcore.records import Record, read_records
-from detcore.zoo.entries import ModelEntry, Published, published_results
-from detcore.zoo.models import MODELS
+from detcore.zoo.entries import ModelEntry
+from detcore.zoo.index import Published, all_entries, published_results
 
+MODELS = all_entries()
 BOOK = Path(__file__).resolve().parents[2]
 ZOO_URL = "https://github.com/open-mmlab/mmdetection"
 FAMILIES = {

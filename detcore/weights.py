@@ -24,11 +24,12 @@ from urllib.request import Request, urlopen
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from detcore.errors import WeightsError
+from detcore.records import write_atomically
 
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 4
@@ -63,11 +64,11 @@ def fetch(url: str, folder: Path | None = None) -> Path:
                 return target
             if not any(_download(url, part) for _ in range(ATTEMPTS)):
                 raise WeightsError(f"The download of {url} keeps breaking off. {elsewhere}")
-            wanted, found = announced_hash(name), _sha256(part)
-            if wanted and not found.startswith(wanted):
+            announced, digest = announced_hash(name), _sha256(part)
+            if announced and not digest.startswith(announced):
                 part.unlink()
                 raise WeightsError(f"{url} is not the file that was published: its SHA-256 begins with "
-                                   f"{found[:len(wanted)]}, its name says {wanted}. The download is thrown away.")
+                                   f"{digest[:len(announced)]}, its name says {announced}. The download is removed.")
             os.replace(part, target)
     except HTTPError as error:
         raise WeightsError(f"Cannot fetch {url}: the server answers {error.code} {error.reason}.") from error
@@ -214,14 +215,11 @@ def save_weights(path: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
         meta: what the file says of itself, kept as JSON; `detcore.zoo.create.restore` needs "model" (a name of the
             zoo), "profile" and "classes" (names).
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     try:
-        save_file(state, temporary, {"format": "pt"} | {key: json.dumps(value) for key, value in meta.items()})
-        os.replace(temporary, path)
+        content = save(state, {"format": "pt"} | {key: json.dumps(value) for key, value in meta.items()})
+        write_atomically(Path(path), content)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise WeightsError(f"Cannot write {path}: {error}") from error
 
 
@@ -272,7 +270,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def load_backbone(model: nn.Module, source: str) -> None:
     """Fill a detector's backbone with pretrained weights; the classifier that comes with them is left out.
 
-    In C4 detectors the last stage of the file goes to the region head, where that stage is. What no classifier has
+    In C4 detectors the last stage of the file goes to the RoI head, where that stage is. What no classifier has
     stays as it is, where the file does not have it: offsets of deformable convolutions, and the layers that SSD's VGG
     and Swin name `added`. A backbone with group norm also takes a file with batch norm: its scales and shifts.
 

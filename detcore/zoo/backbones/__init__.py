@@ -1,0 +1,1 @@
+"""The backbones that several families of the zoo share; one of a single family stands in its file."""

@@ -1,0 +1,35 @@
+"""InstaBoost: Mask and Cascade Mask R-CNN trained on pictures whose objects are moved about."""
+from __future__ import annotations
+
+from detcore.data.instaboost import InstaBoost
+from detcore.data.transforms import Flip, Resize
+from detcore.methods.cascade_rcnn import cascade_mask_rcnn
+from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.pocket import profile as pocket
+from detcore.pocket.profile import with_transforms
+from detcore.recipe import Schedule
+from detcore.zoo.backbones.resnet import R50, R101, X101_64X4D
+from detcore.zoo.entries import family, row
+from detcore.zoo.recipes import MASKS, change
+
+INSTABOOST_4X = change(train_transforms=(InstaBoost(), Resize(), Flip()), epochs=48,
+                       schedule=Schedule((32, 44), 48))
+
+# The objects of half the images are moved.
+POCKET = with_transforms(pocket.MASK_RCNN, InstaBoost())
+CASCADE_POCKET = with_transforms(pocket.CASCADE_MASK_RCNN, InstaBoost())
+
+MODELS = [
+    *family(
+        "instaboost", mask_rcnn, MASKS, POCKET,
+        row("mask-rcnn_r50_fpn_instaboost-4x_coco", R50, INSTABOOST_4X),
+        row("mask-rcnn_r101_fpn_instaboost-4x_coco", R101, INSTABOOST_4X),
+        row("mask-rcnn_x101-64x4d_fpn_instaboost-4x_coco", X101_64X4D, INSTABOOST_4X),
+    ),
+    *family(
+        "instaboost", cascade_mask_rcnn, MASKS, CASCADE_POCKET,
+        row("cascade-mask-rcnn_r50_fpn_instaboost-4x_coco", R50, INSTABOOST_4X),
+        row("cascade-mask-rcnn_r101_fpn_instaboost-4x_coco", R101, INSTABOOST_4X),
+        row("cascade-mask-rcnn_x101-64x4d_fpn_instaboost-4x_coco", X101_64X4D, INSTABOOST_4X),
+    ),
+]
