@@ -21,7 +21,7 @@ from detcore.methods.centripetalnet import TOP_LEFT, centripetalnet, corner_targ
 from detcore.structures import Detections, Images
 from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.zoo.create import create_model
-from detcore.zoo.models import get_model_entry
+from detcore.zoo.index import get_model_entry
 
 
 def test_decoding_gives_the_references_boxes():

@@ -15,7 +15,7 @@ from detcore.cli import main
 from detcore.pocket import pocket_zoo
 from detcore.engine.train import train
 from detcore.records import read_record
-from detcore.zoo.entries import published_results
+from detcore.zoo.index import published_results
 
 MODEL = "retinanet_r50_fpn_1x_coco"
 

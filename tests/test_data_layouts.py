@@ -28,7 +28,7 @@ from detcore.engine.scoring import score, watchers
 from detcore.engine.train import train
 from detcore.errors import DataError, DetcoreError, UsageError
 from detcore.structures import Detections, Images
-from detcore.zoo.models import MODELS
+from detcore.zoo.index import all_entries
 
 DRAWN = {"voc-coco": "voc", "openimages-challenge": "openimages"}  # written together with the other
 ROWS = {"coco": "retinanet_r50_fpn_1x_coco", "lvis": "mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1",
@@ -104,7 +104,7 @@ def test_a_folder_is_recognised_and_complete(roots, layout):
 
 @every
 def test_the_published_transforms_run_on_it(roots, layout):
-    recipe = MODELS[ROWS[layout]].recipe
+    recipe = all_entries()[ROWS[layout]].recipe
     data = load_data(roots[layout], replace(recipe, classes=None), training=True)
     assert data.layout == layout == recipe.layout
     sample = data.load(0, np.random.default_rng(0))
@@ -146,7 +146,7 @@ class Oracle(torch.nn.Module):
 
 @every
 def test_whoever_knows_the_truth_has_full_marks(roots, layout):
-    recipe = MODELS[ROWS[layout]].recipe_for("pocket")
+    recipe = all_entries()[ROWS[layout]].recipe_for("pocket")
     kinds = ("bbox", "segm") if recipe.masks else ("bbox",)
     data = LAYOUTS[layout].open(roots[layout], "val", Wanted(masks="bitmap" if recipe.masks else None))
     watched = watchers(data, kinds)
@@ -162,7 +162,7 @@ def test_whoever_knows_the_truth_has_full_marks(roots, layout):
 def test_boxes_alone_are_no_masks(roots):
     for layout in ("voc", "openimages", "wider_face"):
         with pytest.raises(UsageError, match="read with boxes alone, but this model needs masks"):
-            load_data(roots[layout], MODELS["mask-rcnn_r50_fpn_1x_coco"].recipe, training=True)
+            load_data(roots[layout], all_entries()["mask-rcnn_r50_fpn_1x_coco"].recipe, training=True)
 
 
 def test_unknown_layouts(roots, tmp_path):

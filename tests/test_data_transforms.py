@@ -22,8 +22,8 @@ from detcore.data.transforms import (
     tight_boxes,
 )
 from detcore.ops.masks import Polygons, rasterise
-from detcore.zoo.models import MODELS
-from detcore.zoo.recipes import TORCHVISION
+from detcore.zoo.index import all_entries
+from detcore.recipe import TORCHVISION
 from tests.reference import recipe
 
 CASES = json.loads((Path(__file__).parent / "reference/transforms.json").read_text())
@@ -31,7 +31,7 @@ CASES = json.loads((Path(__file__).parent / "reference/transforms.json").read_te
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['model']}-{c['image_seed']}")
 def test_test_time_transforms_give_the_references_tensor(case):
-    ours = MODELS[case["model"]].recipe
+    ours = all_entries()[case["model"]].recipe
     sample = apply(ours.test_transforms, Sample(recipe.photo(*case["image_shape"], case["image_seed"])), rng())
     preprocess = ours.preprocess
     images = preprocess(*preprocess.collate([sample.image]))

@@ -18,8 +18,8 @@ from detcore.backbones.efficientnet import (
 )
 from detcore.errors import WeightsError
 from detcore.methods.efficientnet import LevelNormHead
-from detcore.pocket.profile import SLIM_EFFICIENTNET
-from detcore.zoo.weights import load_backbone
+from detcore.pocket.slim import SLIM_EFFICIENTNET
+from detcore.weights import load_backbone
 
 NAME = "retinanet_effb3_fpn_8xb4-crop896-1x_coco"
 

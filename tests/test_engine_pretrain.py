@@ -12,8 +12,8 @@ import detcore
 from detcore.pocket import pocket_zoo
 from detcore.pocket.pretrain import class_map, pretrain
 from detcore.structures import Target
-from detcore.pocket.profile import POCKET_BACKBONE
-from detcore.zoo.weights import load_backbone
+from detcore.pocket.slim import SLIM
+from detcore.weights import load_backbone
 
 
 def test_pretraining_learns_and_repeats(tmp_path) -> None:
@@ -54,7 +54,7 @@ def test_smaller_objects_lie_on_top() -> None:
 
 
 def test_committed_backbone_is_small_and_fits() -> None:
-    assert POCKET_BACKBONE.stat().st_size < 4e6
+    assert SLIM.file.stat().st_size < 4e6
     entry = detcore.get_model_entry("faster-rcnn_r50_fpn_1x_coco")
     model = detcore.create_model(entry.name, profile="pocket")
     before = model.backbone.layer1[0].conv1.weight.clone()

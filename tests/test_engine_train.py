@@ -17,7 +17,7 @@ import torch
 from detcore.pocket import pocket_zoo
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark_inference, benchmark_training, flops, fuse_conv_bn
-from detcore.engine.checkpoint import Checkpoints
+from detcore.runs import Checkpoints
 from detcore.engine.common import TRAIN, load_data
 from detcore.engine.evaluate import evaluate, make_proposals
 from detcore.engine.launch import launch
@@ -25,8 +25,8 @@ from detcore.engine.train import build_optimizer, make_accelerator, pick_precisi
 from detcore.errors import DataError, DetcoreError, UsageError, WeightsError
 from detcore.records import read_record
 from detcore.zoo.create import create_model, restore
-from detcore.zoo.models import get_model_entry
-from detcore.zoo.recipes import SGD, Recipe
+from detcore.zoo.index import get_model_entry
+from detcore.recipe import SGD, Recipe
 
 RETINANET, MASK_RCNN = "retinanet_r50_fpn_1x_coco", "mask-rcnn_r50_fpn_1x_coco"
 RPN, FAST_RCNN = "rpn_r50_fpn_1x_coco", "fast-rcnn_r50_fpn_1x_coco"

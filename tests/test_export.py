@@ -17,8 +17,8 @@ from detcore.engine import export as exporting
 from detcore.engine.export import differ, export, picture
 from detcore.errors import DetcoreError, UsageError
 from detcore.structures import Images
-from detcore.zoo.models import MODELS
-from detcore.zoo.weights import save_weights
+from detcore.zoo.index import all_entries
+from detcore.weights import save_weights
 
 NAMES = ("retinanet_r50_fpn_1x_coco", "gfl_r50_fpn_1x_coco", "faster-rcnn_r50_fpn_1x_coco",
          "mask-rcnn_r50_fpn_1x_coco", "deformable-detr_r50_16xb2-50e_coco")
@@ -43,7 +43,7 @@ def trained(name: str, path: Path) -> Path:
 
 def by_hand(file: Path, image: torch.Tensor) -> list[np.ndarray]:
     """What the library finds in a picture [1, 3, h, w], RGB."""
-    entry = MODELS[json.loads((file.parent / "told.json").read_text())]
+    entry = all_entries()[json.loads((file.parent / "told.json").read_text())]
     model, recipe = detcore.create_model(entry.name, weights=file, profile="pocket").eval(), entry.recipe_for("pocket")
     height, width = image.shape[2:]
     batch, sizes = recipe.preprocess.collate([np.ascontiguousarray(image[0].permute(1, 2, 0).numpy()[..., ::-1])])
@@ -102,7 +102,7 @@ def test_a_program_of_torch_finds_what_the_model_finds(name, tmp_path):
 def test_what_cannot_be_exported_says_why(name, reason, tmp_path):
     with pytest.raises(UsageError, match=f"{name} cannot be exported: .*{reason}.* RetinaNet, GFL"):
         export(name, tmp_path / "x.onnx")
-    assert set(exporting.REASONS) <= {e.family for e in MODELS.values()}
+    assert set(exporting.REASONS) <= {e.family for e in all_entries().values()}
 
 
 def test_a_graph_that_gives_something_else_is_not_kept(tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ from detcore.data.dataset import Wanted
 from detcore.data.loader import build_loader
 from detcore.engine.common import load_data
 from detcore.zoo.create import restore
-from detcore.zoo.models import get_model_entry
-from detcore.zoo.weights import read_checkpoint
+from detcore.zoo.index import get_model_entry
+from detcore.weights import read_checkpoint
 
 STRONG = ("faster-rcnn_r50_fpn_ms-3x_coco", "mask-rcnn_r50_fpn_ms-poly-3x_coco",
           "faster-rcnn_regnetx-3.2GF_fpn_ms-3x_coco", "mask-rcnn_regnetx-3.2GF_fpn_ms-3x_coco")

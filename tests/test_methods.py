@@ -11,7 +11,7 @@ import detcore
 from detcore.pocket.pocket_zoo import STUFF
 from detcore.methods.centripetalnet import TOWARDS, CentripetalHead
 from detcore.structures import Detections, Images, Target
-from detcore.zoo.models import get_model_entry
+from detcore.zoo.index import get_model_entry
 from tests import parity
 from tests.pocket import METHODS
 

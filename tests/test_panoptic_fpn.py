@@ -23,7 +23,7 @@ from detcore.errors import DataError, UsageError
 from detcore.methods.panoptic_fpn import KEEP, LOSS_WEIGHT, STUFF_AREA, SemanticHead, merge
 from detcore.metrics.panoptic import PanopticQuality, compare
 from detcore.structures import IGNORED, Detections, Images, Target
-from detcore.zoo.models import get_model_entry
+from detcore.zoo.index import get_model_entry
 
 NAME = "panoptic-fpn_r50_fpn_1x_coco"
 THINGS, GROUNDS = 2, 2  # of the hand-made maps: classes 0 and 1, then 2 and 3; void is 4

@@ -13,8 +13,8 @@ from detcore.errors import DataError, UsageError, WeightsError
 from detcore.structures import Polygons
 from detcore.engine.predict import Predictor
 from detcore.structures import Detections, Images
-from detcore.zoo.recipes import CAFFE, TORCHVISION
-from detcore.zoo.weights import save_weights
+from detcore.recipe import CAFFE, TORCHVISION
+from detcore.weights import save_weights
 
 NAME = "mask-rcnn_r50_fpn_1x_coco"
 

@@ -26,9 +26,9 @@ from detcore.methods.ssd import (
     ssd,
 )
 from detcore.structures import Images, Target
-from detcore.pocket.profile import SLIM_MOBILENET, SLIM_VGG
-from detcore.zoo.recipes import Schedule
-from detcore.zoo.weights import load_backbone
+from detcore.pocket.slim import SLIM_MOBILENET, SLIM_VGG
+from detcore.recipe import Schedule
+from detcore.weights import load_backbone
 
 CPU = torch.device("cpu")
 ONE_MAP = Layout((), (16, 32), (20, 40, 80), (FOUR, FOUR))

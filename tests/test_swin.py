@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detcore.backbones import swin
 from detcore.backbones.swin import ShiftedWindows, Size, Swin, WindowAttention, joined, pad_to, windows
 from detcore.layers.transformer import Attention
-from detcore.zoo.weights import load_backbone
+from detcore.weights import load_backbone
 
 SMALL = Size(16, (1, 2), (2, 4), 4)
 

@@ -26,7 +26,7 @@ from detcore.methods.libra_rcnn import ALPHA, BalancedL1, BalancedPyramid, balan
 from detcore.methods.weight_standardization import WSConv2d
 from detcore.structures import Target
 from detcore.zoo.create import create_model
-from detcore.zoo.weights import load_backbone, save_weights
+from detcore.weights import load_backbone, save_weights
 
 ROIS = torch.tensor([[0, 3.0, 5.0, 40.0, 61.0], [1, 0.0, 0.0, 90.0, 30.0], [1, 50.0, 20.0, 51.0, 22.0]])
 

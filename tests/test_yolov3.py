@@ -12,8 +12,8 @@ from detcore.errors import UsageError
 from detcore.ops.matching import BACKGROUND, IGNORE
 from detcore.methods.yolov3 import COCO_ANCHORS, OBJECTNESS, STRIDES, GridMatcher, YOLOHead, decode, encode, yolov3
 from detcore.structures import Images
-from detcore.pocket.profile import SLIM_DARKNET
-from detcore.zoo.weights import load_backbone
+from detcore.pocket.slim import SLIM_DARKNET
+from detcore.weights import load_backbone
 
 SIZES = [(4, 4), (8, 8), (16, 16)]
 

@@ -16,9 +16,9 @@ from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDist
 from detcore.data.instaboost import InstaBoost
 from detcore.data.sampling import ClassAware, ClassBalanced
 from detcore.errors import UsageError
-from detcore.zoo.entries import published_results
+from detcore.zoo.index import published_results
 from detcore.zoo.models import BACKBONES, MODELS, find_backbones
-from detcore.zoo.recipes import AdamW, parameter_groups
+from detcore.recipe import AdamW, parameter_groups
 from detcore.zoo.summary import summarize
 
 REFERENCE = Path(__file__).parent / "reference"
