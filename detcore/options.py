@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -11,14 +11,18 @@ from detcore.errors import UsageError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def forwards(*builders: Callable[..., Any]) -> Callable[[F], F]:
-    """Decorator of a builder whose `**options` go to others: it gets a signature that names their options too."""
+def forwards(*builders: Callable[..., Any], without: Collection[str] = ()) -> Callable[[F], F]:
+    """Decorator of a builder whose `**options` go to others: it gets a signature that names their options too.
+
+    Args:
+        without: options of the others that the builder sets itself.
+    """
     def decorate(builder: F) -> F:
         own = inspect.signature(builder)
         parameters = {n: p for n, p in own.parameters.items() if p.kind != inspect.Parameter.VAR_KEYWORD}
         for other in builders:
             parameters |= {n: p for n, p in inspect.signature(other).parameters.items()
-                           if p.kind == inspect.Parameter.KEYWORD_ONLY and n not in parameters}
+                           if p.kind == inspect.Parameter.KEYWORD_ONLY and n not in {*parameters, *without}}
         builder.__signature__ = own.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
         return builder
     return decorate

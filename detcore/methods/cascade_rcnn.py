@@ -13,128 +13,167 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
+from detcore.detectors import Sizes, TwoStageDetector, rescaled
 from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.methods.fast_rcnn import BoxHead
+from detcore.methods.mask_rcnn import MaskHead, with_masks
+from detcore.methods.rpn import fpn_rpn_head
+from detcore.necks.fpn import FPN
+from detcore.ops import boxes as box
 from detcore.ops.losses import SmoothL1
 from detcore.ops.matching import IoUMatcher, Sampler
-from detcore.methods.fast_rcnn import KEEP, BoxHead, Keep, Samples, assign_regions, pick_detections, sample_regions
-from detcore.methods.faster_rcnn import FasterRCNN
-from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, concatenate, mask_targets, positive_slots
-from detcore.methods.rpn import FPN_TEST, Limits, Proposals, RPNHead, fpn_anchors
-from detcore.necks.fpn import FPN
-from detcore.structures import Detections, Images, Target
+from detcore.ops.nms import PostProcess, region_detections
+from detcore.ops.regions import (
+    Regions,
+    Samples,
+    assign_regions,
+    flat_detections,
+    flat_proposals,
+    mask_targets,
+    of_class,
+    sample_regions,
+)
+from detcore.options import forwards
+from detcore.structures import Detections, Images, Proposals, Target
 
 # Each stage asks for more overlap, corrects smaller errors, and weighs less (sections 4.1 and 4.3).
 STAGE_IOU = (0.5, 0.6, 0.7)
 STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
 STAGE_WEIGHTS = (1.0, 0.5, 0.25)
-CASCADE_TRAIN = Limits(2000, 2000)
+RPN_BOX_LOSS = SmoothL1(1 / 9)
 
 
 class CascadeRoIHead(nn.Module):
     """Three box heads in a row; with `mask_heads`, a mask head beside each.
 
     Args:
+        roi_align: region features from the pyramid; mask_roi_align: those for masks.
         bbox_heads: a head a stage, with class-agnostic boxes.
+        mask_size: side of the mask targets.
         samples: regions that train, an image and stage.
-        keep: which detections are kept at test time.
+        postprocess: which detections are kept at test time.
+
+    Attributes:
+        diagnostics: accuracies of the stages in the last training step.
     """
 
-    def __init__(self, pool: MultiScaleRoIAlign, bbox_heads: Sequence[BoxHead], *, mask_heads: Sequence[MaskHead] = (),
-                 mask_pool: MultiScaleRoIAlign | None = None, mask_size: int = 28, samples: int = 512,
-                 keep: Keep = KEEP):
+    def __init__(self, roi_align: MultiScaleRoIAlign, bbox_heads: Sequence[BoxHead], *,
+                 mask_heads: Sequence[MaskHead] = (), mask_roi_align: MultiScaleRoIAlign | None = None,
+                 mask_size: int = 28, samples: int = 512, postprocess: PostProcess | None = None):
         super().__init__()
-        self.bbox_roi_extractor, self.mask_size = pool, mask_size
-        self.mask_pool: Any = mask_pool
+        self.bbox_roi_extractor, self.mask_size = roi_align, mask_size
+        self.mask_roi_align: Any = mask_roi_align
         self.bbox_head: Any = nn.ModuleList(bbox_heads)
-        if mask_heads:
-            self.mask_head: Any = nn.ModuleList(mask_heads)
-        self.keep = keep
+        self.mask_head: Any = nn.ModuleList(mask_heads)
+        self.num_classes = bbox_heads[0].num_classes
         self.matchers = [IoUMatcher(iou, iou) for iou in STAGE_IOU]
         self.sampler = Sampler(samples, 0.25)
+        self.postprocess = postprocess or PostProcess()
+        self.diagnostics: dict[str, Tensor] = {}
+
+    # Training
 
     def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
              targets: list[Target]) -> dict[str, Tensor]:
         """Losses of every stage, named s0, s1, s2 (equation 8)."""
         losses: dict[str, Tensor] = {}
+        self.diagnostics = {}
         for i, (head, matcher, weight) in enumerate(zip(self.bbox_head, self.matchers, STAGE_WEIGHTS)):
-            samples = sample_regions(assign_regions(proposals, targets, matcher, head.num_classes), self.sampler)
-            index, boxes, image = samples.rois()
-            logits, deltas = head(self.bbox_roi_extractor(features, boxes, image))
-            stage = head.loss(logits, deltas, samples)
-            if hasattr(self, "mask_head"):
-                stage["loss_mask"] = self.mask_loss(self.mask_head[i], features, samples, targets)
-            losses |= {f"s{i}.{name}": v * weight if "loss" in name else v for name, v in stage.items()}
+            samples = sample_regions(assign_regions(proposals, targets, matcher, self.num_classes), self.sampler)
+            regions = samples.regions()
+            logits, deltas = head(self.bbox_roi_extractor(features, regions.boxes, regions.image))
+            stage = head.loss(logits, deltas, regions)
+            if self.mask_head:
+                positives = samples.positives(self.sampler.max_positives)
+                stage["loss_mask"] = self.mask_loss(self.mask_head[i], features, positives, targets)
+            losses |= {f"s{i}.{name}": value * weight for name, value in stage.items()}
+            self.diagnostics |= {f"s{i}.{name}": value for name, value in head.accuracy(logits, regions).items()}
             if i + 1 < len(self.bbox_head):
-                proposals = self.next_proposals(head, samples, index, deltas, images)
+                proposals = self.next_proposals(head, samples, regions, deltas, images)
         return losses
 
-    def mask_loss(self, head: MaskHead, features: Sequence[Tensor], samples: Samples, targets: list[Target]) -> Tensor:
-        """The mask loss of one stage's positives."""
-        index = positive_slots(samples, self.sampler.max_positives)
-        boxes, image = samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1]
-        return head.loss(head(self.mask_pool(features, boxes, image)), samples.labels.flatten()[index],
-                         mask_targets(targets, samples, index, self.mask_size), samples.positive.flatten()[index])
+    def mask_loss(self, head: MaskHead, features: Sequence[Tensor], positives: Regions,
+                  targets: list[Target]) -> Tensor:
+        """The mask loss of one stage's positives, 0-dim."""
+        logits = head(self.mask_roi_align(features, positives.boxes, positives.image))
+        return head.loss(logits, positives.labels, mask_targets(targets, positives, self.mask_size),
+                         positives.positive)
 
     @torch.no_grad()
-    def next_proposals(self, head: BoxHead, samples: Samples, index: Tensor, deltas: Tensor,
+    def next_proposals(self, head: BoxHead, samples: Samples, regions: Regions, deltas: Tensor,
                        images: Images) -> Proposals:
         """A stage's samples, refined; the objects' own boxes are left out, the next stage adds them anew."""
-        boxes = samples.boxes.flatten(0, 1)
-        refined = boxes.index_copy(0, index, head.decode(boxes[index], deltas)).view_as(samples.boxes)
-        refined = box.clip(refined, box.size_tensor(images.sizes, refined))
-        return Proposals(refined, refined.new_ones(refined.shape[:2]), samples.valid & ~samples.is_truth)
+        refined = samples.boxes.flatten(0, 1).index_copy(0, regions.index, head.decode(regions.boxes, deltas))
+        refined = box.clip(refined.view_as(samples.boxes), box.size_tensor(images.sizes, refined))
+        return Proposals(refined, refined.new_ones(refined.shape[:2]), samples.valid & ~samples.is_gt)
 
-    def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images) -> list[Detections]:
-        """Boxes of the last stage, scored by the mean of all stages' logits (section 4.1)."""
-        index = proposals.valid.flatten().nonzero()[:, 0]
-        boxes, image = proposals.boxes.flatten(0, 1)[index], index // proposals.valid.shape[1]
-        sizes = box.size_tensor(images.sizes, boxes)[image]
+    # Inference
+
+    def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
+                output_sizes: Sizes | None = None) -> list[Detections]:
+        """Detections of each image, with masks if they are learned, in pixels of its `output_sizes` (h, w) or of the
+        network's input."""
+        detections = self.detect(features, proposals, images)
+        if not self.mask_head:
+            return rescaled(detections, images, output_sizes)
+        return with_masks(detections, self.masks(features, detections), images, output_sizes)
+
+    def detect(self, features: Sequence[Tensor], proposals: Proposals, images: Images) -> list[Detections]:
+        """Boxes of the last stage, scored by the mean of all stages' logits (section 4.1), in the network's input."""
+        boxes, image, sizes = flat_proposals(proposals, images)
         total = torch.zeros((), device=boxes.device)
         for head in self.bbox_head:
             logits, deltas = head(self.bbox_roi_extractor(features, boxes, image))
             total = total + logits.float()
             boxes = box.clip(head.decode(boxes, deltas), sizes)
         scores = self.bbox_head[-1].scores(total / len(self.bbox_head))
-        return pick_detections(boxes[:, None], scores, image, len(images), self.keep)
+        return region_detections(boxes[:, None], scores, image, len(images), self.postprocess)
 
-    def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:
+    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Tensor]:
         """For each image, mask probabilities [n, s, s] of its detections: the mean of the stages'."""
-        boxes, labels, image = concatenate(found)
-        x, row = self.mask_pool(features, boxes, image), torch.arange(labels.shape[0], device=labels.device)
-        stages = torch.stack([head(x)[row, labels].float().sigmoid() for head in self.mask_head])
-        return list(stages.mean(0).split([d.boxes.shape[0] for d in found]))
+        boxes, labels, image = flat_detections(detections)
+        x = self.mask_roi_align(features, boxes, image)
+        stages = torch.stack([of_class(head(x), labels).float().sigmoid() for head in self.mask_head])
+        return list(stages.mean(0).split([d.boxes.shape[0] for d in detections]))
 
 
-def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-                 anchor_scale: float = 8, border: int = 0, samples: int = 512, rpn_samples: int = 256,
-                 sampling: int = 0, train_limits: Limits = CASCADE_TRAIN,
-                 test_limits: Limits = FPN_TEST) -> FasterRCNN:
-    """Cascade R-CNN; `border` is RPN's (see `RPNHead`), `sampling` RoIAlign's (see `MultiScaleRoIAlign`)."""
-    head = CascadeRoIHead(MultiScaleRoIAlign(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples)
-    rpn_head = _rpn_head(width, anchor_scale, border, rpn_samples, train_limits, test_limits)
-    return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
+@forwards(fpn_rpn_head)
+def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
+                 sampling_ratio: int = 0, masks: bool = False, mask_predictor: type[nn.Conv2d] = nn.Conv2d,
+                 bbox_heads: Sequence[BoxHead] | None = None, score_threshold: float = 0.05,
+                 nms_threshold: float = 0.5, max_detections: int = 100, border: int = 0,
+                 rpn_box_loss: SmoothL1 = RPN_BOX_LOSS, rpn_post_nms_top_n_train: int = 2000,
+                 **rpn_options: Any) -> TwoStageDetector:
+    """Cascade R-CNN on a feature pyramid.
+
+    Args:
+        width, hidden: channels of pyramid and mask heads, and of the box heads' layers.
+        samples: regions that train, an image and stage.
+        sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
+        masks: draw masks too (Cascade Mask R-CNN); mask_predictor: kind of the mask heads' last convolution.
+        bbox_heads: other box heads.
+        score_threshold, nms_threshold, max_detections: which detections are kept (see `PostProcess`).
+        border, rpn_box_loss, rpn_post_nms_top_n_train, rpn_options: as in `fpn_rpn_head`.
+    """
+    rpn_head = fpn_rpn_head(width, border=border, rpn_box_loss=rpn_box_loss,
+                            rpn_post_nms_top_n_train=rpn_post_nms_top_n_train, **rpn_options)
+    head = CascadeRoIHead(
+        MultiScaleRoIAlign(sampling_ratio=sampling_ratio), bbox_heads or cascade_heads(width, num_classes, hidden),
+        mask_heads=[MaskHead(width, num_classes, width=width, predictor=mask_predictor) for _ in STAGE_IOU if masks],
+        mask_roi_align=MultiScaleRoIAlign(output_size=14, sampling_ratio=sampling_ratio) if masks else None,
+        samples=samples, postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)
 
 
-def cascade_mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-                      anchor_scale: float = 8, border: int = 0, samples: int = 512, rpn_samples: int = 256,
-                      sampling: int = 0, train_limits: Limits = CASCADE_TRAIN,
-                      test_limits: Limits = FPN_TEST) -> MaskRCNN:
+@forwards(cascade_rcnn)
+def cascade_mask_rcnn(backbone: ResNet, num_classes: int = 80, *, masks: bool = True,
+                      **options: Any) -> TwoStageDetector:
     """Cascade Mask R-CNN; options as in `cascade_rcnn`."""
-    head = CascadeRoIHead(MultiScaleRoIAlign(sampling=sampling), _box_heads(width, num_classes, hidden), samples=samples,
-                          mask_heads=[MaskHead(width, num_classes, width=width) for _ in STAGE_IOU],
-                          mask_pool=MultiScaleRoIAlign(size=14, sampling=sampling))
-    rpn_head = _rpn_head(width, anchor_scale, border, rpn_samples, train_limits, test_limits)
-    return MaskRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
+    return cascade_rcnn(backbone, num_classes, masks=masks, **options)
 
 
-def _box_heads(width: int, num_classes: int, hidden: int) -> list[BoxHead]:
-    return [BoxHead(width, num_classes, hidden=hidden, agnostic=True, stds=stds, box_loss=SmoothL1())
+def cascade_heads(width: int, num_classes: int, hidden: int, kind: type[BoxHead] = BoxHead) -> list[BoxHead]:
+    """A box head for each stage; arguments as in `BoxHead`."""
+    return [kind(width, num_classes, hidden=hidden, agnostic=True, stds=stds, box_loss=SmoothL1())
             for stds in STAGE_STDS]
-
-
-def _rpn_head(width: int, anchor_scale: float, border: int, samples: int, train_limits: Limits,
-              test_limits: Limits) -> RPNHead:
-    return RPNHead(width, fpn_anchors(anchor_scale), border=border, box_loss=SmoothL1(1 / 9), samples=samples,
-                   train_limits=train_limits, test_limits=test_limits)

@@ -12,7 +12,9 @@ averages of bilinear samples, so the movement has a gradient and is learned with
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.ops.deform import deform_conv
+from detcore.detectors import TwoStageDetector
 from detcore.layers.roi_align import MultiScaleRoIAlign
-from detcore.methods.faster_rcnn import FasterRCNN, faster_rcnn
+from detcore.methods.faster_rcnn import faster_rcnn
+from detcore.ops import boxes as box
+from detcore.ops.deform import deform_conv
+from detcore.options import forwards
 
 GAMMA = 0.1  # an offset of 1 moves a bin by this share of the region
 HIDDEN = 1024
@@ -62,7 +67,8 @@ class DeformConv2d(nn.Conv2d):
 
 # Deformable RoI pooling (2017, section 2.2)
 
-def deform_roi_pool(feature: Tensor, rois: Tensor, size: int, scale: float, offsets: Tensor | None = None) -> Tensor:
+def deform_roi_pool(feature: Tensor, rois: Tensor, size: int, scale: float, offsets: Tensor | None = None,
+                    max_samples: int | None = None) -> Tensor:
     """RoIAlign whose bins are moved by offsets; differentiable in the features and in the offsets (equation 5).
 
     Every bin is a weighted sum of a few cells, so the pooling is one embedding bag: its indices are the cells around
@@ -72,56 +78,69 @@ def deform_roi_pool(feature: Tensor, rois: Tensor, size: int, scale: float, offs
         feature: [N, C, H, W].
         rois: [r, 5], index of the image and box in pixels; `scale` is cells a pixel.
         offsets: [r, 2, size, size], (x, y) of each bin in units of `GAMMA` times the region's size; None: no offset.
+        max_samples: no bin has more samples; None: they are counted, for which a GPU has to be waited for.
 
     Returns:
         [r, C, size, size] in float32.
     """
-    channels = feature.shape[1]
+    n, channels, h, w = feature.shape
     boxes = rois[:, 1:].float() * scale - 0.5
-    start, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-    samples = (extent / size).ceil()  # of a bin in each direction, as in RoIAlign
-    most = max(int(samples.max()), 1) if len(rois) else 1
-    moved = torch.zeros(len(rois), 2, size, size, device=rois.device) if offsets is None else offsets.float()
-    moved = GAMMA * extent[:, :, None, None] * moved
-
-    def axis(i: int, cells: int, bins: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells [r, size, size, 2 * most] of one axis (0: x, 1: y) that each bin reads, and their shares."""
-        width = extent[:, i, None, None] / size
-        step = torch.arange(most, device=rois.device)
-        within = (step + 0.5) * (width / samples[:, i, None, None].clamp(min=1))[..., None]
-        at = (start[:, i, None, None] + moved[:, i] + bins * width)[..., None] + within
-        counts = (step < samples[:, i, None, None, None]) & (at >= -1) & (at <= cells)
-        at = at.clamp(0, cells - 1)
-        low = at.detach().floor().clamp(max=cells - 1)
-        share = at - low
-        index = torch.stack([low, (low + 1).clamp(max=cells - 1)], -1).long()
-        weight = torch.stack([1 - share, share], -1) * counts[..., None]
-        return index.flatten(-2), weight.flatten(-2)
-
-    number = torch.arange(size, device=rois.device)
-    n, _, h, w = feature.shape
-    column, column_share = axis(0, w, number[None, :].expand(size, size))
-    row, row_share = axis(1, h, number[:, None].expand(size, size))
-    cell = rois[:, 0].long()[:, None, None, None, None] * (h * w) + row[..., :, None] * w + column[..., None, :]
-    share = row_share[..., :, None] * column_share[..., None, :]
-    share = share / samples.prod(1).clamp(min=1)[:, None, None, None, None]
+    start, extent = boxes[:, :2], box.sizes(boxes)
+    samples = (extent / size).ceil().clamp(min=0)  # of a bin in each direction, as in RoIAlign
+    total = samples.prod(1)
+    if max_samples is None:
+        max_samples = max(int(total.max()), 1) if len(rois) else 1
+    number = torch.arange(max_samples, device=rois.device)
+    across = samples[:, :1].clamp(min=1).long()
+    step = torch.stack([number % across, number.div(across, rounding_mode="floor")], 1)  # [r, 2, samples], row by row
+    share = (number < total[:, None]) / total.clamp(min=1)[:, None]
+    # Where each bin starts, [r, 2, size, size, 1], and the samples after that.
+    place = torch.arange(size, device=rois.device)
+    place = torch.stack([place.expand(size, size), place[:, None].expand(size, size)])
+    bin_size = extent / size
+    corner = start[:, :, None, None] + place * bin_size[:, :, None, None]
+    if offsets is not None:
+        corner = corner + GAMMA * extent[:, :, None, None] * offsets.float()
+    within = (step + 0.5) * (bin_size / samples.clamp(min=1))[:, :, None]
+    x, y = (corner[..., None] + within[:, :, None, None]).unbind(1)  # [r, size, size, samples]
+    share = share[:, None, None] * ((x >= -1) & (x <= w) & (y >= -1) & (y <= h))
+    (left, right, to_right), (top, bottom, to_bottom) = _neighbours(x, w), _neighbours(y, h)
+    first = rois[:, 0].long()[:, None, None, None] * (h * w)
+    cell = torch.stack([first + row * w + column for row in (top, bottom) for column in (left, right)], -1)
+    weight = torch.stack([share * a * b for a in (1 - to_bottom, to_bottom) for b in (1 - to_right, to_right)], -1)
     table = feature.float().permute(0, 2, 3, 1).reshape(n * h * w, channels)
-    cell, share = (x.flatten(0, 2).flatten(1) for x in (cell, share))  # a row for each bin
-    pooled = F.embedding_bag(cell, table, mode="sum", per_sample_weights=share)
+    cell, weight = (v.flatten(0, 2).flatten(1) for v in (cell, weight))  # a row for each bin
+    pooled = F.embedding_bag(cell, table, mode="sum", per_sample_weights=weight)
     return pooled.view(len(rois), size, size, channels).permute(0, 3, 1, 2)
+
+
+def _neighbours(position: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two cells beside positions on an axis, and how far each is from the first of them, in cells."""
+    position = position.clamp(0, cells - 1)
+    low = position.detach().floor()
+    return low.long(), (low + 1).clamp(max=cells - 1).long(), position - low
+
+
+def samples_bound(height: int, width: int, size: int, max_area: float) -> int:
+    """No bin of a region within a map of height x width cells has more samples, if the region has so many cells.
+
+    A region of x by y cells has at most (x / size + 1) (y / size + 1), and x + y is largest where one of them is.
+    """
+    area = min(max_area, height * width)
+    return int(area / size**2 + max(width + area / width, height + area / height) / size + 1.001)
 
 
 class DeformRoIPool(nn.Module):
     """Pools regions, reads off how its bins should move, and pools again (figure 4).
 
     Args:
-        channels: of the features; size: side of the pooled map; stride: pixels a cell.
-        modulated: weigh the bins too (2019, section 3.2).
+        channels: channels of the features; size: side of the pooled map; stride: pixels a cell.
+        modulated: weigh the bins too (2019, section 3.2). hidden: width of the layers.
     """
 
     def __init__(self, channels: int, size: int, stride: int, *, modulated: bool = False, hidden: int = HIDDEN):
         super().__init__()
-        self.size, self.stride = size, stride
+        self.size, self.stride, self.modulated = size, stride, modulated
         inputs = channels * size**2
         self.offset_fc = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
                                        nn.Linear(hidden, 2 * size**2))
@@ -133,33 +152,42 @@ class DeformRoIPool(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, feature: Tensor, rois: Tensor) -> Tensor:
-        """[r, C, size, size] of rois [r, 5] on a map [N, C, H, W]."""
+    def forward(self, feature: Tensor, rois: Tensor, max_samples: int | None = None) -> Tensor:
+        """[r, C, size, size] of rois [r, 5] on a map [N, C, H, W]; max_samples as in `deform_roi_pool`."""
+        pool = partial(deform_roi_pool, feature, rois, self.size, 1 / self.stride, max_samples=max_samples)
         with torch.autocast(feature.device.type, enabled=False):
-            x = deform_roi_pool(feature, rois, self.size, 1 / self.stride).flatten(1)
-            offsets = self.offset_fc(x).view(-1, 2, self.size, self.size)
-            pooled = deform_roi_pool(feature, rois, self.size, 1 / self.stride, offsets)
-            if hasattr(self, "mask_fc"):
+            x = pool().flatten(1)
+            pooled = pool(offsets=self.offset_fc(x).view(-1, 2, self.size, self.size))
+            if self.modulated:
                 pooled = pooled * self.mask_fc(x).view(-1, 1, self.size, self.size)
         return pooled.to(feature.dtype)
 
 
-class DeformRoIPyramid(MultiScaleRoIAlign):
-    """Deformable pooling from several levels, each with layers of its own."""
+class DeformRoIAlign(MultiScaleRoIAlign):
+    """Deformable pooling from several levels, each with layers of its own; arguments as in `DeformRoIPool`.
 
-    def __init__(self, channels: int, strides: Sequence[int] = (4, 8, 16, 32), size: int = 7, *,
+    Regions have to lie in their image.
+    """
+
+    def __init__(self, channels: int, strides: Sequence[int] = (4, 8, 16, 32), output_size: int = 7, *,
                  modulated: bool = False, hidden: int = HIDDEN):
-        super().__init__(strides, size)
-        self.roi_layers = nn.ModuleList([DeformRoIPool(channels, size, stride, modulated=modulated, hidden=hidden)
-                                         for stride in strides])
+        super().__init__(strides, output_size)
+        self.roi_layers = nn.ModuleList([
+            DeformRoIPool(channels, output_size, stride, modulated=modulated, hidden=hidden) for stride in strides])
 
     def pool(self, level: int, feature: Tensor, rois: Tensor) -> Tensor:
-        return self.roi_layers[level](feature, rois)
+        if rois.device.type == "cpu":
+            return self.roi_layers[level](feature, rois)
+        # A GPU should not be waited for, so the number of samples is bounded by the regions that a level can have.
+        last = level + 1 == len(self.strides)
+        area = math.inf if last else (self.FINEST * 2 ** (level + 1) / self.strides[level]) ** 2
+        bound = samples_bound(feature.shape[2], feature.shape[3], self.output_size, area)
+        return self.roi_layers[level](feature, rois, bound)
 
 
+@forwards(faster_rcnn, without=["roi_align"])
 def faster_rcnn_dpool(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = HIDDEN,
-                      modulated: bool = False, **options: Any) -> FasterRCNN:
-    """Faster R-CNN that pools its regions deformably; options as in `faster_rcnn`."""
-    model = faster_rcnn(backbone, num_classes, width=width, hidden=hidden, **options)
-    model.roi_head.bbox_roi_extractor = DeformRoIPyramid(width, modulated=modulated, hidden=hidden)
-    return model
+                      modulated: bool = False, **options: Any) -> TwoStageDetector:
+    """Faster R-CNN that pools its regions deformably; options as in `faster_rcnn` and `DeformRoIPool`."""
+    roi_align = DeformRoIAlign(width, modulated=modulated, hidden=hidden)
+    return faster_rcnn(backbone, num_classes, width=width, hidden=hidden, roi_align=roi_align, **options)

@@ -9,28 +9,30 @@ test time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
+from detcore.detectors import TwoStageDetector
 from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.methods.fast_rcnn import BoxHead, RoIHead
+from detcore.methods.rpn import fpn_rpn_head
+from detcore.necks.fpn import FPN
+from detcore.ops import boxes as box
 from detcore.ops.losses import reduce_mean
 from detcore.ops.matching import IoUMatcher, pad_targets
-from detcore.methods.fast_rcnn import BoxHead, RoIHead, Samples, assign_regions, sample_regions
-from detcore.methods.faster_rcnn import FasterRCNN
-from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, Proposals, RPNHead, fpn_anchors
-from detcore.necks.fpn import FPN
-from detcore.structures import Images, Target
+from detcore.ops.nms import PostProcess
+from detcore.ops.regions import Samples, assign_regions, sample_regions
+from detcore.options import forwards
+from detcore.structures import Images, Proposals, Target
 
 # Section 4: K_I and K_beta, how often the settings follow, and where they start.
 IOU_TOP, BETA_TOP = 75, 10
 INTERVAL = 100
 FIRST_IOU, LEAST_IOU = 0.5, 0.4
 MOST_BETA = 1.0
-RPN_NMS = 0.85  # leaves more and better proposals than the usual 0.7
 
 
 class DynamicSmoothL1(nn.Module):
@@ -49,7 +51,7 @@ class DynamicSmoothL1(nn.Module):
 
 
 class DynamicRoIHead(RoIHead):
-    """A region head that sets its IoU threshold and its box loss by what it sees (algorithm 1).
+    """An RoI head that sets its IoU threshold and its box loss by what it sees (algorithm 1).
 
     What it has seen is no part of the published state dict. It is held in buffers that checkpoints save aside.
 
@@ -65,8 +67,8 @@ class DynamicRoIHead(RoIHead):
     overlaps: Tensor
     errors: Tensor
 
-    def __init__(self, pool: MultiScaleRoIAlign, bbox_head: BoxHead, *, samples: int = 512):
-        super().__init__(pool, bbox_head, samples=samples)
+    def __init__(self, roi_align: MultiScaleRoIAlign, bbox_head: BoxHead, **options: Any):
+        super().__init__(roi_align, bbox_head, **options)
         self.register_buffer("threshold", torch.tensor(FIRST_IOU), persistent=False)
         self.register_buffer("seen", torch.tensor(0), persistent=False)
         self.register_buffer("overlaps", torch.full((INTERVAL,), torch.nan), persistent=False)
@@ -75,13 +77,10 @@ class DynamicRoIHead(RoIHead):
     def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
              targets: list[Target]) -> dict[str, Tensor]:
         """Losses of the regions sampled from the proposals; then the settings follow."""
-        regions = assign_regions(proposals, targets, IoUMatcher(self.threshold, self.threshold),
-                                 self.bbox_head.num_classes)
-        samples = sample_regions(regions, self.sampler)
-        _, boxes, image = samples.rois()
-        logits, deltas = self.bbox_head(self.region_features(features, boxes, image))
-        losses = self.bbox_head.loss(logits, deltas, samples)
-        self.observe(best_overlap(regions, targets), best_error(samples, self.bbox_head.stds))
+        assigned = assign_regions(proposals, targets, IoUMatcher(self.threshold, self.threshold), self.num_classes)
+        samples = sample_regions(assigned, self.sampler)
+        losses, _ = self.box_loss(features, samples.regions())
+        self.observe(best_overlap(assigned, targets), best_error(samples, self.bbox_head.stds))
         return losses
 
     @torch.no_grad()
@@ -102,33 +101,34 @@ class DynamicRoIHead(RoIHead):
 
 
 @torch.no_grad()
-def best_overlap(regions: Samples, targets: list[Target]) -> Tensor:
+def best_overlap(assigned: Samples, targets: list[Target]) -> Tensor:
     """Mean over the images of the `IOU_TOP`-th largest IoU that a region has with an object (section 3.2)."""
-    truth, _, truth_valid = pad_targets(targets)
-    overlap = box.pairwise_iou(regions.boxes, truth).masked_fill(~truth_valid[:, None], 0).amax(2)
+    gt_boxes, _, gt_valid = pad_targets(targets)
+    overlap = box.pairwise_iou(assigned.boxes, gt_boxes).masked_fill(~gt_valid[:, None], 0).amax(2)
     # The objects' own boxes are regions too, and overlap themselves wholly.
-    overlap = overlap.masked_fill(regions.is_truth, 1.0).masked_fill(~regions.valid, -1.0)
-    place = regions.valid.sum(1).clamp(min=1, max=IOU_TOP) - 1
-    return overlap.sort(1, descending=True).values.gather(1, place[:, None]).clamp(min=0).mean()
+    overlap = overlap.masked_fill(assigned.is_gt, 1.0).masked_fill(~assigned.valid, -1.0)
+    rank = assigned.valid.sum(1).clamp(min=1, max=IOU_TOP) - 1
+    best = overlap.topk(min(IOU_TOP, overlap.shape[1]), 1).values
+    return best.gather(1, rank[:, None]).clamp(min=0).mean()
 
 
 @torch.no_grad()
 def best_error(samples: Samples, stds: Sequence[float]) -> Tensor:
     """The `BETA_TOP`-th smallest error of the positives' centres an image, in units of the offsets (section 3.3)."""
-    error = box.encode(samples.boxes, samples.truth, stds)[..., :2].abs().mean(-1)
+    error = box.encode(samples.boxes, samples.gt_boxes, stds)[..., :2].abs().mean(-1)
     ordered = error.masked_fill(~samples.positive, torch.inf).flatten().sort().values
-    place = samples.positive.sum().clamp(min=1, max=BETA_TOP * len(samples.boxes)) - 1
-    found = ordered[place[None]][0]
-    return torch.where(found.isfinite(), found, torch.nan)
+    rank = samples.positive.sum().clamp(min=1, max=BETA_TOP * len(samples.boxes)) - 1
+    smallest = ordered[rank[None]][0]
+    return torch.where(smallest.isfinite(), smallest, torch.nan)
 
 
-def dynamic_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-                 anchor_scale: float = 8, samples: int = 512, rpn_samples: int = 256, sampling: int = 0,
-                 train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST) -> FasterRCNN:
-    """Dynamic R-CNN; options as in `faster_rcnn`."""
-    train_limits, test_limits = (replace(limits, iou=RPN_NMS) for limits in (train_limits, test_limits))
-    rpn_head = RPNHead(width, fpn_anchors(anchor_scale), samples=rpn_samples, train_limits=train_limits,
-                       test_limits=test_limits)
-    bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=DynamicSmoothL1())
-    head = DynamicRoIHead(MultiScaleRoIAlign(sampling=sampling), bbox_head, samples=samples)
-    return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
+@forwards(fpn_rpn_head)
+def dynamic_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
+                 sampling_ratio: int = 0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+                 max_detections: int = 100, rpn_nms_threshold: float = 0.85, **rpn_options: Any) -> TwoStageDetector:
+    """Dynamic R-CNN, whose RPN leaves more and better proposals than usual; options as in `faster_rcnn`."""
+    rpn_head = fpn_rpn_head(width, rpn_nms_threshold=rpn_nms_threshold, **rpn_options)
+    head = DynamicRoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio),
+                          BoxHead(width, num_classes, hidden=hidden, box_loss=DynamicSmoothL1()), samples=samples,
+                          postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)

@@ -17,41 +17,36 @@ from detcore.detectors import TwoStageDetector
 from detcore.layers.conv import Block, ConvBlock
 from detcore.layers.roi_align import MultiScaleRoIAlign
 from detcore.methods.fast_rcnn import BoxHead, RoIHead
-from detcore.methods.rpn import FPN_STRIDES, RPNHead, fpn_anchors, single_map_anchors
+from detcore.methods.rpn import RPNHead, fpn_rpn_head, single_map_anchors
 from detcore.necks.fpn import FPN
 from detcore.ops.losses import l1
 from detcore.ops.nms import PostProcess, ProposalSettings
+from detcore.options import forwards
 
 
+@forwards(fpn_rpn_head)
 def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-                anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False,
-                box_weight: float = 1.0, hard_examples: bool = False, block: Block = ConvBlock, box_convs: int = 0,
-                samples: int = 512, rpn_samples: int = 256, sampling_ratio: int = 0, score_threshold: float = 0.05,
+                box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False, box_weight: float = 1.0,
+                hard_examples: bool = False, block: Block = ConvBlock, box_convs: int = 0, samples: int = 512,
+                sampling_ratio: int = 0, roi_align: MultiScaleRoIAlign | None = None, score_threshold: float = 0.05,
                 nms_threshold: float = 0.5, max_detections: int = 100, soft_nms: bool = False,
-                rpn_pre_nms_top_n_train: int = 2000, rpn_pre_nms_top_n_test: int = 1000,
-                rpn_post_nms_top_n_train: int = 1000, rpn_post_nms_top_n_test: int = 1000,
-                rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
+                **rpn_options: Any) -> TwoStageDetector:
     """Faster R-CNN on a feature pyramid.
 
     Args:
         width, hidden: channels of the pyramid and of the box head's layers.
-        anchor_scale: side of an anchor in strides.
         box_loss, decoded, box_weight: loss of the box head's boxes; `decoded` if it compares boxes, not offsets.
         hard_examples: online hard example mining.
         block: the convolutions of pyramid and box head; box_convs: how many the box head has before its layer.
-        samples, rpn_samples: regions and anchors that train, an image.
-        sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
+        samples: regions that train, an image.
+        sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`); roi_align: another pooling of regions.
         score_threshold, nms_threshold, max_detections, soft_nms: which detections are kept (see `PostProcess`).
-        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test, rpn_post_nms_top_n_train, rpn_post_nms_top_n_test,
-            rpn_nms_threshold: which proposals are kept (see `ProposalSettings`).
+        rpn_options: as in `fpn_rpn_head`.
     """
-    rpn_head = RPNHead(width, fpn_anchors(anchor_scale),
-                       ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
-                       ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),
-                       samples=rpn_samples)
+    rpn_head = fpn_rpn_head(width, **rpn_options)
     bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, decoded=decoded, box_weight=box_weight,
                         convs=box_convs, block=block)
-    head = RoIHead(MultiScaleRoIAlign(FPN_STRIDES[:4], sampling_ratio=sampling_ratio), bbox_head, samples=samples,
+    head = RoIHead(roi_align or MultiScaleRoIAlign(sampling_ratio=sampling_ratio), bbox_head, samples=samples,
                    hard_examples=hard_examples,
                    postprocess=PostProcess(score_threshold, nms_threshold, max_detections, soft_nms=soft_nms))
     return TwoStageDetector(backbone, FPN(backbone.channels, width, block=block), rpn_head, head)

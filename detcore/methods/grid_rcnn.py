@@ -1,6 +1,6 @@
 """Grid R-CNN: Lu et al., "Grid R-CNN", 2019, with the faster form of "Grid R-CNN Plus", 2019.
 
-A region head usually regresses a box: four numbers from one vector, in which where things are has been lost. Grid
+A box head usually regresses a box: four numbers from one vector, in which where things are has been lost. Grid
 R-CNN finds the box by points instead. A fully convolutional head draws a heat map for each point of a 3 x 3 grid on
 the object, and the best place of each is read off. Points that share a border of the box vote on where it is. Each
 point's features also take up those of its neighbours (first order) and of theirs (second order), so that a point on
@@ -15,17 +15,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.layers.init import init_normal
+from detcore.detectors import TwoStageDetector
+from detcore.layers.init import init_normal, kaiming_normal, prior_bias
 from detcore.layers.roi_align import MultiScaleRoIAlign
-from detcore.ops.losses import SmoothL1, binary_cross_entropy, reduce_mean
-from detcore.methods.fast_rcnn import BoxHead, Keep, RoIHead, Samples, pick_detections
-from detcore.methods.faster_rcnn import FasterRCNN
-from detcore.methods.mask_rcnn import concatenate, positive_slots
-from detcore.methods.rpn import FPN_TEST, Limits, Proposals, RPNHead, fpn_anchors
+from detcore.methods.fast_rcnn import BoxHead, RoIHead
+from detcore.methods.rpn import fpn_rpn_head
 from detcore.necks.fpn import FPN
-from detcore.structures import Detections, Images, Target
+from detcore.ops import boxes as box
+from detcore.ops.losses import SmoothL1, binary_cross_entropy, reduce_mean
+from detcore.ops.nms import PostProcess, region_detections
+from detcore.ops.regions import Regions, flat_detections, flat_proposals
+from detcore.options import forwards
+from detcore.structures import Detections, Images, Proposals, Target
 
 SIDE = 3  # points in each direction of the grid
 POINTS = SIDE**2
@@ -40,8 +42,7 @@ RADIUS = 1  # a true point is a cross of this arm
 LOSS_WEIGHT = 15.0
 JITTER = 0.15  # training regions are moved and resized at random by this share
 MOST_REGIONS = 192  # that train the grid, in a batch
-KEEP = Keep(score=0.03, iou=0.3)
-TRAIN = Limits(2000, 2000)
+RPN_BOX_LOSS = SmoothL1(1 / 9)
 
 # Points are numbered by column, then row; neighbours are left, above, below, right.
 NEIGHBOURS = tuple(
@@ -50,23 +51,11 @@ NEIGHBOURS = tuple(
     for i in range(SIDE) for j in range(SIDE))
 
 
-class ClassHead(BoxHead):
-    """A box head without boxes."""
-
-    def __init__(self, in_channels: int, num_classes: int, *, hidden: int = 1024):
-        super().__init__(in_channels, num_classes, hidden=hidden)
-        del self.fc_reg
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """Class logits [r, C + 1] of region maps [r, c, s, s]."""
-        return self.fc_cls(self.vector(x))
-
-
 class GridHead(nn.Module):
     """Heat maps of the grid's points (section 3.1), with feature fusion (section 3.3).
 
     Args:
-        in_channels: of the region's map; convs: number of 3x3 convolutions; channels: of each point.
+        in_channels: channels of the region's map; convs: number of 3x3 convolutions; channels: those of each point.
     """
 
     def __init__(self, in_channels: int, *, convs: int = CONVS, channels: int = CHANNELS):
@@ -81,9 +70,9 @@ class GridHead(nn.Module):
             for _ in range(2))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                kaiming_normal(module.weight)
         init_normal(self.deconv1, 0.001)
-        init_normal(self.deconv2, 0.001, -math.log(0.99 / 0.01))  # nearly no place is a point
+        init_normal(self.deconv2, 0.001, prior_bias(0.01))  # nearly no place is a point
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Heat maps [r, points, PART, PART] of region maps [r, c, POOLED, POOLED]: with fusion and without."""
@@ -131,20 +120,20 @@ def part_origins(device: torch.device) -> tuple[Tensor, Tensor]:
     return start.repeat_interleave(SIDE), start.repeat(SIDE)
 
 
-def grid_targets(boxes: Tensor, truth: Tensor) -> Tensor:
+def grid_targets(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """Heat maps [r, points, PART, PART] of objects [r, 4] seen from regions [r, 4]: a small cross at each point.
 
     Regions of hardly any size have no points.
     """
-    size = 2 * (boxes[:, 2:] - boxes[:, :2])  # the map covers the region and as much around it
+    size = 2 * box.sizes(boxes)  # the map covers the region and as much around it
     start = boxes[:, :2] - size / 4
     ratio = torch.arange(SIDE, device=boxes.device) / (SIDE - 1)
-    grid = truth[:, None, :2] * (1 - ratio[:, None]) + truth[:, None, 2:] * ratio[:, None]
+    grid = gt_boxes[:, None, :2] * (1 - ratio[:, None]) + gt_boxes[:, None, 2:] * ratio[:, None]
     cell = ((grid - start[:, None]) / size[:, None].clamp(min=1e-6) * WHOLE).trunc()  # [r, side, 2]
     x0, y0 = part_origins(boxes.device)
-    at = torch.arange(PART, device=boxes.device)
-    across = (at + x0[:, None] - cell[..., 0].repeat_interleave(SIDE, 1)[..., None]).square()
-    down = (at + y0[:, None] - cell[..., 1].repeat(1, SIDE)[..., None]).square()
+    place = torch.arange(PART, device=boxes.device)
+    across = (place + x0[:, None] - cell[..., 0].repeat_interleave(SIDE, 1)[..., None]).square()
+    down = (place + y0[:, None] - cell[..., 1].repeat(1, SIDE)[..., None]).square()
     near = across[..., None, :] + down[..., :, None] <= RADIUS**2
     return (near & (size > SIDE).all(1)[:, None, None, None]).float()
 
@@ -157,90 +146,100 @@ def grid_boxes(heat: Tensor, boxes: Tensor) -> Tensor:
     score, place = heat.float().sigmoid().flatten(2).max(2)
     x0, y0 = part_origins(boxes.device)
     cell = torch.stack([place % PART + x0, place // PART + y0], -1) + 0.5
-    size = boxes[:, 2:] - boxes[:, :2]
-    at = (cell / PART * size[:, None] + (boxes[:, :2] - size / 2)[:, None]).view(-1, SIDE, SIDE, 2)
+    size = box.sizes(boxes)
+    point = (cell / PART * size[:, None] + (boxes[:, :2] - size / 2)[:, None]).view(-1, SIDE, SIDE, 2)
     score = score.view(-1, SIDE, SIDE)
 
     def vote(x: Tensor, weight: Tensor) -> Tensor:
         return (x * weight).sum(1) / weight.sum(1)
 
-    return torch.stack([vote(at[:, 0, :, 0], score[:, 0]), vote(at[:, :, 0, 1], score[:, :, 0]),
-                        vote(at[:, -1, :, 0], score[:, -1]), vote(at[:, :, -1, 1], score[:, :, -1])], 1)
+    return torch.stack([vote(point[:, 0, :, 0], score[:, 0]), vote(point[:, :, 0, 1], score[:, :, 0]),
+                        vote(point[:, -1, :, 0], score[:, -1]), vote(point[:, :, -1, 1], score[:, :, -1])], 1)
 
 
 def jitter(boxes: Tensor, amount: float, sizes: Tensor) -> Tensor:
     """Boxes [r, 4] moved and resized at random by a share of their size, inside images of sizes (h, w) [r, 2]."""
     shift, stretch = torch.empty_like(boxes).uniform_(-amount, amount).split(2, 1)
-    size = boxes[:, 2:] - boxes[:, :2]
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2 + size * shift, size * (1 + stretch) / 2
-    return box.clip(torch.cat([centre - half, centre + half], 1), sizes - 1)
+    size = box.sizes(boxes)
+    center, half = box.centers(boxes) + size * shift, size * (1 + stretch) / 2
+    return box.clip(torch.cat([center - half, center + half], 1), sizes - 1)
 
 
 class GridRoIHead(RoIHead):
-    """A region head that classifies, and finds boxes by grid points.
+    """An RoI head that classifies, and finds boxes by grid points.
+
+    Args:
+        bbox_head: a box head without boxes.
+        grid_roi_align: region features for the grid.
+        most_regions: that train the grid in a batch; None for all.
+        options: as in `RoIHead`.
 
     Attributes:
-        jitter: share by which training regions are moved; most_regions: that train the grid in a batch, None for all.
+        jitter: share by which training regions are moved.
     """
 
-    bbox_head: ClassHead
-
-    def __init__(self, pool: MultiScaleRoIAlign, bbox_head: ClassHead, grid_pool: MultiScaleRoIAlign, grid_head: GridHead, *,
-                 samples: int = 512, most_regions: int | None = MOST_REGIONS):
-        super().__init__(pool, bbox_head, samples=samples, low_quality=True, keep=KEEP)
-        self.grid_pool, self.grid_head = grid_pool, grid_head
+    def __init__(self, roi_align: MultiScaleRoIAlign, bbox_head: BoxHead, grid_head: GridHead,
+                 grid_roi_align: MultiScaleRoIAlign, *, most_regions: int | None = MOST_REGIONS, **options: Any):
+        super().__init__(roi_align, bbox_head, **options)
+        self.grid_head, self.grid_roi_align = grid_head, grid_roi_align
         self.jitter, self.most_regions = JITTER, most_regions
+
+    def classify(self, features: Sequence[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Class logits [r, C + 1] of boxes [r, 4] on images [r]."""
+        return self.bbox_head.fc_cls(self.bbox_head.embed(self.region_features(features, boxes, image)))
 
     def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
              targets: list[Target]) -> dict[str, Tensor]:
         """Losses of the classes and of the grid."""
         samples = self.sample(features, proposals, targets)
-        _, boxes, image = samples.rois()
-        losses = self.bbox_head.class_loss(self.bbox_head(self.region_features(features, boxes, image)), samples)
-        return losses | {"loss_grid": self.grid_loss(features, samples, images)}
+        regions, positives = samples.regions(), samples.positives(self.sampler.max_positives)
+        logits = self.classify(features, regions.boxes, regions.image)
+        self.diagnostics = self.bbox_head.accuracy(logits, regions)
+        return self.bbox_head.class_loss(logits, regions) | {"loss_grid": self.grid_loss(features, positives, images)}
 
-    def grid_loss(self, features: Sequence[Tensor], samples: Samples, images: Images) -> Tensor:
+    def grid_loss(self, features: Sequence[Tensor], positives: Regions, images: Images) -> Tensor:
         """Cross-entropy of the heat maps of positive regions, with fusion and without."""
-        index = positive_slots(samples, self.sampler.max_positives)
-        positive = samples.positive.flatten()[index]
-        if self.most_regions is not None and len(index) > self.most_regions:
-            chosen = (torch.rand(len(index), device=index.device) + positive).topk(self.most_regions).indices
-            index, positive = index[chosen], positive[chosen]
-        boxes, image = samples.boxes.flatten(0, 1)[index], index // samples.valid.shape[1]
+        if self.most_regions is not None and len(positives.index) > self.most_regions:
+            priority = torch.rand(len(positives.index), device=positives.index.device) + positives.positive
+            positives = positives.at(priority.topk(self.most_regions).indices)
+        boxes = positives.boxes
         if self.jitter:
-            boxes = jitter(boxes, self.jitter, box.size_tensor(images.sizes, boxes)[image])
-        wanted = grid_targets(boxes, samples.truth.flatten(0, 1)[index])
-        maps = self.grid_head(self.grid_pool(features, boxes, image))
-        error = sum(binary_cross_entropy(heat, wanted).mean((1, 2, 3)) for heat in maps)
-        count = reduce_mean(positive.sum().float()).clamp(min=1)
-        return LOSS_WEIGHT * (error * positive).sum() / count
+            boxes = jitter(boxes, self.jitter, box.size_tensor(images.sizes, boxes)[positives.image])
+        target = grid_targets(boxes, positives.gt_boxes)
+        maps = self.grid_head(self.grid_roi_align(features, boxes, positives.image))
+        error = sum(binary_cross_entropy(heat, target).mean((1, 2, 3)) for heat in maps)
+        count = reduce_mean(positives.positive.sum().float()).clamp(min=1)
+        return LOSS_WEIGHT * (error * positives.positive).sum() / count
 
-    def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images) -> list[Detections]:
+    def detect(self, features: Sequence[Tensor], proposals: Proposals, images: Images) -> list[Detections]:
         """Detections in the network's input: proposals that have a class, their boxes found by the grid."""
-        index = proposals.valid.flatten().nonzero()[:, 0]
-        boxes, image = proposals.boxes.flatten(0, 1)[index], index // proposals.valid.shape[1]
-        scores = self.bbox_head.scores(self.bbox_head(self.region_features(features, boxes, image)))
-        boxes = box.clip(boxes, box.size_tensor(images.sizes, boxes)[image])
-        found = pick_detections(boxes[:, None], scores, image, len(images), self.keep)
-        boxes, _, image = concatenate(found)
+        boxes, image, sizes = flat_proposals(proposals, images)
+        scores = self.bbox_head.scores(self.classify(features, boxes, image))
+        boxes = box.clip(boxes, sizes)
+        detections = region_detections(boxes[:, None], scores, image, len(images), self.postprocess)
+        boxes, _, image = flat_detections(detections)
         if len(boxes):
-            heat, _ = self.grid_head(self.grid_pool(features, boxes, image))
+            heat, _ = self.grid_head(self.grid_roi_align(features, boxes, image))
             boxes = grid_boxes(heat, boxes)
-        for one, better in zip(found, boxes.split([len(d) for d in found])):
+        for one, better in zip(detections, boxes.split([len(d) for d in detections])):
             one.boxes = better
-        return found
+        return detections
 
 
+@forwards(fpn_rpn_head)
 def grid_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-              anchor_scale: float = 8, grid_convs: int = CONVS, grid_channels: int = CHANNELS, samples: int = 512,
-              most_regions: int = MOST_REGIONS, rpn_samples: int = 256, sampling: int = 0,
-              train_limits: Limits = TRAIN, test_limits: Limits = FPN_TEST) -> FasterRCNN:
+              grid_convs: int = CONVS, grid_channels: int = CHANNELS, samples: int = 512,
+              most_regions: int = MOST_REGIONS, sampling_ratio: int = 0, score_threshold: float = 0.03,
+              nms_threshold: float = 0.3, max_detections: int = 100, border: int = 0,
+              rpn_box_loss: SmoothL1 = RPN_BOX_LOSS, rpn_post_nms_top_n_train: int = 2000,
+              **rpn_options: Any) -> TwoStageDetector:
     """Grid R-CNN; options as in `faster_rcnn`, `GridHead` and `GridRoIHead`."""
-    options: dict[str, Any] = dict(train_limits=train_limits, test_limits=test_limits)
-    rpn_head = RPNHead(width, fpn_anchors(anchor_scale), border=0, box_loss=SmoothL1(1 / 9), samples=rpn_samples,
-                       **options)
-    head = GridRoIHead(MultiScaleRoIAlign(sampling=sampling), ClassHead(width, num_classes, hidden=hidden),
-                       MultiScaleRoIAlign(size=POOLED, sampling=sampling),
-                       GridHead(width, convs=grid_convs, channels=grid_channels), samples=samples,
-                       most_regions=most_regions)
-    return FasterRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
+    rpn_head = fpn_rpn_head(width, border=border, rpn_box_loss=rpn_box_loss,
+                            rpn_post_nms_top_n_train=rpn_post_nms_top_n_train, **rpn_options)
+    head = GridRoIHead(
+        MultiScaleRoIAlign(sampling_ratio=sampling_ratio), BoxHead(width, num_classes, hidden=hidden, boxes=False),
+        GridHead(width, convs=grid_convs, channels=grid_channels),
+        MultiScaleRoIAlign(output_size=POOLED, sampling_ratio=sampling_ratio), samples=samples,
+        most_regions=most_regions, low_quality=True,
+        postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)

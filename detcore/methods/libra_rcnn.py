@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
+from detcore.detectors import OneStageDetector, TwoStageDetector
 from detcore.layers.conv import ConvBlock
 from detcore.layers.init import init_normal
 from detcore.layers.roi_align import MultiScaleRoIAlign
-from detcore.ops.matching import BACKGROUND, Sampler, pad_targets
-from detcore.methods.fast_rcnn import BoxHead, FastRCNN, RoIHead, Samples, assign_regions, sample_regions
-from detcore.methods.faster_rcnn import FasterRCNN
-from detcore.methods.retinanet import RetinaHead, RetinaNet
-from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, Proposals, RPNHead, fpn_anchors
+from detcore.methods.fast_rcnn import BoxHead, RoIHead
+from detcore.methods.retinanet import RetinaHead
+from detcore.methods.rpn import RPNHead, fpn_rpn_head
 from detcore.necks.fpn import FPN
-from detcore.structures import Target
+from detcore.ops import boxes as box
+from detcore.ops.matching import BACKGROUND, Sampler, pad_targets
+from detcore.ops.nms import PostProcess
+from detcore.ops.regions import Samples, assign_regions, sample_regions
+from detcore.options import forwards
+from detcore.structures import Proposals, Target
 
 IOU_BINS = 3
-NEGATIVES_PER_POSITIVE = 5  # of RPN, at most
 ALPHA, GAMMA = 0.5, 1.5
 
 
@@ -44,39 +47,39 @@ def rank_within(group: Tensor, groups: int) -> Tensor:
     return torch.empty_like(place).scatter(1, order, place)
 
 
-def balanced_priority(match: Tensor, overlap: Tensor, sampler: Sampler) -> Tensor:
+def balanced_priority(matched: Tensor, overlap: Tensor, sampler: Sampler) -> Tensor:
     """What is to be sampled first: [N, R] at random, with one more for those within their bin's or object's share.
 
     Args:
-        match: [N, R] as from a matcher; overlap: [N, R, G] IoU of every region with every object.
+        matched: [N, R] as from a matcher; overlap: [N, R, G] IoU of every region with every object.
     """
     assert sampler.number is not None and sampler.max_positives is not None
-    positive, negative = match >= 0, match == BACKGROUND
+    positive, negative = matched >= 0, matched == BACKGROUND
     # Negatives: bins of equal width, up to the largest IoU of the image.
     best, objects = overlap.amax(2), overlap.shape[2]
     width = best.amax(1, keepdim=True) / IOU_BINS
     bins = (best / width.clamp(min=1e-6)).long().clamp(max=IOU_BINS - 1).masked_fill(~negative, IOU_BINS)
-    wanted = sampler.number - positive.sum(1, keepdim=True).clamp(max=sampler.max_positives)
-    first = negative & (rank_within(bins, IOU_BINS + 1) < wanted // IOU_BINS)
+    room = sampler.number - positive.sum(1, keepdim=True).clamp(max=sampler.max_positives)
+    first = negative & (rank_within(bins, IOU_BINS + 1) < room // IOU_BINS)
     # Positives: as many of each object that has any.
-    owner = match.masked_fill(~positive, objects)
-    found = torch.zeros(len(match), objects + 1, device=match.device).scatter(1, owner, 1.0)[:, :objects]
-    share = (sampler.max_positives / found.sum(1, keepdim=True).clamp(min=1)).round() + 1
+    owner = matched.masked_fill(~positive, objects)
+    owns = torch.zeros(len(matched), objects + 1, device=matched.device).scatter(1, owner, 1.0)[:, :objects]
+    share = (sampler.max_positives / owns.sum(1, keepdim=True).clamp(min=1)).round() + 1
     first |= positive & (rank_within(owner, objects + 1) < share)
-    return torch.rand(match.shape, device=match.device) + first
+    return torch.rand(matched.shape, device=matched.device) + first
 
 
 class LibraRoIHead(RoIHead):
-    """A region head whose samples are balanced."""
+    """An RoI head whose samples are balanced."""
 
     def sample(self, features: Sequence[Tensor], proposals: Proposals, targets: list[Target]) -> Samples:
         """The regions that train."""
-        regions = assign_regions(proposals, targets, self.matcher, self.bbox_head.num_classes)
+        assigned = assign_regions(proposals, targets, self.matcher, self.num_classes)
         if self.sampler.number is None:
-            return sample_regions(regions, self.sampler)
-        truth, _, truth_valid = pad_targets(targets)
-        overlap = box.pairwise_iou(regions.boxes, truth) * (truth_valid[:, None, :] & regions.valid[:, :, None])
-        return sample_regions(regions, self.sampler, balanced_priority(regions.match, overlap, self.sampler))
+            return sample_regions(assigned, self.sampler)
+        gt_boxes, _, gt_valid = pad_targets(targets)
+        overlap = box.pairwise_iou(assigned.boxes, gt_boxes) * (gt_valid[:, None, :] & assigned.valid[:, :, None])
+        return sample_regions(assigned, self.sampler, balanced_priority(assigned.matched, overlap, self.sampler))
 
 
 # Balanced feature pyramid (section 3.2)
@@ -103,7 +106,7 @@ class BalancedPyramid(nn.Module):
     """All levels averaged at one size, refined, and added to each (figure 4).
 
     Args:
-        channels: of every level.
+        channels: channels of every level.
         level: whose size is the common one.
     """
 
@@ -145,32 +148,35 @@ class BalancedL1:
         return torch.where(error < self.beta, inlier, outlier)
 
 
-def _roi_head(width: int, num_classes: int, hidden: int, samples: int, sampling: int) -> LibraRoIHead:
-    bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=BalancedL1())
-    return LibraRoIHead(MultiScaleRoIAlign(sampling=sampling), bbox_head, samples=samples)
-
-
 def libra_fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-                    samples: int = 512, sampling: int = 0) -> FastRCNN:
-    """Fast R-CNN in balance; options as in `fast_rcnn`."""
+                    samples: int = 512, sampling_ratio: int = 0, score_threshold: float = 0.05,
+                    nms_threshold: float = 0.5, max_detections: int = 100,
+                    rpn_head: RPNHead | None = None) -> TwoStageDetector:
+    """Fast R-CNN in balance; options as in `fast_rcnn`, and a head that proposes regions, if they are not given."""
     neck = nn.Sequential(FPN(backbone.channels, width), BalancedPyramid(width, level=2))
-    return FastRCNN(backbone, neck, _roi_head(width, num_classes, hidden, samples, sampling))
+    head = LibraRoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio),
+                        BoxHead(width, num_classes, hidden=hidden, box_loss=BalancedL1()), samples=samples,
+                        postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    return TwoStageDetector(backbone, neck, rpn_head, head)
 
 
+@forwards(fpn_rpn_head)
 def libra_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-                      anchor_scale: float = 8, samples: int = 512, rpn_samples: int = 256, sampling: int = 0,
-                      train_limits: Limits = FPN_TRAIN, test_limits: Limits = FPN_TEST) -> FasterRCNN:
-    """Faster R-CNN in balance; options as in `faster_rcnn`."""
-    neck = nn.Sequential(FPN(backbone.channels, width), BalancedPyramid(width, level=2))
-    rpn_head = RPNHead(width, fpn_anchors(anchor_scale), samples=rpn_samples, train_limits=train_limits,
-                       test_limits=test_limits, negatives_per_positive=NEGATIVES_PER_POSITIVE)
-    head = _roi_head(width, num_classes, hidden, samples, sampling)
-    return FasterRCNN(backbone, neck, rpn_head, head, num_classes)
+                      samples: int = 512, sampling_ratio: int = 0, score_threshold: float = 0.05,
+                      nms_threshold: float = 0.5, max_detections: int = 100, rpn_negatives_per_positive: int = 5,
+                      **rpn_options: Any) -> TwoStageDetector:
+    """Faster R-CNN in balance, whose RPN samples are too; options as in `faster_rcnn`."""
+    rpn_head = fpn_rpn_head(width, rpn_negatives_per_positive=rpn_negatives_per_positive, **rpn_options)
+    return libra_fast_rcnn(backbone, num_classes, width=width, hidden=hidden, samples=samples,
+                           sampling_ratio=sampling_ratio, score_threshold=score_threshold,
+                           nms_threshold=nms_threshold, max_detections=max_detections, rpn_head=rpn_head)
 
 
 def libra_retinanet(backbone: ResNet, num_classes: int = 80, *, width: int = 256, depth: int = 4,
-                    anchor_scale: float = 4) -> RetinaNet:
+                    anchor_scale: float = 4, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+                    max_detections: int = 100, pre_nms_top_n: int = 1000) -> OneStageDetector:
     """RetinaNet in balance (it samples nothing); options as in `retinanet`."""
     neck = nn.Sequential(FPN(backbone.channels, width, start=1, extra="input"), BalancedPyramid(width, level=1))
-    head = RetinaHead(width, num_classes, depth=depth, anchor_scale=anchor_scale, box_loss=BalancedL1(0.11))
-    return RetinaNet(backbone, neck, head)
+    head = RetinaHead(width, num_classes, depth=depth, anchor_scale=anchor_scale, box_loss=BalancedL1(0.11),
+                      postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
+    return OneStageDetector(backbone, neck, head)

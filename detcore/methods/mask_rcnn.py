@@ -18,12 +18,13 @@ from detcore.layers.conv import Block, ConvBlock
 from detcore.layers.init import init_weights, kaiming_normal
 from detcore.layers.roi_align import MultiScaleRoIAlign
 from detcore.methods.fast_rcnn import BoxHead, RoIHead
-from detcore.methods.rpn import RPNHead, fpn_anchors, single_map_anchors
+from detcore.methods.rpn import RPNHead, fpn_rpn_head, single_map_anchors
 from detcore.necks.fpn import FPN
 from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
 from detcore.ops.masks import paste_masks
 from detcore.ops.nms import PostProcess, ProposalSettings
 from detcore.ops.regions import Regions, flat_detections, mask_targets, of_class
+from detcore.options import forwards
 from detcore.structures import Detections, Images, Proposals, Target
 
 
@@ -106,11 +107,7 @@ class MaskRoIHead(RoIHead):
                 output_sizes: Sizes | None = None) -> list[Detections]:
         """Detections with masks over each whole image, in its `output_sizes` (h, w) or in the network's input."""
         detections = self.detect(features, proposals, images)
-        masks = self.masks(features, detections)
-        detections = rescaled(detections, images, output_sizes)
-        for one, mask, size in zip(detections, masks, output_sizes or images.sizes):
-            one.masks = paste_masks(mask, one.boxes, size)
-        return detections
+        return with_masks(detections, self.masks(features, detections), images, output_sizes)
 
     def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Tensor]:
         """For each image, mask probabilities [n, s, s] of its detections."""
@@ -119,35 +116,41 @@ class MaskRoIHead(RoIHead):
         return list(of_class(logits, labels).float().sigmoid().split([d.boxes.shape[0] for d in detections]))
 
 
+def with_masks(detections: list[Detections], masks: list[Tensor], images: Images,
+               output_sizes: Sizes | None) -> list[Detections]:
+    """Detections moved, in place, to their `output_sizes` (h, w), where their masks are pasted (section 3.2).
+
+    Args:
+        masks: for each image, probabilities [n, s, s] of its detections.
+    """
+    detections = rescaled(detections, images, output_sizes)
+    for one, mask, size in zip(detections, masks, output_sizes or images.sizes):
+        one.masks = paste_masks(mask, one.boxes, size)
+    return detections
+
+
+@forwards(fpn_rpn_head)
 def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-              anchor_scale: float = 8, box_loss: Callable[[Tensor, Tensor], Tensor] = l1,
-              rpn_box_loss: Callable[[Tensor, Tensor], Tensor] = l1, sampling_ratio: int = 0, aligned: bool = True,
-              block: Block = ConvBlock, box_convs: int = 0, samples: int = 512, rpn_samples: int = 256,
+              box_loss: Callable[[Tensor, Tensor], Tensor] = l1, sampling_ratio: int = 0, aligned: bool = True,
+              block: Block = ConvBlock, box_convs: int = 0, samples: int = 512,
               mask_predictor: type[nn.Conv2d] = nn.Conv2d, bbox_head: BoxHead | None = None,
               score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
-              class_agnostic_nms: bool = False, rpn_pre_nms_top_n_train: int = 2000,
-              rpn_pre_nms_top_n_test: int = 1000, rpn_post_nms_top_n_train: int = 1000,
-              rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
+              class_agnostic_nms: bool = False, **rpn_options: Any) -> TwoStageDetector:
     """Mask R-CNN on a feature pyramid.
 
     Args:
         width, hidden: channels of pyramid and mask head, and of the box head's layers.
-        anchor_scale: side of an anchor in strides.
-        box_loss, rpn_box_loss: losses of the box offsets.
+        box_loss: loss of the box head's offsets.
         sampling_ratio, aligned: how RoIAlign samples (see `MultiScaleRoIAlign`).
         block: the convolutions of pyramid and heads; box_convs: how many the box head has before its layer.
-        samples, rpn_samples: regions and anchors that train, an image.
+        samples: regions that train, an image.
         mask_predictor: kind of the mask head's last convolution; bbox_head: another box head.
         score_threshold, nms_threshold, max_detections, class_agnostic_nms: which detections are kept (see
             `PostProcess`).
-        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test, rpn_post_nms_top_n_train, rpn_post_nms_top_n_test,
-            rpn_nms_threshold: which proposals are kept (see `ProposalSettings`).
+        rpn_options: as in `fpn_rpn_head`.
     """
     align: dict[str, Any] = dict(sampling_ratio=sampling_ratio, aligned=aligned)
-    rpn_head = RPNHead(width, fpn_anchors(anchor_scale),
-                       ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
-                       ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),
-                       box_loss=rpn_box_loss, samples=rpn_samples)
+    rpn_head = fpn_rpn_head(width, **rpn_options)
     # Unlike Faster R-CNN's, objects that no region overlaps enough keep their best one, as published.
     head = MaskRoIHead(
         MultiScaleRoIAlign(**align),

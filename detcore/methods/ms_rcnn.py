@@ -15,33 +15,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
+from detcore.detectors import TwoStageDetector
 from detcore.layers.init import init_normal, init_weights, kaiming_normal
 from detcore.layers.roi_align import MultiScaleRoIAlign
+from detcore.methods.fast_rcnn import BoxHead
+from detcore.methods.mask_rcnn import MaskHead, MaskRoIHead
+from detcore.methods.rpn import fpn_rpn_head
+from detcore.necks.fpn import FPN
 from detcore.ops.losses import reduce_mean
 from detcore.ops.masks import bitmaps
-from detcore.methods.fast_rcnn import BoxHead, Samples
-from detcore.methods.mask_rcnn import (
-    THRESHOLD,
-    MaskHead,
-    MaskRCNN,
-    MaskRoIHead,
-    concatenate,
-    mask_targets,
-    of_class,
-)
-from detcore.methods.rpn import FPN_TEST, FPN_TRAIN, Limits, RPNHead, fpn_anchors
-from detcore.necks.fpn import FPN
+from detcore.ops.nms import PostProcess
+from detcore.ops.regions import Regions, flat_detections, mask_targets, of_class
+from detcore.options import forwards
 from detcore.structures import Detections, Target
 
 CONVS = 4
 LOSS_WEIGHT = 0.5
+DRAWN = 0.5  # what a mask's logits exceed inside, in training: not its probabilities, as published
 
 
 class MaskIoUHead(nn.Module):
     """Regresses the IoU of a drawn mask with its object, for every class (section 3.2).
 
     Args:
-        in_channels: of the region's map, [14, 14]; width: of the convolutions; hidden: of the layers.
+        in_channels: channels of the region's map; size: its side.
+        width: channels of the convolutions; hidden: those of the layers.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, hidden: int = 1024, size: int = 14):
@@ -65,26 +63,25 @@ class MaskIoUHead(nn.Module):
         return self.fc_mask_iou(x)
 
 
-def iou_targets(logits: Tensor, wanted: Tensor, inside: Tensor) -> Tensor:
+def iou_targets(logits: Tensor, target: Tensor, inside: Tensor) -> Tensor:
     """[r] IoU of drawn masks with whole objects, of which regions may see only a part (section 3.3).
 
     Args:
-        logits: [r, s, s] mask logits; wanted: [r, s, s] the object's mask within the region.
+        logits: [r, s, s] mask logits; target: [r, s, s] the object's mask within the region.
         inside: [r] the share of the object that is within the region.
     """
-    drawn = (logits > THRESHOLD).float()  # as published: the logit, not the probability
-    overlap = (drawn * wanted).sum((1, 2))
-    whole = wanted.sum((1, 2)) / (inside + 1e-7)
+    drawn = (logits > DRAWN).float()
+    overlap = (drawn * target).sum((1, 2))
+    whole = target.sum((1, 2)) / (inside + 1e-7)
     return overlap / (drawn.sum((1, 2)) + whole - overlap).clamp(min=1e-6)
 
 
-def share_inside(targets: list[Target], samples: Samples, index: Tensor) -> Tensor:
-    """[r] the share of each positive region's object that lies within the region; index as `positive_slots` gives it.
+def share_inside(targets: list[Target], regions: Regions) -> Tensor:
+    """[r] the share of each region's object that lies within the region.
 
     Sums over boxes come from a table of sums over all upper left corners.
     """
-    size = samples.positive.shape[1]
-    boxes, image = samples.boxes.flatten(0, 1)[index], index // size
+    boxes = regions.boxes
     masks = bitmaps([t.masks for t in targets], boxes.device)
     counts = torch.tensor([0] + [len(m) for m in masks[:-1]]).cumsum(0).to(boxes.device, non_blocking=True)
     stacked = torch.cat([*masks, masks[0].new_zeros(1, *masks[0].shape[1:])])  # never empty
@@ -94,57 +91,58 @@ def share_inside(targets: list[Target], samples: Samples, index: Tensor) -> Tens
     limit = torch.tensor([w, h, w, h]).to(boxes.device, non_blocking=True)
     x1, y1, x2, y2 = torch.minimum(corner.clamp(min=0), limit).unbind(1)
     x2, y2 = x2.maximum(x1 + 1).clamp(max=w), y2.maximum(y1 + 1).clamp(max=h)
-    one = (counts[image] + samples.match.flatten()[index].clamp(min=0)).clamp(max=len(stacked) - 1)
-    within = table[one, y2, x2] - table[one, y1, x2] - table[one, y2, x1] + table[one, y1, x1]
-    return within / (table[one, h, w] + 1e-7)
+    index = (counts[regions.image] + regions.matched).clamp(max=len(stacked) - 1)
+    within = table[index, y2, x2] - table[index, y1, x2] - table[index, y2, x1] + table[index, y1, x1]
+    return within / (table[index, h, w] + 1e-7)
 
 
 class MaskScoringRoIHead(MaskRoIHead):
-    """The region head with masks, and a head that scores them.
+    """The RoI head with masks, and a head that scores them.
 
     Args:
-        mask_iou_head: scores masks.
+        mask_iou_head: scores masks. Others as in `MaskRoIHead`.
     """
 
     def __init__(self, *args: Any, mask_iou_head: MaskIoUHead, **options: Any):
         super().__init__(*args, **options)
         self.mask_iou_head = mask_iou_head
 
-    def mask_loss(self, maps: Tensor, samples: Samples, index: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+    def mask_loss(self, maps: Tensor, positives: Regions, targets: list[Target]) -> dict[str, Tensor]:
         """Loss of the masks, and squared error of their IoU where they meet the object at all."""
-        labels, positive = samples.labels.flatten()[index], samples.positive.flatten()[index]
-        wanted, logits = mask_targets(targets, samples, index, self.mask_size), self.mask_head(maps)
-        mine = of_class(logits, labels)
-        iou = of_class(self.mask_iou_head(maps, mine), labels).float()
-        true_iou = iou_targets(mine.detach(), wanted, share_inside(targets, samples, index))
+        labels, positive = positives.labels, positives.positive
+        target, logits = mask_targets(targets, positives, self.mask_size), self.mask_head(maps)
+        own = of_class(logits, labels)
+        iou = of_class(self.mask_iou_head(maps, own), labels).float()
+        true_iou = iou_targets(own.detach(), target, share_inside(targets, positives))
         meets = (true_iou > 0) & positive
         error = ((iou - true_iou).square() * meets).sum() / reduce_mean(meets.sum().float()).clamp(min=1)
-        return {"loss_mask": self.mask_head.loss(logits, labels, wanted, positive),
+        return {"loss_mask": self.mask_head.loss(logits, labels, target, positive),
                 "loss_mask_iou": LOSS_WEIGHT * error}
 
-    def masks(self, features: Sequence[Tensor], found: list[Detections]) -> list[Tensor]:
+    def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Tensor]:
         """For each image, mask probabilities [n, s, s] of its detections, which are scored and sorted anew (in place).
         """
-        boxes, labels, image = concatenate(found)
+        boxes, labels, image = flat_detections(detections)
         maps = self.mask_features(features, boxes, image)
-        mine = of_class(self.mask_head(maps), labels)
-        iou = of_class(self.mask_iou_head(maps, mine), labels).float()
-        drawn, counts = [], [len(d) for d in found]
-        for one, mask, factor in zip(found, mine.float().sigmoid().split(counts), iou.split(counts)):
+        own = of_class(self.mask_head(maps), labels)
+        iou = of_class(self.mask_iou_head(maps, own), labels).float()
+        drawn, counts = [], [len(d) for d in detections]
+        for one, mask, factor in zip(detections, own.float().sigmoid().split(counts), iou.split(counts)):
             one.scores, order = (one.scores * factor).sort(descending=True)
             one.boxes, one.labels = one.boxes[order], one.labels[order]
             drawn.append(mask[order])
         return drawn
 
 
-def ms_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, anchor_scale: float = 8,
-            samples: int = 512, rpn_samples: int = 256, sampling: int = 0, train_limits: Limits = FPN_TRAIN,
-            test_limits: Limits = FPN_TEST) -> MaskRCNN:
+@forwards(fpn_rpn_head)
+def ms_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
+            sampling_ratio: int = 0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+            max_detections: int = 100, **rpn_options: Any) -> TwoStageDetector:
     """Mask Scoring R-CNN; options as in `mask_rcnn`."""
-    rpn_head = RPNHead(width, fpn_anchors(anchor_scale), samples=rpn_samples, train_limits=train_limits,
-                       test_limits=test_limits)
+    rpn_head = fpn_rpn_head(width, **rpn_options)
     head = MaskScoringRoIHead(
-        MultiScaleRoIAlign(sampling=sampling), BoxHead(width, num_classes, hidden=hidden),
-        MaskHead(width, num_classes, width=width), MultiScaleRoIAlign(size=14, sampling=sampling), samples=samples,
-        low_quality=True, mask_iou_head=MaskIoUHead(width, num_classes, width=width, hidden=hidden))
-    return MaskRCNN(backbone, FPN(backbone.channels, width), rpn_head, head, num_classes)
+        MultiScaleRoIAlign(sampling_ratio=sampling_ratio), BoxHead(width, num_classes, hidden=hidden),
+        MaskHead(width, num_classes, width=width), MultiScaleRoIAlign(output_size=14, sampling_ratio=sampling_ratio),
+        mask_iou_head=MaskIoUHead(width, num_classes, width=width, hidden=hidden), samples=samples, low_quality=True,
+        postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)

@@ -9,7 +9,6 @@ down best first, stuff fills what is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
+from detcore.detectors import Sizes, TwoStageDetector
 from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
 from detcore.layers.init import init_normal
-from detcore.methods.fast_rcnn import Keep
-from detcore.methods.mask_rcnn import MaskRCNN, mask_rcnn
+from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.options import forwards
 from detcore.structures import IGNORED, INSTANCE, Detections, Images, Target
 
 LEVELS = 4  # of the pyramid, from stride 4 to 32
@@ -29,7 +29,6 @@ CHANNELS = 128
 STRIDE = 4  # of the class map
 LOSS_WEIGHT = 0.5
 # Merging (section 4.3 of Kirillov et al., "Panoptic segmentation", 2019).
-KEEP = Keep(score=0.6, across_classes=True)
 OVERLAP = 0.5  # an object of which more than this share is covered already is dropped
 STUFF_AREA = 4096  # pixels; stuff that covers less is dropped
 
@@ -55,7 +54,7 @@ class SemanticHead(nn.Module):
     """The class of every pixel (section 3): stuff, and one class for all things, which comes last.
 
     Args:
-        in_channels: of the pyramid; channels: of the head.
+        in_channels: channels of the pyramid; channels: those of the head.
         things, stuff: number of classes of either kind.
     """
 
@@ -80,29 +79,29 @@ class SemanticHead(nn.Module):
         if any(t.semantic is None for t in targets):
             raise UsageError("This model learns the class of every pixel, but its targets have no class map: load the "
                              "data with its panoptic annotations.")
-        wanted = torch.stack([t.semantic for t in targets])[:, ::STRIDE, ::STRIDE]  # type: ignore[misc]
-        merged = torch.where(wanted < self.things, self.stuff, wanted - self.things)
-        merged = merged.masked_fill(wanted == IGNORED, IGNORED)
+        classes = torch.stack([t.semantic for t in targets])[:, ::STRIDE, ::STRIDE]  # type: ignore[misc]
+        target = torch.where(classes < self.things, self.stuff, classes - self.things)
+        target = target.masked_fill(classes == IGNORED, IGNORED)
         logits = self(features).float()
-        if logits.shape[2:] != merged.shape[1:]:
-            logits = F.interpolate(logits, size=merged.shape[1:], mode="bilinear", align_corners=False)
-        error = F.cross_entropy(logits, merged, ignore_index=IGNORED, reduction="none")
+        if logits.shape[2:] != target.shape[1:]:
+            logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
+        error = F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none")
         return {"loss_seg": LOSS_WEIGHT * error.mean()}
 
 
-def merge(found: Detections, stuff: Tensor, things: int, stuff_area: int = STUFF_AREA) -> Tensor:
+def merge(detections: Detections, stuff: Tensor, things: int, stuff_area: int = STUFF_AREA) -> Tensor:
     """One answer for each pixel, from objects and from stuff.
 
     Args:
-        found: objects with masks [n, h, w], best first.
+        detections: objects with masks [n, h, w], best first.
         stuff: [c + 1, h, w] logits of the stuff classes, then of things.
 
     Returns:
         int64 [h, w]: class + 1000 x instance number; things come before stuff, void is things + c.
     """
-    assert found.masks is not None
+    assert detections.masks is not None
     owner = torch.zeros(stuff.shape[1:], dtype=torch.long, device=stuff.device)
-    for number, mask in enumerate(found.masks, 1):  # each depends on those before it
+    for number, mask in enumerate(detections.masks, 1):  # each depends on those before it
         area = mask.sum()
         covered = (mask & (owner > 0)).sum() / (area + 1e-5)
         owner = torch.where(mask & (owner == 0) & (covered <= OVERLAP) & (area > 0), number, owner)
@@ -111,48 +110,52 @@ def merge(found: Detections, stuff: Tensor, things: int, stuff_area: int = STUFF
     seen = torch.zeros(void + 1, dtype=torch.long, device=stuff.device)
     seen = seen.index_add(0, classes.flatten(), (owner == 0).flatten().long())
     classes = torch.where((seen < stuff_area)[classes], void, classes) + things
-    labels = torch.cat([found.labels.new_zeros(1), found.labels])
+    labels = torch.cat([detections.labels.new_zeros(1), detections.labels])
     return torch.where(owner > 0, labels[owner] + INSTANCE * owner, classes)
 
 
-class PanopticFPN(MaskRCNN):
-    """Mask R-CNN with a semantic head; its detections carry the panoptic map.
+class PanopticFPN(TwoStageDetector):
+    """A detector with masks, and a semantic head; its detections carry the panoptic map.
 
-    Attributes:
+    Args:
         stuff_area: pixels of the output that stuff must cover.
     """
 
-    def __init__(self, parts: MaskRCNN, semantic_head: SemanticHead, stuff_area: int = STUFF_AREA):
-        super().__init__(parts.backbone, parts.neck, parts.rpn_head, parts.roi_head, parts.num_classes)
+    def __init__(self, backbone: nn.Module, neck: nn.Module, rpn_head: nn.Module, roi_head: nn.Module,
+                 semantic_head: SemanticHead, *, stuff_area: int = STUFF_AREA):
+        super().__init__(backbone, neck, rpn_head, roi_head)
         self.semantic_head, self.stuff_area = semantic_head, stuff_area
 
     def loss_from(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """The losses of Mask R-CNN, and `loss_seg`."""
         return super().loss_from(features, images, targets) | self.semantic_head.loss(features, targets)
 
-    def predict_from(self, features: Sequence[Tensor], images: Images,
-                     output_sizes: list[tuple[int, int]] | None) -> list[Detections]:
+    def predict_from(self, features: Sequence[Tensor], images: Images, output_sizes: Sizes | None = None,
+                     proposals: list[Tensor] | None = None) -> list[Detections]:
         """Detections with masks and a panoptic map, in their `output_sizes` (h, w) or in the network's input."""
-        found = super().predict_from(features, images, output_sizes)
+        detections = super().predict_from(features, images, output_sizes, proposals)
         logits = F.interpolate(self.semantic_head(features).float(), size=images.tensor.shape[2:], mode="bilinear",
                                align_corners=False)
-        for one, stuff, (h, w), size in zip(found, logits, images.sizes, output_sizes or images.sizes):
+        for one, stuff, (h, w), size in zip(detections, logits, images.sizes, output_sizes or images.sizes):
             stuff = F.interpolate(stuff[None, :, :h, :w], size=size, mode="bilinear", align_corners=False)[0]
             one.panoptic = merge(one, stuff, self.num_classes, self.stuff_area)
-        return found
+        return detections
 
 
+@forwards(mask_rcnn)
 def panoptic_fpn(backbone: ResNet, num_classes: int = 80, *, stuff: int = 53, stuff_area: int = STUFF_AREA,
-                 semantic_channels: int = CHANNELS, width: int = 256, keep: Keep = KEEP, **options: Any) -> PanopticFPN:
+                 semantic_channels: int = CHANNELS, width: int = 256, score_threshold: float = 0.6,
+                 class_agnostic_nms: bool = True, **options: Any) -> PanopticFPN:
     """Panoptic FPN.
 
     Args:
         num_classes, stuff: classes of things and of stuff.
         stuff_area: pixels that stuff must cover to be kept.
-        semantic_channels: of the semantic head.
-        keep: which objects are kept at test time.
+        semantic_channels: channels of the semantic head; width: those of the pyramid.
+        score_threshold, class_agnostic_nms: which objects are kept at test time (see `PostProcess`).
         options: as in `mask_rcnn`.
     """
-    parts = mask_rcnn(backbone, num_classes, width=width, **options)
-    parts.roi_head.keep = replace(keep)
-    return PanopticFPN(parts, SemanticHead(width, num_classes, stuff, channels=semantic_channels), stuff_area)
+    things = mask_rcnn(backbone, num_classes, width=width, score_threshold=score_threshold,
+                       class_agnostic_nms=class_agnostic_nms, **options)
+    semantic_head = SemanticHead(width, num_classes, stuff, channels=semantic_channels)
+    return PanopticFPN(backbone, things.neck, things.rpn_head, things.roi_head, semantic_head, stuff_area=stuff_area)

@@ -167,6 +167,25 @@ def proposal_detections(proposals: Proposals) -> list[Detections]:
             for b, s, v in zip(proposals.boxes, proposals.scores, proposals.valid)]
 
 
+def fpn_rpn_head(width: int, *, anchor_scale: float = 8, border: int = -1, rpn_samples: int = 256,
+                 rpn_box_loss: Callable[[Tensor, Tensor], Tensor] = l1,
+                 rpn_negatives_per_positive: int | None = None, rpn_pre_nms_top_n_train: int = 2000,
+                 rpn_pre_nms_top_n_test: int = 1000, rpn_post_nms_top_n_train: int = 1000,
+                 rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> RPNHead:
+    """RPN on a feature pyramid, as the first stage of a two-stage detector.
+
+    Args:
+        width: channels of the pyramid. anchor_scale: side of an anchor in strides.
+        border, rpn_box_loss, rpn_samples, rpn_negatives_per_positive: as `RPNHead` has them, without "rpn_".
+        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test, rpn_post_nms_top_n_train, rpn_post_nms_top_n_test,
+            rpn_nms_threshold: which proposals are kept (see `ProposalSettings`).
+    """
+    return RPNHead(width, fpn_anchors(anchor_scale),
+                   ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
+                   ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold), border=border,
+                   box_loss=rpn_box_loss, samples=rpn_samples, negatives_per_positive=rpn_negatives_per_positive)
+
+
 def rpn(backbone: ResNet, *, neck: str | None = "fpn", width: int = 256, anchor_scale: float = 8, samples: int = 256,
         score_threshold: float = 0.0, nms_threshold: float = 0.7, pre_nms_top_n: int = 2000,
         max_detections: int = 1000) -> OneStageDetector:

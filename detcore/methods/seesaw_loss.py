@@ -18,16 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.layers.init import init_normal, init_weights, kaiming_normal
-from detcore.ops.losses import SmoothL1, reduce_mean
-from detcore.methods.cascade_rcnn import STAGE_STDS, cascade_mask_rcnn
-from detcore.methods.fast_rcnn import BoxHead, Keep, Samples
-from detcore.methods.mask_rcnn import MaskHead, MaskRCNN, mask_rcnn
+from detcore.detectors import TwoStageDetector
+from detcore.methods.cascade_rcnn import cascade_heads, cascade_mask_rcnn
+from detcore.methods.fast_rcnn import BoxHead, accuracy
+from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.ops.losses import reduce_mean
+from detcore.ops.regions import Regions
+from detcore.options import forwards
 
 MITIGATION, COMPENSATION = 0.8, 2.0  # the exponents p and q of the two factors
 LEAST_SCORE = 0.01  # of the true class, where another is compared with it
 TEMPERATURE = 20.0  # of normalised predictors
-KEEP = Keep(score=1e-4, number=300)  # as LVIS evaluates
 
 
 class SeesawLoss(nn.Module):
@@ -80,70 +81,62 @@ class NormedConv2d(nn.Conv2d):
 
 
 class SeesawHead(BoxHead):
-    """A box head with the normalised classifier: C class logits and two of objectness, object first."""
+    """A box head with the normalised classifier: C class logits and two of objectness, object first.
+
+    Args:
+        options: as in `BoxHead`.
+    """
 
     loss_cls: SeesawLoss
 
     def __init__(self, in_channels: int, num_classes: int, **options: Any):
-        super().__init__(in_channels, num_classes, **options)
-        self.fc_cls = NormedLinear(self.fc_cls.in_features, num_classes + 2)
-        init_normal(self.fc_cls, 0.01)
-        self._modules = {"loss_cls": SeesawLoss(num_classes), **self._modules}  # published files begin with the counts
+        super().__init__(in_channels, num_classes, cls_layer=NormedLinear, cls_outputs=num_classes + 2,
+                         cls_loss=SeesawLoss(num_classes), **options)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Scores [r, C] of logits [r, C + 2]: the class's share, times how surely it is an object."""
         logits = logits.float()
         return logits[:, :-2].softmax(1) * logits[:, -2:].softmax(1)[:, :1]
 
-    def class_loss(self, logits: Tensor, samples: Samples) -> dict[str, Tensor]:
-        """Losses of objectness and, for objects, of the classes, with their accuracies in percent."""
-        index, _, _ = samples.rois()
-        labels, valid = samples.labels.flatten()[index], samples.valid.flatten()[index]
-        positive = samples.positive.flatten()[index]
-        self.loss_cls.count(labels, valid)
+    def class_loss(self, logits: Tensor, regions: Regions) -> dict[str, Tensor]:
+        """Losses of objectness and, for objects, of the classes."""
+        self.loss_cls.count(regions.labels, regions.valid)
         classes, objectness = logits.float().split([self.num_classes, 2], 1)
-        label, background = labels.clamp(max=self.num_classes - 1), (~positive).long()
-        number = reduce_mean(valid.sum().clamp(min=1))
+        labels, background = regions.labels.clamp(max=self.num_classes - 1), (~regions.positive).long()
+        count = reduce_mean(regions.valid.sum().clamp(min=1))
+        error = F.cross_entropy(objectness, background, reduction="none") * regions.valid
+        return {"loss_cls_objectness": error.sum() / count,
+                "loss_cls_classes": (self.loss_cls(classes, labels) * regions.positive).sum() / count}
 
-        def accuracy(logits: Tensor, labels: Tensor, among: Tensor) -> Tensor:
-            return 100 * ((logits.detach().argmax(1) == labels) & among).sum() / among.sum().clamp(min=1)
-
-        return {
-            "loss_cls_objectness": (F.cross_entropy(objectness, background, reduction="none") * valid).sum() / number,
-            "loss_cls_classes": (self.loss_cls(classes, label) * positive).sum() / number,
-            "acc_objectness": accuracy(objectness, background, valid),
-            "acc_classes": accuracy(classes, label, positive),
-        }
+    def accuracy(self, logits: Tensor, regions: Regions) -> dict[str, Tensor]:
+        """`acc_objectness` of all regions, and `acc_classes` of objects, in percent, 0-dim each."""
+        classes, objectness = logits.split([self.num_classes, 2], 1)
+        return {"acc_objectness": accuracy(objectness, (~regions.positive).long(), regions.valid),
+                "acc_classes": accuracy(classes, regions.labels, regions.positive)}
 
 
+@forwards(mask_rcnn, without=["bbox_head", "box_loss", "box_convs", "mask_predictor"])
 def seesaw_mask_rcnn(backbone: ResNet, num_classes: int = 1203, *, normed_masks: bool = False, width: int = 256,
-                     hidden: int = 1024, keep: Keep = KEEP, **options: Any) -> MaskRCNN:
+                     hidden: int = 1024, score_threshold: float = 1e-4, max_detections: int = 300,
+                     **options: Any) -> TwoStageDetector:
     """Mask R-CNN with seesaw loss.
 
     Args:
-        normed_masks: normalise the mask predictor too. keep: which detections are kept at test time.
+        normed_masks: normalise the mask predictor too.
+        score_threshold, max_detections: which detections are kept, by default as LVIS evaluates (see `PostProcess`).
         options: as in `mask_rcnn`.
     """
-    model = mask_rcnn(backbone, num_classes, width=width, hidden=hidden, **options)
-    model.roi_head.bbox_head, model.roi_head.keep = SeesawHead(width, num_classes, hidden=hidden), keep
-    return norm_masks(model) if normed_masks else model
+    return mask_rcnn(backbone, num_classes, width=width, score_threshold=score_threshold,
+                     max_detections=max_detections, bbox_head=SeesawHead(width, num_classes, hidden=hidden),
+                     mask_predictor=NormedConv2d if normed_masks else nn.Conv2d, **options)
 
 
+@forwards(cascade_mask_rcnn, without=["bbox_heads", "mask_predictor"])
 def seesaw_cascade_mask_rcnn(backbone: ResNet, num_classes: int = 1203, *, normed_masks: bool = False,
-                             width: int = 256, hidden: int = 1024, keep: Keep = KEEP, **options: Any) -> MaskRCNN:
+                             width: int = 256, hidden: int = 1024, score_threshold: float = 1e-4,
+                             max_detections: int = 300, **options: Any) -> TwoStageDetector:
     """Cascade Mask R-CNN with seesaw loss, each stage with counts of its own; options as in `seesaw_mask_rcnn`."""
-    model = cascade_mask_rcnn(backbone, num_classes, width=width, hidden=hidden, **options)
-    model.roi_head.bbox_head = nn.ModuleList(
-        [SeesawHead(width, num_classes, hidden=hidden, agnostic=True, stds=stds, box_loss=SmoothL1())
-         for stds in STAGE_STDS])
-    model.roi_head.keep = keep
-    return norm_masks(model) if normed_masks else model
-
-
-def norm_masks(model: MaskRCNN) -> MaskRCNN:
-    """The model, its mask predictors replaced by normalised ones."""
-    for head in model.modules():
-        if isinstance(head, MaskHead):
-            head.conv_logits = NormedConv2d(head.conv_logits.in_channels, head.conv_logits.out_channels, 1)
-            init_weights(head.conv_logits, kaiming_normal)
-    return model
+    return cascade_mask_rcnn(backbone, num_classes, width=width, score_threshold=score_threshold,
+                             max_detections=max_detections,
+                             bbox_heads=cascade_heads(width, num_classes, hidden, SeesawHead),
+                             mask_predictor=NormedConv2d if normed_masks else nn.Conv2d, **options)

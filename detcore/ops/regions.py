@@ -1,7 +1,7 @@
 """Regions of a two-stage detector: assigning and sampling proposals, and what belongs to each of the samples."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -65,6 +65,10 @@ class Regions:
     labels: Tensor
     positive: Tensor
     valid: Tensor
+
+    def at(self, index: Tensor) -> Regions:
+        """Those that `index` [k] chooses."""
+        return Regions(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 def assign_regions(proposals: Proposals, targets: list[Target], matcher: IoUMatcher, num_classes: int) -> Samples:
