@@ -1,5 +1,5 @@
-"""Deformable convolution and RoI pooling: Dai et al., "Deformable convolutional networks", 2017; modulated in Zhu et al.,
-"Deformable ConvNets v2", 2019.
+"""Deformable convolution and RoI pooling: Dai et al., "Deformable convolutional networks", 2017; modulated in Zhu et
+al., "Deformable ConvNets v2", 2019.
 
 The taps of a convolution stand on a rigid grid. In a deformable convolution each tap is moved by an offset of its own,
 different at every place, that a small convolution reads off the same features; so the receptive field takes the

@@ -9,13 +9,30 @@ in place of two layers. With a norm that trains, the detector can even start fro
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-from detcore.layers.conv import ConvBlock
+from detcore.backbones.resnet import ResNet
+from detcore.detectors import TwoStageDetector
+from detcore.layers.conv import Block, ConvBlock
 from detcore.methods.faster_rcnn import faster_rcnn
 from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.options import forwards
 
 # The box head of section 4.2 of the first paper; its groups are 32 (`detcore.layers.conv.GROUPS`).
 BOX_CONVS = 4
 
-gn_faster_rcnn = partial(faster_rcnn, block=partial(ConvBlock, norm="gn"), box_convs=BOX_CONVS)
-gn_mask_rcnn = partial(mask_rcnn, block=partial(ConvBlock, norm="gn"), box_convs=BOX_CONVS)
+GN_BLOCK = partial(ConvBlock, norm="gn")
+
+
+@forwards(faster_rcnn)
+def gn_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, block: Block = GN_BLOCK, box_convs: int = BOX_CONVS,
+                   **options: Any) -> TwoStageDetector:
+    """Faster R-CNN with group norm in pyramid and heads; options as in `faster_rcnn`."""
+    return faster_rcnn(backbone, num_classes, block=block, box_convs=box_convs, **options)
+
+
+@forwards(mask_rcnn)
+def gn_mask_rcnn(backbone: ResNet, num_classes: int = 80, *, block: Block = GN_BLOCK, box_convs: int = BOX_CONVS,
+                 **options: Any) -> TwoStageDetector:
+    """Mask R-CNN with group norm in pyramid and heads; options as in `mask_rcnn`."""
+    return mask_rcnn(backbone, num_classes, block=block, box_convs=box_convs, **options)

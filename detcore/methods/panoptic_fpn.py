@@ -121,8 +121,8 @@ class PanopticFPN(TwoStageDetector):
         stuff_area: pixels of the output that stuff must cover.
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module, rpn_head: nn.Module, roi_head: nn.Module,
-                 semantic_head: SemanticHead, *, stuff_area: int = STUFF_AREA):
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: nn.Module,
+                 roi_head: nn.Module, semantic_head: SemanticHead, *, stuff_area: int = STUFF_AREA):
         super().__init__(backbone, neck, rpn_head, roi_head)
         self.semantic_head, self.stuff_area = semantic_head, stuff_area
 

@@ -9,14 +9,18 @@ convolution of its own kind; backbone, pyramid and heads use it with group norm.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.layers.conv import ConvBlock
+from detcore.backbones.resnet import ResNet
+from detcore.detectors import TwoStageDetector
+from detcore.layers.conv import Block, ConvBlock
 from detcore.methods.faster_rcnn import faster_rcnn
 from detcore.methods.group_norm import BOX_CONVS
 from detcore.methods.mask_rcnn import mask_rcnn
+from detcore.options import forwards
 
 EPSILON = 1e-5
 
@@ -31,6 +35,18 @@ class WSConv2d(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-ws_block = partial(ConvBlock, norm="gn", conv=WSConv2d)
-ws_faster_rcnn = partial(faster_rcnn, block=ws_block, box_convs=BOX_CONVS)
-ws_mask_rcnn = partial(mask_rcnn, block=ws_block, box_convs=BOX_CONVS)
+WS_BLOCK = partial(ConvBlock, norm="gn", conv=WSConv2d)
+
+
+@forwards(faster_rcnn)
+def ws_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, block: Block = WS_BLOCK, box_convs: int = BOX_CONVS,
+                   **options: Any) -> TwoStageDetector:
+    """Faster R-CNN with standardised weights in pyramid and heads; options as in `faster_rcnn`."""
+    return faster_rcnn(backbone, num_classes, block=block, box_convs=box_convs, **options)
+
+
+@forwards(mask_rcnn)
+def ws_mask_rcnn(backbone: ResNet, num_classes: int = 80, *, block: Block = WS_BLOCK, box_convs: int = BOX_CONVS,
+                 **options: Any) -> TwoStageDetector:
+    """Mask R-CNN with standardised weights in pyramid and heads; options as in `mask_rcnn`."""
+    return mask_rcnn(backbone, num_classes, block=block, box_convs=box_convs, **options)
