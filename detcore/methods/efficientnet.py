@@ -15,11 +15,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from detcore.backbones.efficientnet import EfficientNet
+from detcore.detectors import OneStageDetector
 from detcore.layers.conv import ConvBlock
 from detcore.layers.init import init_normal
-from detcore.ops.matching import IoUMatcher
-from detcore.methods.retinanet import STRIDES, RetinaHead, RetinaNet
+from detcore.methods.retinanet import STRIDES, RetinaHead
 from detcore.necks.fpn import FPN
+from detcore.ops.matching import IoUMatcher
+from detcore.ops.nms import PostProcess
 
 OVERLAP = 0.5  # IoU from which an anchor is positive; all others are background
 
@@ -29,8 +31,10 @@ norm_block = partial(ConvBlock, norm="bn")
 class LevelNormHead(RetinaHead):
     """RetinaNet's head whose towers have a batch norm for each level and convolution; arguments as `RetinaHead`'s."""
 
-    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4):
-        super().__init__(width, num_classes, depth=0, anchor_scale=anchor_scale)
+    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4,
+                 postprocess: PostProcess | None = None):
+        super().__init__(width, num_classes, depth=0, anchor_scale=anchor_scale, postprocess=postprocess)
+        # As in RetinaNet, an object's best anchors are positive however little they overlap it.
         self.matcher = IoUMatcher(OVERLAP, OVERLAP, low_quality=0.0)
         self.cls_convs, self.reg_convs = level_towers(width, depth), level_towers(width, depth)
 
@@ -51,7 +55,11 @@ def level_towers(width: int, depth: int) -> nn.ModuleList:
 
 
 def efficientnet_retinanet(backbone: EfficientNet, num_classes: int = 80, *, width: int = 256, depth: int = 4,
-                           anchor_scale: float = 4) -> RetinaNet:
-    """RetinaNet on levels 3 to 7 of a feature pyramid, with batch norm in pyramid and head."""
+                           anchor_scale: float = 4, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+                           max_detections: int = 100, pre_nms_top_n: int = 1000) -> OneStageDetector:
+    """RetinaNet on levels 3 to 7 of a feature pyramid, with batch norm in pyramid and head; options as in `retinanet`.
+    """
     neck = FPN(backbone.channels, width, extra="input", relu_extra=True, block=norm_block, lateral=ConvBlock)
-    return RetinaNet(backbone, neck, LevelNormHead(width, num_classes, depth=depth, anchor_scale=anchor_scale))
+    head = LevelNormHead(width, num_classes, depth=depth, anchor_scale=anchor_scale,
+                         postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
+    return OneStageDetector(backbone, neck, head)

@@ -13,43 +13,46 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detcore.ops import boxes as box
 from detcore.backbones.resnet import ResNet
-from detcore.ops.losses import SmoothL1, log_loss, reduce_mean
-from detcore.ops.matching import pad_targets
-from detcore.methods.fast_rcnn import BOX_STDS
-from detcore.methods.retinanet import RetinaHead, RetinaNet
-from detcore.methods.rpn import per_anchor
+from detcore.detectors import OneStageDetector
+from detcore.methods.retinanet import RetinaHead
 from detcore.necks.fpn import FPN
-from detcore.structures import Target
+from detcore.ops import boxes as box
+from detcore.ops.anchors import per_anchor
+from detcore.ops.losses import SmoothL1, log_loss, reduce_mean
+from detcore.ops.matching import object_chunks, pad_targets
+from detcore.ops.nms import PostProcess
+from detcore.structures import Images, Target
 
 # Anchors in a bag, IoU below which a box is on no object, and the focal loss of the negatives (section 4).
 BAG = 50
 THRESHOLD = 0.6
 ALPHA, GAMMA = 0.5, 2.0
 BOX_BETA, BOX_WEIGHT = 0.11, 0.75
+STDS = (0.1, 0.1, 0.2, 0.2)  # scale of the offsets
 
 
 class FreeAnchorHead(RetinaHead):
     """RetinaNet's head, which learns which anchors to match; arguments as there."""
 
-    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4):
+    def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4,
+                 postprocess: PostProcess | None = None):
         super().__init__(width, num_classes, depth=depth, anchor_scale=anchor_scale, box_loss=SmoothL1(BOX_BETA),
-                         stds=BOX_STDS)
+                         stds=STDS, postprocess=postprocess)
 
-    def loss(self, features: Sequence[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """`positive_bag_loss` over the objects and `negative_bag_loss` over the bags' anchors (section 3.3)."""
         output = self(features)
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1).float()
                           for maps, c in zip(output, (self.num_classes, 4)))
-        anchors = torch.cat(self.anchors([(m.shape[2], m.shape[3]) for m in output[0]], logits.device))
-        truth, labels, valid = pad_targets(targets)
-        objects = reduce_mean(valid.sum().float())
+        anchors = torch.cat(self.anchors(output[0]))
+        gt_boxes, gt_labels, gt_valid = pad_targets(targets)
+        objects = reduce_mean(gt_valid.sum().float())
         scores = logits.sigmoid()
-        joint = self.bags(scores, deltas, anchors, truth, labels, valid)
-        positive = log_loss(mean_max(joint)) * valid
+        joint = self.bags(scores, deltas, anchors, gt_boxes, gt_labels, gt_valid)
+        positive = log_loss(mean_max(joint)) * gt_valid
         boxes = box.decode(anchors, deltas.detach(), self.stds)
-        background = 1 - on_an_object(boxes, truth, labels, valid, self.num_classes)
+        background = 1 - on_an_object(boxes, gt_boxes, gt_labels, gt_valid, self.num_classes)
         wrong = scores * background
         negative = wrong**GAMMA * log_loss(1 - wrong)
         return {
@@ -57,21 +60,25 @@ class FreeAnchorHead(RetinaHead):
             "negative_bag_loss": (1 - ALPHA) * negative.sum() / (objects * BAG).clamp(min=1),
         }
 
-    def bags(self, scores: Tensor, deltas: Tensor, anchors: Tensor, truth: Tensor, labels: Tensor,
-             valid: Tensor) -> Tensor:
+    def bags(self, scores: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor,
+             gt_valid: Tensor) -> Tensor:
         """[N, G, K] how likely each anchor of each object's bag classifies and locates it (section 3.2).
 
         Args:
             scores: [N, A, C]; deltas: [N, A, 4]; anchors: [A, 4].
-            truth: [N, G, 4]; labels, valid: [N, G].
+            gt_boxes: [N, G, 4]; gt_labels, gt_valid: [N, G].
         """
-        bag = box.pairwise_iou(truth, anchors).topk(min(BAG, len(anchors)), 2).indices
-        image = torch.arange(len(truth), device=truth.device)[:, None, None]
-        found = deltas[image, bag]
-        wanted = box.encode(anchors[bag], truth[:, :, None], self.stds)
+        size = min(BAG, len(anchors))
+        bag = gt_labels.new_zeros(*gt_labels.shape, size)
+        for images, objects in object_chunks(gt_valid, len(anchors)):
+            overlap = box.pairwise_iou(gt_boxes[images][:, objects], anchors)
+            bag[images, objects] = overlap.topk(size, 2).indices
+        image = torch.arange(len(gt_boxes), device=gt_boxes.device)[:, None, None]
+        predicted = deltas[image, bag]
+        target = box.encode(anchors[bag], gt_boxes[:, :, None], self.stds)
         # Padding has no size to encode.
-        error = self.box_loss(found, torch.where(valid[:, :, None, None], wanted, found.detach())).sum(-1)
-        return scores[image, bag, labels[:, :, None]] * torch.exp(-BOX_WEIGHT * error)
+        error = self.box_loss(predicted, torch.where(gt_valid[:, :, None, None], target, predicted.detach())).sum(-1)
+        return scores[image, bag, gt_labels[:, :, None]] * torch.exp(-BOX_WEIGHT * error)
 
 
 def mean_max(values: Tensor) -> Tensor:
@@ -82,23 +89,29 @@ def mean_max(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def on_an_object(boxes: Tensor, truth: Tensor, labels: Tensor, valid: Tensor, num_classes: int) -> Tensor:
+def on_an_object(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_valid: Tensor, num_classes: int) -> Tensor:
     """[N, A, C] how likely a box lies on an object of each class: 0 up to the threshold of IoU, 1 for the object's best
     box, linear in between (section 3.2).
 
     Args:
-        boxes: [N, A, 4] as predicted.
-        truth: [N, G, 4]; labels, valid: [N, G].
+        boxes: [N, A, 4] as predicted, in pixels.
+        gt_boxes: [N, G, 4]; gt_labels, gt_valid: [N, G].
     """
-    overlap = box.pairwise_iou(truth, boxes)
-    above = (overlap.amax(2, keepdim=True) - THRESHOLD).clamp(min=1e-12)
-    likely = ((overlap - THRESHOLD) / above).clamp(0, 1) * valid[:, :, None]
-    classes = likely.new_zeros(len(boxes), num_classes, boxes.shape[1])
-    return classes.scatter_reduce(1, labels[:, :, None].expand_as(likely), likely, "amax").transpose(1, 2)
+    classes = boxes.new_zeros(len(boxes), num_classes, boxes.shape[1])
+    for images, objects in object_chunks(gt_valid, boxes.shape[1]):
+        overlap = box.pairwise_iou(gt_boxes[images][:, objects], boxes[images])
+        above = (overlap.amax(2, keepdim=True) - THRESHOLD).clamp(min=1e-12)
+        likely = ((overlap - THRESHOLD) / above).clamp(0, 1) * gt_valid[images][:, objects, None]
+        label = gt_labels[images][:, objects, None].expand_as(likely)
+        classes[images] = classes[images].scatter_reduce_(1, label, likely, "amax")
+    return classes.transpose(1, 2)
 
 
-def free_anchor(backbone: ResNet, num_classes: int = 80, *, width: int = 256, depth: int = 4,
-                anchor_scale: float = 4) -> RetinaNet:
+def free_anchor(backbone: ResNet, num_classes: int = 80, *, width: int = 256, depth: int = 4, anchor_scale: float = 4,
+                score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
+                pre_nms_top_n: int = 1000) -> OneStageDetector:
     """RetinaNet that learns to match; options as in `retinanet`."""
     neck = FPN(backbone.channels, width, start=1, extra="input")
-    return RetinaNet(backbone, neck, FreeAnchorHead(width, num_classes, depth=depth, anchor_scale=anchor_scale))
+    head = FreeAnchorHead(width, num_classes, depth=depth, anchor_scale=anchor_scale,
+                          postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
+    return OneStageDetector(backbone, neck, head)
