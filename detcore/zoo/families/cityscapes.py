@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN on Cityscapes."""
+"""Cityscapes: Faster and Mask R-CNN."""
 from __future__ import annotations
 
 from detcore.data.transforms import Flip, Resize, ResizeRange

@@ -1,4 +1,4 @@
-"""Deformable convolutions and deformable RoI pooling in two-stage models."""
+"""Deformable ConvNets: deformable convolutions and deformable RoI pooling in two-stage models."""
 from __future__ import annotations
 
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn

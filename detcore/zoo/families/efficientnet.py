@@ -1,4 +1,4 @@
-"""RetinaNet on EfficientNet-B3."""
+"""EfficientNet: RetinaNet on EfficientNet-B3."""
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Mask R-CNN with group normalisation."""
+"""Group normalisation: Mask R-CNN with it."""
 from __future__ import annotations
 
 from functools import partial

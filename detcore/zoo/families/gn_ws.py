@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN with group normalisation and weight standardisation."""
+"""Weight standardisation: Faster and Mask R-CNN with it and group normalisation."""
 from __future__ import annotations
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Faster R-CNN, RetinaNet and SSD on Open Images and its challenge of 2019."""
+"""Open Images: Faster R-CNN, RetinaNet and SSD on it and on its challenge of 2019."""
 from __future__ import annotations
 
 from detcore.data.sampling import ClassAware

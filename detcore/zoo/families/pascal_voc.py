@@ -1,4 +1,4 @@
-"""Faster R-CNN, RetinaNet and SSD on PASCAL VOC."""
+"""PASCAL VOC: Faster R-CNN, RetinaNet and SSD."""
 from __future__ import annotations
 
 from detcore.data import voc

@@ -1,4 +1,4 @@
-"""RegNetX as the backbone of two-stage models and RetinaNet."""
+"""RegNet: RegNetX as the backbone of two-stage models and RetinaNet."""
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Faster and Mask R-CNN trained from random weights, with group normalisation."""
+"""Training from scratch: Faster and Mask R-CNN from random weights, with group normalisation."""
 from __future__ import annotations
 
 from functools import partial

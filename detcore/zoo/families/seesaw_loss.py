@@ -1,4 +1,4 @@
-"""Mask and Cascade Mask R-CNN with Seesaw loss on LVIS."""
+"""Seesaw loss: Mask and Cascade Mask R-CNN on LVIS."""
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""RetinaNet and SSD on WIDER FACE."""
+"""WIDER FACE: RetinaNet and SSD."""
 from __future__ import annotations
 
 from detcore.data.transforms import Flip, Resize
