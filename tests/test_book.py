@@ -8,12 +8,16 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from babel.messages.pofile import read_po
+from docutils import nodes
+from sphinx import locale
 
 from detcore.records import read_records
+from detcore.zoo.index import all_entries, families, get_model_entry, list_models, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "build/book"
@@ -82,6 +86,73 @@ def test_records_can_be_read() -> None:
     for name, record in read_records(ROOT / "book/records").items():
         assert record.duration_s > 0, name
 
+
+# The book's extension, without a build
+
+@pytest.fixture(scope="module")
+def zoobook() -> ModuleType:
+    """The extension, with its English texts."""
+    locale.init([str(LOCALE)], "en", "zoobook")
+    sys.path.insert(0, str(ROOT / "book/_ext"))
+    try:
+        import zoobook.charts
+        import zoobook.data
+        import zoobook.tables
+    finally:
+        sys.path.remove(str(ROOT / "book/_ext"))
+    return zoobook
+
+
+def shown(directive: type, *arguments: str, **options: str) -> list[nodes.Node]:
+    """What a directive puts on a page."""
+    env = SimpleNamespace(docname="book/zoo/here", new_serialno=lambda name: 0, note_dependency=lambda name: None,
+                          app=SimpleNamespace(builder=SimpleNamespace(format="html")))
+    state = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
+    machine = SimpleNamespace(reporter=None)
+    return directive("", list(arguments), options, [], 0, 0, "", state, machine).run()
+
+
+def table(found: list[nodes.Node]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the table among some nodes."""
+    tables = [t for node in found for t in node.findall(nodes.table)]
+    header, *body = [[entry.astext() for entry in row.findall(nodes.entry)] for row in tables[0].findall(nodes.row)]
+    return header, body
+
+
+@pytest.mark.parametrize("family", families())
+def test_tables_of_a_family(zoobook: ModuleType, family: str) -> None:
+    names = list_models(family=family)
+    header, body = table(shown(zoobook.tables.ZooTable, family))
+    assert sorted(row[0] for row in body) == names
+    published = [row.published for row in rows().values() if row.family == family and row.published]
+    assert ("PQ" in header) == any(p.panoptic_quality for p in published)
+    assert ("Data set" in header) == any(p.dataset != "COCO" for p in published)
+    header, body = table(shown(zoobook.tables.RecipeTable, family))
+    assert sorted(row[0] for row in body) == names
+    for row in body:
+        backbone, file = get_model_entry(row[0]).backbone, row[header.index("Pretrained backbone")]
+        if backbone and backbone.weights:
+            assert file and backbone.weights.endswith(file)
+        else:
+            assert file == "none: from random weights"
+        assert re.search(r"\d+ × \(?\d+", row[header.index("Image size")]), row
+    assert 2 <= len(zoobook.facts.title(family)) <= 40 and "_" not in zoobook.facts.title(family)
+
+
+def test_charts_and_the_other_tables(zoobook: ModuleType) -> None:
+    assert len({zoobook.charts.style(family) for family in families()}) == len(families())
+    chart, source = shown(zoobook.charts.SpeedAccuracy, "COCO")
+    assert source.astext().startswith("Source") and "box AP on COCO (%)" in chart.astext()
+    timed = {name for name, row in rows().items() if (p := row.published) and p.dataset == "COCO" and p.inference_ms
+             and p.box_ap}
+    assert set(re.findall(r"003cb\\u003e([^\\]+)\\u003c", chart.astext())) == timed
+    assert "box AP on LVIS v1 (%)" in shown(zoobook.charts.SpeedAccuracy, "LVIS v1")[0].astext()
+    assert "box AP on Pocket Zoo (%)" in shown(zoobook.charts.PocketChart)[0].astext()
+    for directive in (zoobook.data.BackboneTable, zoobook.data.LayoutTable, zoobook.tables.PreprocessingTable):
+        assert len(table(shown(directive))[1]) > 3
+
+
+# The built pages
 
 class Links(HTMLParser):
     """Addresses and anchors of a page."""
@@ -152,14 +223,12 @@ def test_both_languages_have_the_same_pages() -> None:
 @pytest.mark.book
 def test_every_model_is_in_a_table_with_recipe_and_checkpoint() -> None:
     """Those of the families that have a page."""
-    from detcore.zoo.index import all_entries
-
-    families = {path.stem for path in (ROOT / "book/zoo").glob("*.md")}
-    shown = {name: entry for name, entry in all_entries().items() if entry.family in families}
-    assert len(shown) >= 140
+    pages = {path.stem for path in (ROOT / "book/zoo").glob("*.md")}
+    listed = {name: entry for name, entry in all_entries().items() if entry.family in pages}
+    assert len(listed) >= 140
     for language in ("en", "ja"):
         text = "".join(path.read_text("utf-8") for path in (BOOK / language / "book/zoo").glob("*.html"))
-        for name, entry in shown.items():
+        for name, entry in listed.items():
             assert f'href="#recipe-{name}"' in text and f'id="recipe-{name}"' in text
             assert not entry.checkpoint or entry.checkpoint in text
         # 12 times through a set repeated three times; the rate drops at 9 and 11 of them.

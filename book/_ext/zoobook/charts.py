@@ -1,6 +1,6 @@
 """Charts that can be hovered, with plotly's script beside the pages.
 
-    ```{speed-accuracy}            box AP over inference time, as published
+    ```{speed-accuracy} COCO       box AP on a data set over inference time, as published
     ```
     ```{pocket-chart}              box AP over training time, our records
     ```
@@ -18,14 +18,22 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from detcore.zoo.index import families, get_model_entry
 from zoobook import facts
 from zoobook.languages import _
 from zoobook.tables import records_source, zoo_source
 
 SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-# Okabe and Ito's colours, distinct for the colour-blind; a shape each, too.
-STYLE = dict(zip(facts.FAMILIES, zip(("#999999", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#E69F00"),
-                                     ("cross", "x", "circle", "diamond", "square", "triangle-up"))))
+# Okabe and Ito's colours, distinct for the colour-blind; a shape each, too. As 8 and 7 have no common divisor, 56
+# families differ.
+COLOURS = ("#999999", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#B8A800")
+SYMBOLS = ("cross", "x", "circle", "diamond", "square", "triangle-up", "star")
+
+
+def style(family: str) -> tuple[str, str]:
+    """The colour and the symbol of a family."""
+    i = families().index(family)
+    return COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]
 
 
 class Chart(SphinxDirective):
@@ -53,8 +61,8 @@ class Chart(SphinxDirective):
         for family, points in self.points().items():
             if points:
                 x, y, text = zip(*sorted(points))
-                colour, symbol = STYLE[family]
-                figure.add_trace(go.Scatter(x=x, y=y, text=text, mode="markers", name=facts.FAMILIES[family],
+                colour, symbol = style(family)
+                figure.add_trace(go.Scatter(x=x, y=y, text=text, mode="markers", name=facts.title(family),
                                             marker=dict(color=colour, symbol=symbol, size=10, opacity=0.85),
                                             hovertemplate="%{text}<extra></extra>"))
         x_title, y_title = self.titles()
@@ -74,29 +82,35 @@ class Chart(SphinxDirective):
 
 
 class SpeedAccuracy(Chart):
-    """Published box AP over published inference time."""
+    """Published box AP on a data set over published inference time."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
 
     def points(self) -> dict[str, list[tuple[float, float, str]]]:
         return {family: [(p.inference_ms, p.box_ap, f"<b>{entry.name}</b><br>{_('Box AP')} {p.box_ap}"
                           + (f"<br>{_('Mask AP')} {p.mask_ap}" if p.mask_ap else "")
                           + f"<br>{p.inference_ms} ms ({p.hardware}, {p.precision}, {p.resolution})")
-                         for entry, p in facts.models(family) if p.inference_ms and p.box_ap]
-                for family in facts.FAMILIES}
+                         for entry, p in facts.models(family)
+                         if p.inference_ms and p.box_ap and p.dataset == self.arguments[0]]
+                for family in families()}
 
     def titles(self) -> tuple[str, str]:
-        return _("inference time of an image (ms, V100)"), _("box AP on COCO val2017 (%)")
+        return (_("inference time of an image (ms, V100)"),
+                _("box AP on {dataset} (%)").format(dataset=self.arguments[0]))
 
     def source(self) -> nodes.paragraph:
         return zoo_source()
 
 
 class PocketChart(Chart):
-    """Our box AP over our training time, pocket profile."""
+    """Our box AP over our training time, pocket profile; of Pocket Zoo in COCO's layout, as AP differs in others."""
 
     def points(self) -> dict[str, list[tuple[float, float, str]]]:
-        found: dict[str, list[tuple[float, float, str]]] = {family: [] for family in facts.FAMILIES}
+        found: dict[str, list[tuple[float, float, str]]] = {family: [] for family in families()}
         for result in facts.ours():
-            if result.profile == "pocket" and result.training_s and result.box_ap:
+            layout = get_model_entry(result.model).recipe.layout
+            if result.profile == "pocket" and layout == "coco" and result.training_s and result.box_ap:
                 found[result.family].append((result.training_s, result.box_ap,
                                              f"<b>{result.model}</b><br>{_('Box AP')} {result.box_ap}"
                                              f"<br>{result.training_s:.0f} s ({result.hardware})"))

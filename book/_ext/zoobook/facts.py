@@ -1,22 +1,27 @@
 """What the tables and charts show: published facts, models and records, read once."""
 from __future__ import annotations
 
+import ast
 import csv
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from detcore.records import Record, read_records
 from detcore.zoo.entries import ModelEntry
-from detcore.zoo.index import Published, all_entries, published_results
+from detcore.zoo.index import Published, get_model_entry, rows
 
-MODELS = all_entries()
 BOOK = Path(__file__).resolve().parents[2]
 ZOO_URL = "https://github.com/open-mmlab/mmdetection"
-FAMILIES = {
-    "rpn": "RPN", "fast_rcnn": "Fast R-CNN", "faster_rcnn": "Faster R-CNN", "mask_rcnn": "Mask R-CNN",
-    "cascade_rcnn": "Cascade R-CNN", "retinanet": "RetinaNet",
-}
+
+
+@cache
+def title(family: str) -> str:
+    """A family's name for people: the docstring of its file, up to the first colon, comma or full stop."""
+    path = BOOK.parent / "detcore/zoo/families" / f"{family.replace('+', '_')}.py"
+    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or family
+    return re.split(r"[:,.](?:\s|$)", text)[0]
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ def records() -> list[Record]:
 
 def models(family: str) -> list[tuple[ModelEntry, Published]]:
     """A family's models with what was published of them."""
-    published = published_results()
-    return [(entry, published.get(entry.name, Published())) for entry in MODELS.values() if entry.family == family]
+    return [(get_model_entry(name), row.published or Published()) for name, row in rows().items()
+            if row.family == family]
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Ours:
     """Our results for a model at one profile, from all its records; a later kind of run adds to an earlier one.
 
     Attributes:
-        box_ap, mask_ap, recall: in percent, as the published ones.
+        box_ap, mask_ap, panoptic_quality, recall: in percent, as the published ones.
         training_s: wall time of the training.
         memory_gb: peak of the training.
         inference_ms: an image.
@@ -66,6 +71,7 @@ class Ours:
     profile: str
     box_ap: float | None
     mask_ap: float | None
+    panoptic_quality: float | None
     recall: float | None
     training_s: float | None
     memory_gb: float | None
@@ -78,9 +84,9 @@ def ours() -> list[Ours]:
     """Our results, a row for each model and profile, in the zoo's order."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in records():
-        if record.model in MODELS and record.profile:
+        if record.model in rows() and record.profile:
             found.setdefault((record.model, record.profile), []).append(record)
-    order = list(MODELS)
+    order = list(rows())
     return [_summary(model, profile, group)
             for (model, profile), group in sorted(found.items(), key=lambda item: order.index(item[0][0]))]
 
@@ -96,7 +102,7 @@ def _summary(model: str, profile: str, group: list[Record]) -> Ours:
 
     latency = speed.get("inference_mean_s")
     machine = group[0].hardware
-    return Ours(model, MODELS[model].family, profile, percent("bbox_AP"), percent("segm_AP"),
-                percent("proposal_AR1000"), trained.duration_s if trained else None,
+    return Ours(model, rows()[model].family, profile, percent("bbox_AP"), percent("segm_AP"),
+                percent("panoptic_PQ"), percent("proposal_AR1000"), trained.duration_s if trained else None,
                 memory.get("cuda_gb", memory.get("resident_gb")), 1000 * latency if latency else None,
                 ", ".join(machine.accelerators) or f"{machine.cpu}, {machine.cores} cores")

@@ -28,8 +28,8 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from detcore.data.transforms import Resize, ResizeChoice, ResizeRange, ScaleJitter
-from detcore.zoo import recipes
+from detcore.data.transforms import Choice, Resize, ResizeChoice, ResizeRange, ScaleJitter, Transform
+from detcore.recipe import CAFFE, CAFFE2, DARKNET, PYCLS, TORCHVISION, VGG, Recipe
 from detcore.zoo.entries import ModelEntry
 from zoobook import facts
 from zoobook.languages import _
@@ -125,11 +125,14 @@ class ZooTable(SphinxDirective):
         rows = [row for row in facts.models(family) if not only or fnmatchcase(row[0].name, only)]
         page = "" if only is None else posixpath.relpath(f"book/zoo/{family}.html", posixpath.dirname(self.env.docname))
         ours = {(found.model, found.profile): found for found in facts.ours()}
+        several = {p.dataset for _e, p in rows} - {None, "COCO"}
         columns = [
             Column(_("Model"), [link(entry.name, f"{page}#{recipe_id(entry)}") for entry, _p in rows]),
+            Column(_("Data set"), [p.dataset if several else None for _e, p in rows]),
             Column(_("Training"), [length(entry.recipe) for entry, _p in rows]),
             Column(_("Box AP"), [p.box_ap for _e, p in rows]),
             Column(_("Mask AP"), [p.mask_ap for _e, p in rows]),
+            Column(_("PQ"), [p.panoptic_quality for _e, p in rows]),
             Column(_("AR@1000"), [p.average_recall for _e, p in rows]),
             Column(_("Memory (GB)"), [p.training_memory_gb for _e, p in rows]),
             Column(_("Inference (ms)"), [p.inference_ms for _e, p in rows]),
@@ -140,6 +143,7 @@ class ZooTable(SphinxDirective):
             columns += [
                 Column(f"{header}: {_('Box AP')}", [f and f.box_ap for f in found]),
                 Column(f"{header}: {_('Mask AP')}", [f and f.mask_ap for f in found]),
+                Column(f"{header}: {_('PQ')}", [f and f.panoptic_quality for f in found]),
                 Column(f"{header}: {_('AR@1000')}", [f and f.recall for f in found]),
                 Column(f"{header}: {_('Memory (GB)')}", [f and f.memory_gb for f in found], 2),
                 Column(f"{header}: {_('Inference (ms)')}", [f and f.inference_ms for f in found]),
@@ -157,12 +161,12 @@ class RecipeTable(SphinxDirective):
         rows = [entry.recipe for entry in entries]
         columns = [
             Column(_("Model"), [entry.name for entry in entries]),
-            Column(_("Pretrained backbone"), [entry.backbone.weights.rpartition("/")[2] for entry in entries]),
+            Column(_("Pretrained backbone"), [backbone_file(entry) for entry in entries]),
             Column(_("Training"), [length(r) for r in rows]),
             Column(_("Learning rate"), [f"{type(r.optimizer).__name__} {r.optimizer.lr:g}" for r in rows]),
             Column(_("Drops at"), [drops(r) for r in rows]),
             Column(_("Images a step"), [r.batch_size for r in rows], 0),
-            Column(_("Image size"), [scales(r) for r in rows]),
+            Column(_("Image size"), [scales(r.train_transforms) for r in rows]),
             Column(_("Mixed precision"), [_("yes") if r.amp else "" for r in rows]),
             Column(_("Options of the method"), [options(entry) for entry in entries]),
         ]
@@ -199,6 +203,7 @@ class RecordsTable(SphinxDirective):
             Column(_("Model"), [result.model for result in found]),
             Column(_("Box AP"), [result.box_ap for result in found]),
             Column(_("Mask AP"), [result.mask_ap for result in found]),
+            Column(_("PQ"), [result.panoptic_quality for result in found]),
             Column(_("AR@1000"), [result.recall for result in found]),
             Column(_("Training (s)"), [result.training_s for result in found], 0),
             Column(_("Memory (GB)"), [result.memory_gb for result in found], 2),
@@ -212,8 +217,8 @@ class PreprocessingTable(SphinxDirective):
     """How the pretrained backbones expect an image to be normalised."""
 
     def run(self) -> list[nodes.Node]:
-        kinds = {"TorchVision": recipes.TORCHVISION, "MSRA": recipes.CAFFE, "Caffe2": recipes.CAFFE2,
-                 "Pycls": recipes.PYCLS, "SSD": recipes.VGG, "YOLOv3": recipes.DARKNET}
+        kinds = {"TorchVision": TORCHVISION, "MSRA": CAFFE, "Caffe2": CAFFE2,
+                 "Pycls": PYCLS, "SSD": VGG, "YOLOv3": DARKNET}
         columns = [
             Column(_("Origin"), list(kinds)),
             Column(_("Mean"), [", ".join(map(str, kind.mean)) for kind in kinds.values()]),
@@ -228,29 +233,39 @@ def recipe_id(entry: ModelEntry) -> str:
     return f"recipe-{entry.name}"
 
 
-def length(recipe: recipes.Recipe) -> str:
+def length(recipe: Recipe) -> str:
     """How long a training is: epochs of the data set, or steps."""
     if recipe.epochs:
         return _("{n} epochs").format(n=recipe.epochs * recipe.repeat)
     return _("{n} steps").format(n=recipe.iterations)
 
 
-def drops(recipe: recipes.Recipe) -> str:
+def drops(recipe: Recipe) -> str:
     """When the learning rate drops, in what `length` counts."""
     schedule = recipe.schedule
     times = recipe.repeat if schedule.by_epoch else 1
     return ", ".join(str(m * times) for m in schedule.milestones if m < schedule.end)
 
 
-def scales(recipe: recipes.Recipe) -> str:
-    """The sizes of a recipe's training images."""
-    for transform in recipe.train_transforms:
+def backbone_file(entry: ModelEntry) -> str:
+    """The file of a model's pretrained backbone."""
+    if entry.backbone is None or entry.backbone.weights is None:
+        return _("none: from random weights")
+    return entry.backbone.weights.rpartition("/")[2]
+
+
+def scales(transforms: Sequence[Transform]) -> str:
+    """The sizes of training images; of transforms that are chosen between, those of the first."""
+    for transform in transforms:
         match transform:
+            case Choice():
+                return scales(transform.lists[0])
             case ResizeChoice():
                 shorts = [scale[1] for scale in transform.scales]
                 return f"{transform.scales[0][0]} × ({min(shorts)}, …, {max(shorts)})"
             case ResizeRange():
-                return f"{transform.low[0]} × ({transform.low[1]}–{transform.high[1]})"
+                (width, low), (widest, high) = transform.low, transform.high
+                return f"{width} × ({low}–{high})" if width == widest else f"({width} × {low})–({widest} × {high})"
             case ScaleJitter():
                 low, high = transform.ratio
                 return f"{transform.scale[0]} × {transform.scale[1]}, ×({low:g}–{high:g})"
