@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,19 +15,19 @@ from itertools import islice
 import pytest
 import torch
 
-from detcore.pocket import pocket_zoo
 from detcore.data.loader import build_loader
-from detcore.engine.benchmark import benchmark_inference, benchmark_training, flops, fuse_conv_bn
-from detcore.runs import Checkpoints
+from detcore.engine.benchmark import benchmark, benchmark_inference, flops, fuse_conv_bn
 from detcore.engine.common import TRAIN, load_data
 from detcore.engine.evaluate import evaluate, make_proposals
 from detcore.engine.launch import launch
 from detcore.engine.train import build_optimizer, make_accelerator, pick_precision, starting_model, train
 from detcore.errors import DataError, DetcoreError, UsageError, WeightsError
-from detcore.records import read_record
-from detcore.zoo.create import create_model, restore
-from detcore.zoo.index import get_model_entry
+from detcore.pocket import pocket_zoo
 from detcore.recipe import SGD, Recipe
+from detcore.records import read_record
+from detcore.runs import Checkpoints, code_digest
+from detcore.zoo.create import create_model, resolve, restore
+from detcore.zoo.index import get_model_entry
 
 RETINANET, MASK_RCNN = "retinanet_r50_fpn_1x_coco", "mask-rcnn_r50_fpn_1x_coco"
 RPN, FAST_RCNN = "rpn_r50_fpn_1x_coco", "fast-rcnn_r50_fpn_1x_coco"
@@ -36,6 +37,11 @@ RPN, FAST_RCNN = "rpn_r50_fpn_1x_coco", "fast-rcnn_r50_fpn_1x_coco"
 def zoo(tmp_path_factory):
     """A small Pocket Zoo: 40 images to train on, 8 to evaluate on."""
     return pocket_zoo.draw(tmp_path_factory.mktemp("data") / "zoo", images=40, val=8, workers=1, progress=False)
+
+
+def content(folder) -> dict:
+    """Every file of a folder, by name, with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def losses(folder) -> list[dict]:
@@ -71,7 +77,11 @@ def test_what_a_run_leaves_behind(zoo, tmp_path):
     assert result.record.speed["training_images_per_s"] == pytest.approx(4 / result.record.speed["training_step_s"])
     for file in (result.checkpoint, result.best, tmp_path / "run/checkpoints/step_00000006.pt"):
         restored = restore(file)
-        assert restored.entry.name == MASK_RCNN and restored.classes == pocket_zoo.CLASSES
+        assert restored.name == MASK_RCNN and restored.classes == pocket_zoo.CLASSES
+        assert restored.meta["category_ids"] == list(range(1, len(pocket_zoo.CLASSES) + 1))
+    assert {"loss_cls", "loss_mask", "loss"} < result.record.curves.keys()
+    assert "acc" in result.log[0] and "acc" not in result.record.curves
+    assert result.log[0]["loss"] == pytest.approx(sum(v for n, v in result.log[0].items() if n.startswith("loss_")))
 
 
 def test_the_schedule_fits_any_number_of_steps(zoo, tmp_path):
@@ -116,23 +126,106 @@ def test_interrupted_saves_and_goes_on(zoo, tmp_path):
     [saved] = (tmp_path / "run/checkpoints").glob("*.pt")
     done = int(saved.stem.removeprefix("step_"))
     assert done == losses(tmp_path / "run")[-1]["step"]
+    before = content(tmp_path / "run")
     with pytest.raises(UsageError, match="holds a run: go on with it"):
-        quick(RETINANET, zoo, tmp_path / "run", overwrite=False)
-    with pytest.raises(UsageError, match="another steps"):
-        quick(RETINANET, zoo, tmp_path / "run", resume=True, overwrite=False)
+        quick(RETINANET, zoo, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"cannot go on, because of what has changed: steps \(500, now 4\)\. Set it"):
+        quick(RETINANET, zoo, tmp_path / "run", resume=True)
+    assert content(tmp_path / "run") == before
 
 
-def test_a_run_that_is_over_is_left_alone_unless_it_is_another(zoo, tmp_path, monkeypatch):
-    first = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1)
-    assert quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, resume=True).record == first.record
-    other = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, seed=1, resume=True)
-    assert other.record.seed == 1 and other.log[0]["loss"] != first.log[0]["loss"]
+@pytest.fixture(scope="module")
+def done(zoo, tmp_path_factory):
+    """The folder of a run of one step that is over; nothing may change in it."""
+    folder = tmp_path_factory.mktemp("done") / "run"
+    quick(RETINANET, zoo, folder, steps=1)
+    before = content(folder)
+    assert {"model.safetensors", "best.safetensors", "record.json", "log.jsonl"} < before.keys()
+    yield folder
+    assert content(folder) == before
+
+
+def test_a_run_that_is_over_is_left_alone(zoo, done):
+    before = read_record(done / "record.json")
+    assert quick(RETINANET, zoo, done, steps=1, resume=True).record == before
+    with pytest.raises(UsageError, match="holds a run"):
+        quick(RETINANET, zoo, done, steps=1)
+
+
+@pytest.mark.parametrize("change, told", [
+    (dict(seed=1), r"seed \(0, now 1\)"), (dict(batch_size=2, steps=2), r"steps \(1, now 2\), batch_size \(4, now 2\)"),
+    (dict(weights="random"), r"weights \(None, now random\)"), (dict(clip_norm=9), r"clip_norm \(.*, now 9\)"),
+    (dict(recipe=replace(get_model_entry(RETINANET).recipe_for("pocket"), optimizer=SGD())), "the recipe's optimizer"),
+])
+def test_other_settings_remove_nothing(zoo, done, change, told):
+    before = content(done)
+    with pytest.raises(UsageError, match=f"has changed: {told}. Set it back, name another folder .* start anew"):
+        quick(RETINANET, zoo, done, **dict(dict(steps=1, resume=True), **change))
+    assert content(done) == before
+
+
+def test_other_data_remove_nothing(zoo, done, tmp_path):
+    other = pocket_zoo.draw(tmp_path / "zoo", images=8, val=2, seed=5, workers=1, progress=False)
+    before = content(done)
+    with pytest.raises(UsageError, match="because of what has changed: the data. Set it back"):
+        quick(RETINANET, other, done, steps=1, resume=True)
+    assert content(done) == before
+
+
+def test_another_model_removes_nothing(zoo, done):
+    before = content(done)
+    with pytest.raises(UsageError, match=f"has changed: model .{RETINANET}, now gfl_r50_fpn_1x_coco.. Set it back"):
+        quick("gfl_r50_fpn_1x_coco", zoo, done, steps=1, resume=True, recipe=resolve(RETINANET).recipe)
+    assert content(done) == before
+
+
+def test_other_code_goes_on_with_a_warning(zoo, done, monkeypatch):
     monkeypatch.setattr("detcore.engine.train.code_digest", lambda: "of another version")
-    again = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, seed=1, resume=True, overwrite=False)
-    assert again.record == other.record
-    anew = quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1, seed=1, resume=True)
-    assert anew.record.duration_s != other.record.duration_s
-    assert anew.log[0]["loss"] == other.log[0]["loss"]
+    before = content(done)
+    with pytest.warns(UserWarning, match="The library's code has changed since the run in"):
+        quick(RETINANET, zoo, done, steps=1, resume=True)
+    assert content(done) == before
+
+
+def test_results_without_a_checkpoint_are_not_written_over(zoo, done, tmp_path):
+    shutil.copytree(done, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    before = content(tmp_path / "run")
+    with pytest.raises(UsageError, match="holds model.safetensors and .* but no checkpoint to go on from"):
+        quick(RETINANET, zoo, tmp_path / "run", steps=1, resume=True)
+    with pytest.raises(UsageError, match="holds a run"):
+        quick(RETINANET, zoo, tmp_path / "run", steps=1)
+    assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_overwrite_starts_anew(zoo, done, tmp_path, resume):
+    shutil.copytree(done, tmp_path / "run")
+    other = quick(RETINANET, zoo, tmp_path / "run", steps=2, seed=1, validate=False, overwrite=True, resume=resume)
+    assert other.record.seed == 1 and [line["step"] for line in other.log] == [1, 2]
+    assert other.best is None and not (tmp_path / "run/best.safetensors").exists()
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000001.pt", "step_00000002.pt"]
+
+
+def test_comments_are_no_code(tmp_path):
+    (tmp_path / "a.py").write_text('"""Says what."""\nx = 1  # one\n')
+    first = code_digest(tmp_path)
+    code_digest.cache_clear()
+    (tmp_path / "a.py").write_text('"""Says it otherwise."""\n\n# first\nx   = 1\n')
+    assert code_digest(tmp_path) == first
+    code_digest.cache_clear()
+    (tmp_path / "a.py").write_text('"""Says what."""\nx = 2\n')
+    assert code_digest(tmp_path) != first
+
+
+@pytest.mark.parametrize("options", [
+    dict(steps=0), dict(batch_size=0), dict(gpus=0), dict(keep=0), dict(workers=-1), dict(log_interval=0),
+    dict(checkpoint_interval=0), dict(seed=-1), dict(steps=2.5), dict(seconds=0), dict(clip_norm=-1)])
+def test_numbers_are_checked_before_work_begins(options, tmp_path):
+    [(name, value)] = options.items()
+    with pytest.raises(UsageError, match=f"{name}.* {value}"):
+        train(RETINANET, "nowhere", output=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_time_runs_out(zoo, tmp_path):
@@ -186,7 +279,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(zoo, tmp_path):
     assert one.record.parameters["learning_rate"] == two.record.parameters["learning_rate"]
     for a, b in zip(one.log, two.log):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    alone = evaluate(RETINANET, two.checkpoint, zoo, progress=False).record.metrics
+    alone = evaluate(RETINANET, zoo, weights=two.checkpoint, progress=False).record.metrics
     assert two.record.metrics == pytest.approx(alone, abs=1e-6)
     a, b = (restore(r.checkpoint).model.state_dict() for r in (one, two))
     # Adam's steps do not shrink with the gradient: rounding shows in a few weights, by less than a step.
@@ -200,7 +293,7 @@ def share_of_losses(zoo, output) -> None:
     found = {}
     for name in (MASK_RCNN, "cascade-rcnn_r50_fpn_1x_coco"):
         recipe = get_model_entry(MASK_RCNN).recipe_for("pocket")
-        model = starting_model(get_model_entry(name), "pocket", None, len(pocket_zoo.CLASSES)).train()
+        model = starting_model(resolve(name), None, len(pocket_zoo.CLASSES)).train()
         for module in model.modules():
             if hasattr(module, "sampler"):
                 module.sampler = replace(module.sampler, number=None)  # chance would draw other samples
@@ -208,8 +301,7 @@ def share_of_losses(zoo, output) -> None:
         [*_, batch] = islice(build_loader(data, 8 // world, preprocess=recipe.preprocess, training=True, rank=rank,
                                           world_size=world), 2)
         for key, value in model.loss(recipe.preprocess(batch.images, batch.sizes), batch.targets).items():
-            if "loss" in key:
-                found[name, key] = float(accelerator.reduce(value.detach(), "mean"))
+            found[name, key] = float(accelerator.reduce(value.detach(), "mean"))
     if rank == 0:
         torch.save(found, output)
 
@@ -228,8 +320,8 @@ def test_errors_of_processes_reach_the_caller(zoo, tmp_path):
     with pytest.raises(WeightsError, match="other.pth does not fit"):
         quick(RETINANET, zoo, tmp_path / "run", weights=tmp_path / "other.pth", gpus=2)
     quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=1)
-    with pytest.raises(DetcoreError, match="cannot go on: it has another steps and another processes"):
-        quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=2, resume=True, overwrite=False, gpus=2)
+    with pytest.raises(DetcoreError, match="because of what has changed: steps .1, now 2., processes .1, now 2."):
+        quick(RETINANET, zoo, tmp_path / "run", validate=False, steps=2, resume=True, gpus=2)
 
 
 def test_from_proposals_to_fast_rcnn(zoo, tmp_path):
@@ -237,31 +329,50 @@ def test_from_proposals_to_fast_rcnn(zoo, tmp_path):
     with pytest.raises(UsageError, match="detcore proposals"):
         quick(FAST_RCNN, zoo, tmp_path / "fast")
     with pytest.raises(UsageError, match="family rpn"):
-        make_proposals(RETINANET, rpn.checkpoint, zoo, tmp_path / "none.npz")
-    file = make_proposals(RPN, rpn.checkpoint, zoo, tmp_path / "found/proposals.npz", progress=False)
+        make_proposals(RETINANET, zoo, tmp_path / "none.npz", weights="random")
+    file = make_proposals(RPN, zoo, tmp_path / "found/proposals.npz", weights=rpn.checkpoint, progress=False)
     fast = quick(FAST_RCNN, zoo, tmp_path / "fast", proposals=file)
     assert fast.record.metrics["bbox_AP"] is not None
-    recall = evaluate(RPN, rpn.checkpoint, zoo, progress=False).record.metrics
+    recall = evaluate(RPN, zoo, weights=rpn.checkpoint, progress=False).record.metrics
     assert 0 < recall["proposal_AR100"] <= recall["proposal_AR1000"]
-    record = benchmark_inference(FAST_RCNN, zoo, checkpoint=fast.checkpoint, proposals=file, images=3, say=None)
+    record = benchmark_inference(FAST_RCNN, zoo, weights=fast.checkpoint, proposals=file, images=3, say=None)
     assert record.metrics["flops"] > 1e8
 
 
 def test_evaluation_writes_what_it_found(zoo, tmp_path):
     run = quick(MASK_RCNN, zoo, tmp_path / "run", steps=2, validate=False)
-    found = evaluate(MASK_RCNN, run.checkpoint, zoo, output=tmp_path / "out", progress=False)
-    again = evaluate(MASK_RCNN, run.checkpoint, zoo, backend="pycocotools", batch_size=3, images=8, progress=False)
+    found = evaluate(run.checkpoint, zoo, output=tmp_path / "out", progress=False)
+    again = evaluate(MASK_RCNN, zoo, weights=run.checkpoint, backend="pycocotools", batch_size=3, images=8,
+                     progress=False)
     assert json.loads((tmp_path / "out/detections.json").read_text()) == found.detections
     assert read_record(tmp_path / "out/record.json").metrics == found.record.metrics
     for name, value in found.record.metrics.items():
         assert value == pytest.approx(again.record.metrics[name], abs=1e-6), name
     assert found["segm"].per_class.keys() == set(pocket_zoo.CLASSES)
     with pytest.raises(UsageError, match="tells 80 classes apart"):
-        evaluate(RETINANET, create_model(RETINANET), zoo, profile="coco")
+        evaluate(create_model(RETINANET), zoo, recipe=Recipe())
+    with pytest.raises(UsageError, match=f"Which weights of {MASK_RCNN}"):
+        evaluate(MASK_RCNN, zoo)
+    with pytest.raises(UsageError, match="images is a whole number of at least 1, not 0"):
+        evaluate(run.checkpoint, zoo, images=0)
+
+
+def test_thresholds_reach_the_model(zoo, tmp_path):
+    run = quick(MASK_RCNN, zoo, tmp_path / "run", steps=1, validate=False)
+    found = evaluate(run.checkpoint, zoo, score_threshold=0.0, max_detections=3, progress=False)
+    assert len(found.detections) == 3 * 8
+    assert found.record.parameters["options"] == dict(score_threshold=0.0, max_detections=3)
+    assert not evaluate(run.checkpoint, zoo, score_threshold=1.0, progress=False).detections
+    with pytest.raises(UsageError, match="score_threshold is a number from 0 to 1, not 7"):
+        evaluate(run.checkpoint, zoo, score_threshold=7)
+    with pytest.raises(UsageError, match="has no option 'nms_treshold'. Did you mean nms_threshold?"):
+        evaluate(run.checkpoint, zoo, nms_treshold=0.5)
+    with pytest.raises(UsageError, match="The nms_threshold of a detector that is built already cannot be changed"):
+        evaluate(create_model(RETINANET, profile="pocket"), zoo, recipe=Recipe(), nms_threshold=0.5)
 
 
 def test_benchmarks(zoo, capsys):
-    record = benchmark_inference(RETINANET, zoo, images=12, interval=4, warmup=2)
+    record = benchmark(RETINANET, zoo, images=12, interval=4, warmup=2)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "image 4 of 12", "image 8 of 12", "image 12 of 12"]
     assert record.speed["inference_median_s"] <= record.speed["inference_p95_s"]
@@ -269,7 +380,12 @@ def test_benchmarks(zoo, capsys):
     assert record.metrics["parameters"] == sum(p.numel() for p in model.parameters())
     # Four times the pixels, four times the work, in a network that is all convolution.
     assert flops(model, (256, 256)) == pytest.approx(4 * record.metrics["flops"], rel=0.01)
-    training = benchmark_training(RETINANET, zoo, first=1, last=3, batch_size=2, device="cpu", progress=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = benchmark(model, zoo, training=True, recipe=resolve(RETINANET).recipe, first=1, last=3, batch_size=2,
+                         device="cpu", progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UsageError, match="no option 'images'"):
+        benchmark(RETINANET, zoo, training=True, images=3)
     assert training.kind == "benchmark" and training.speed["training_step_s"] > 0
     assert training.memory["resident_gb"] > 0.1
 

@@ -14,7 +14,7 @@ from detcore.detectors import Detector
 from detcore.errors import UsageError
 from detcore.recipe import Recipe
 from detcore.records import DataInfo
-from detcore.zoo.create import Model, Restored, load, resolve, restore
+from detcore.zoo.create import Model, Restored, resolve, restore
 
 TRAIN, VAL = "train", "val"
 FILES = (".safetensors", ".pt", ".pth")  # of weights
@@ -53,8 +53,7 @@ def check_counts(least: int, **counts: int | None) -> None:
 
 
 def ready_model(model: Model | Path, weights: str | Path | None = None, *, required: bool = False,
-                recipe: Recipe | None = None, profile: str | None = None, num_classes: int | None = None,
-                **options: Any) -> Restored:
+                recipe: Recipe | None = None, profile: str | None = None, **options: Any) -> Restored:
     """A detector to be run, and what is known of it; on the CPU, in training mode.
 
     Args:
@@ -62,7 +61,6 @@ def ready_model(model: Model | Path, weights: str | Path | None = None, *, requi
         weights: "published", a file or an address; None or "random" for random ones (a `Detector`: as it is).
         required: whether a name or an entry has to come with weights, be it "random".
         profile: for a file what it says by default.
-        num_classes: of random weights; those of the profile's data set by default.
         options: keyword options of the builder, None for its defaults.
 
     Raises:
@@ -77,13 +75,13 @@ def ready_model(model: Model | Path, weights: str | Path | None = None, *, requi
         if weights is not None:
             raise UsageError(f"{model} is a file of weights: give either it, or a model with other weights.")
         return restore(model, recipe=recipe, profile=profile, **options)
-    if weights is None and required and not isinstance(model, Detector):
-        raise UsageError(f"Which weights of {model if isinstance(model, str) else model.name}? Name a file of them, "
-                         f"'published' or 'random'.")
+    assert not isinstance(model, Path)
+    subject = resolve(model, recipe=recipe, profile=profile, weights=weights)
+    if weights is None and required and subject.entry is not None:
+        raise UsageError(f"Which weights of {subject.name}? Name a file of them, 'published' or 'random'.")
     if weights is None or weights == "random":
-        subject = resolve(model, recipe=recipe, profile=profile)
-        return Restored(subject.build(num_classes, **options), subject, None)
-    return load(model, weights, recipe=recipe, profile=profile, **options)
+        return Restored(subject.build(**options), subject, None)
+    return subject.load(weights, **options)
 
 
 def is_file(model: object) -> TypeGuard[str | Path]:
