@@ -15,8 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from detcore.errors import DetcoreError, WeightsError
 from detcore.records import write_atomically
 
@@ -77,6 +75,8 @@ class Checkpoints:
         Raises:
             DetcoreError: it cannot be written; those before stay.
         """
+        import torch
+
         path = self.folder / f"step_{step:08}.pt"
         # Through memory: a full disk then shows as an ordinary error of one write.
         buffer = io.BytesIO()
@@ -98,6 +98,8 @@ class Checkpoints:
         Raises:
             WeightsError: it cannot be read.
         """
+        import torch
+
         paths = self.paths()
         if not paths:
             return None

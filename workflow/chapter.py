@@ -23,10 +23,9 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from workflow import fingerprint
+from workflow import contents, fingerprint
 from workflow.fingerprint import ROOT
 
-CONFIG = yaml.safe_load((ROOT / "workflow/config.yaml").read_text("utf-8"))
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -137,7 +136,7 @@ def run(name: str, given: dict[str, Any]) -> Path:
     Raises:
         PapermillExecutionError: a cell raised an error.
     """
-    needs = CONFIG["chapters"]
+    needs = contents.chapters()
     notebook = read(name)
     values = parameters_of(notebook, given)
     if "output" in values:

@@ -2,14 +2,14 @@
 and a checkout that brings back the same text runs nothing."""
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from detcore.runs import code
+from workflow.contents import ROOT
+
 LENGTH = 12
 
 
@@ -20,16 +20,6 @@ def digest(*parts: Any) -> str:
         part = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
         total.update(len(part).to_bytes(8, "big") + part)
     return total.hexdigest()[:LENGTH]
-
-
-def code(source: str) -> str:
-    """Python source without its comments, docstrings and layout."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        match getattr(node, "body", None):
-            case [ast.Expr(value=ast.Constant()), *_] as body:
-                body[0] = ast.Pass()
-    return ast.dump(tree)
 
 
 @cache

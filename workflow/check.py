@@ -1,0 +1,132 @@
+"""What a new method still lacks: `python -m workflow.check [--write]`.
+
+A method is a file in `detcore/methods/`, its family a file in `detcore/zoo/families/`, its chapter one in `notebooks/`,
+and a reference case in `tests/reference/cases/`. Everything else follows from these, or this command says in one
+sentence what is missing; with `--write` it writes what can be derived: rows of `published.csv`, the zoo page, the lines
+of `_toc.yml`. Exit status 1 while something is missing.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+
+from detcore.zoo import index
+from workflow.contents import ROOT, chapters, pages
+
+sys.path.insert(0, str(ROOT / "book/_ext"))
+from zoobook.facts import title
+
+ZOO = "detcore/zoo"
+PAGE = """# {title}
+
+{{doc}}`The chapter </notebooks/{name}>` shows it at work.
+
+## Results
+
+AP in percent on COCO's `val2017`, memory of each GPU in training, inference time of one image on a V100; columns \
+marked as ours come from our records. A model's name leads to its recipe.
+
+```{{zoo-table}} {family}
+```
+
+## Recipes
+
+```{{recipe-table}} {family}
+```
+"""
+Problem = tuple[str, Callable[[], object] | None]  # a sentence, and what mends it
+
+
+def problems() -> Iterator[Problem]:
+    """Everything that is missing, in the order in which it is best mended."""
+    yield from zoo_problems()
+    yield from page_problems()
+    cases = {path.name.removesuffix(".json.gz") for path in (ROOT / "tests/reference/cases").glob("*.json.gz")}
+    for family in index.families():
+        if cases.isdisjoint(index.list_models(family=family)):
+            yield f"No reference case is of the family {family}: add tests/reference/cases/MODEL.json.gz.", None
+
+
+def zoo_problems() -> Iterator[Problem]:
+    """Models that are in a family's file or in `published.csv`, but not in both."""
+    listed = index.rows()
+    for path in sorted((ROOT / ZOO / "families").glob("[!_]*.py")):
+        entries = {entry.name: entry for entry in import_module(f"detcore.zoo.families.{path.stem}").MODELS}
+        for name, entry in entries.items():
+            if name not in listed:
+                yield (f"published.csv has no row of {name}, which {path.relative_to(ROOT)} has.",
+                       partial(add_row, name, entry.family or path.stem, entry.backbone.name if entry.backbone else ""))
+        for name, row in listed.items():
+            if row.family.replace("+", "_") == path.stem and name not in entries:
+                yield f"{path.relative_to(ROOT)} has no model {name}, of which published.csv has a row.", None
+
+
+def page_problems() -> Iterator[Problem]:
+    """Chapters and pages that are not in the table of contents, and the other way round."""
+    toc = pages()
+    families = {family.replace("+", "_"): family for family in index.families()}
+    texts = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py") if path.stem != "conftest")
+    zoo_pages = {f"book/zoo/{name}.md": name for name in texts if name in families}
+    for page, name in zoo_pages.items():
+        if not (ROOT / page).exists():
+            yield f"{page} is missing, the page of the family that notebooks/{name}.py is about.", partial(
+                (ROOT / page).write_text, PAGE.format(title=title(families[name]), name=name, family=families[name]),
+                "utf-8")
+    written = {str(path.relative_to(ROOT)) for path in (ROOT / "book").rglob("*.md")} | set(zoo_pages)
+    for page in sorted(written) + [f"notebooks/{name}.ipynb" for name in texts]:
+        if page not in toc:
+            yield f"{page} is not in _toc.yml.", partial(add_page, page)
+    for page in toc:
+        if not (ROOT / page).exists() and page not in zoo_pages:
+            run = f": make chapter NAME={Path(page).stem}" if Path(page).stem in texts else ""
+            yield f"{page} is in _toc.yml, but is not there{run}.", None
+        for language in yaml.safe_load((ROOT / "workflow/config.yaml").read_text("utf-8"))["languages"]:
+            catalogue = Path(f"book/locale/{language}/LC_MESSAGES", page).with_suffix(".po")
+            if language != "en" and not (ROOT / catalogue).exists():
+                yield f"{catalogue} is missing: make translations.", None
+
+
+def add_row(name: str, family: str, backbone: str) -> None:
+    """Add a model without published results to `published.csv`, after its family's others."""
+    path = ROOT / ZOO / "published.csv"
+    lines = path.read_text("utf-8").splitlines()
+    columns = len(next(csv.reader([lines[1]])))
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow([name, family, backbone] + [""] * (columns - 3))
+    last = max((i for i, line in enumerate(lines) if f",{family}," in line), default=len(lines) - 1)
+    path.write_text("\n".join([*lines[:last + 1], row.getvalue(), *lines[last + 1:], ""]), "utf-8")
+
+
+def add_page(page: str) -> None:
+    """Add a page to `_toc.yml`, after the last one of a family in the same folder."""
+    path = ROOT / "_toc.yml"
+    lines = path.read_text("utf-8").splitlines()
+    folder, families = Path(page).parent, {family.replace("+", "_") for family in index.families()}
+    last = max((i for i, line in enumerate(lines) if (file := Path(line.partition("file: ")[2])).parent == folder
+                and (file.stem in families or folder.name not in ("zoo", "notebooks"))), default=len(lines) - 1)
+    indent = lines[last][:len(lines[last]) - len(lines[last].lstrip())]
+    path.write_text("\n".join([*lines[:last + 1], f"{indent}- file: {page}", *lines[last + 1:], ""]), "utf-8")
+
+
+def main() -> None:
+    found = list(problems())
+    for sentence, mend in found:
+        if mend is not None and "--write" in sys.argv[1:]:
+            mend()
+            print(f"Written: {sentence}")
+        else:
+            print(f"{sentence}{' (--write writes it)' if mend else ''}")
+    if not found:
+        print(f"Nothing is missing: {len(index.rows())} models, {len(chapters())} chapters, {len(pages())} pages.")
+    sys.exit(any(mend is None or "--write" not in sys.argv[1:] for _, mend in found))
+
+
+if __name__ == "__main__":
+    main()
