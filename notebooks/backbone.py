@@ -24,18 +24,17 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore import create_model, draw
-from detcore.pocket import pocket_zoo
+from detcore import create_model, draw, train
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import build_loader
 from detcore.engine.common import describe
+from detcore.pocket import pocket_zoo
 from detcore.pocket.pretrain import class_map, pretrain
-from detcore.engine.train import train
-from detcore.records import Record, peak_memory_gb
-from detcore.zoo import recipes
 from detcore.pocket.slim import SLIM, slim_resnet
-from detcore.zoo.summary import summarize
+from detcore.recipe import CAFFE, CAFFE2, TORCHVISION
+from detcore.records import Record, peak_memory_gb
 from detcore.weights import load_backbone
+from detcore.zoo.summary import summarize
 
 # The slim backbone belongs to Pocket Zoo, whatever the profile of the other chapters.
 root = pocket_zoo.draw(data_root if profile == "pocket" else "data/pocket")
@@ -50,23 +49,23 @@ root = pocket_zoo.draw(data_root if profile == "pocket" else "data/pocket")
 
 # %%
 data = CocoDataset(root, "annotations/instances_val2017.json", "val2017", masks="bitmap")
-batch = next(iter(build_loader(data, 160, preprocess=recipes.TORCHVISION)))
-images = recipes.TORCHVISION(batch.images, batch.sizes)
-wanted = torch.stack([class_map(target, images.tensor.shape[2:]) for target in batch.targets])
+batch = next(iter(build_loader(data, 160, preprocess=TORCHVISION)))
+images = TORCHVISION(batch.images, batch.sizes)
+targets = torch.stack([class_map(target, images.tensor.shape[2:]) for target in batch.targets])
 tones = ["#eeeeee", *(draw.colour(c) for c in range(len(data.class_names)))]
 tones = torch.tensor([list(bytes.fromhex(tone[1:])) for tone in tones], dtype=torch.uint8)
-shown = (wanted.flatten(1) > 0).sum(1).argsort(descending=True)[[20, 45, 70]].tolist()
+shown = (targets.flatten(1) > 0).sum(1).argsort(descending=True)[[20, 45, 70]].tolist()
 strides = (4, 8, 16, 32)
 
 
 def cells(stride):
     """[N, h, w] the class at the middle of each cell."""
-    return wanted[:, stride // 2::stride, stride // 2::stride]
+    return targets[:, stride // 2::stride, stride // 2::stride]
 
 
 def show(maps):
     """Rows of a picture and its class maps."""
-    rows = [[draw.pixels(images, i, recipes.TORCHVISION), *(tones[m[i]].numpy() for m in maps)] for i in shown]
+    rows = [[draw.pixels(images, i, TORCHVISION), *(tones[m[i]].numpy() for m in maps)] for i in shown]
     return draw.grid([draw.to_pil(x).resize((160, 160), 0) for row in rows for x in row], len(maps) + 1)
 
 
@@ -117,8 +116,8 @@ def probe(backbone):
 
 def right(answer, stride):
     """The share of right animal cells of the pictures that the probe was not fitted on."""
-    answer, truth = answer[::2], cells(stride)[::2]
-    return torch.stack([(answer[truth == c] == c).float().mean() for c in truth.unique()[1:]]).mean().item()
+    answer, target = answer[::2], cells(stride)[::2]
+    return torch.stack([(answer[target == c] == c).float().mean() for c in target.unique()[1:]]).mean().item()
 
 
 torch.manual_seed(seed)
@@ -171,7 +170,7 @@ assert runs["pretrained backbone"]["bbox_AP"] > runs["random weights"]["bbox_AP"
 # move, and the range of the values changes. The table under it gives that range.
 
 # %%
-kinds = {"TorchVision": recipes.TORCHVISION, "Caffe (MSRA)": recipes.CAFFE, "Caffe2": recipes.CAFFE2}
+kinds = {"TorchVision": TORCHVISION, "Caffe (MSRA)": CAFFE, "Caffe2": CAFFE2}
 inputs = {name: kind(batch.images[shown[:1]], batch.sizes[:1]).tensor[0] for name, kind in kinds.items()}
 draw.grid([draw.to_pil(((x - x.min()) / (x.max() - x.min()) * 255).byte()) for x in inputs.values()], 3)
 
@@ -194,7 +193,7 @@ pd.DataFrame({name: dict(parameters=p.parameters, trainable=p.trainable) for nam
 # %% [markdown]
 # ## Make it anew
 #
-# The committed file `detcore/zoo/pocket_backbone.safetensors` comes from this command, which takes a few minutes on
+# The committed file `detcore/pocket/backbone.safetensors` comes from this command, which takes a few minutes on
 # two cores. Its steps, seed and the fingerprint of its data stand in the file.
 #
 # ```bash

@@ -29,15 +29,13 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore.ops import boxes as box
-from detcore import create_model, draw, get_model_entry
+from detcore import benchmark, create_model, draw, evaluate, get_model_entry, train
 from detcore.data.loader import build_loader
-from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
-from detcore.engine.evaluate import evaluate
-from detcore.engine.train import train
 from detcore.methods.cascade_rcnn import STAGE_IOU
-from detcore.methods.fast_rcnn import assign_regions, sample_regions
+from detcore.ops import boxes as box
+from detcore.ops.regions import assign_regions, sample_regions
+from detcore.structures import Proposals
 
 # %% [markdown]
 # ## Training
@@ -95,8 +93,8 @@ scale = 256 / max(images.tensor.shape[2:])
 overlaps = [box.pairwise_iou(b, t.boxes) for b, t in zip(stages[0], batch.targets)]
 bundles = [(int((o[:, k] > 0.4).sum()), i, k) for i, o in enumerate(overlaps) for k in range(o.shape[1])]
 _, one, k = max(bundles)
-near, truth = overlaps[one][:, k] > 0.4, batch.targets[one].boxes[k:k + 1]
-draw.grid([draw.boxes(pictures[one], torch.cat([truth, b[one][near]]), scale=1.2 * scale,
+near, gt_box = overlaps[one][:, k] > 0.4, batch.targets[one].boxes[k:k + 1]
+draw.grid([draw.boxes(pictures[one], torch.cat([gt_box, b[one][near]]), scale=1.2 * scale,
                       colors=["white"] + [draw.colour(s)] * int(near.sum())) for s, b in enumerate(stages)])
 
 # %% [markdown]
@@ -110,11 +108,11 @@ draw.grid([draw.boxes(pictures[one], torch.cat([truth, b[one][near]]), scale=1.2
 paths = []
 for i, target in enumerate(batch.targets):
     if len(target.boxes):
-        first, at = overlaps[i].max(1)
+        first, index = overlaps[i].max(1)
         keep = (first > 0.3) & proposals.valid[i]
-        paths.append(torch.stack([box.iou(s[i], target.boxes[at])[keep] for s in stages]))
+        paths.append(torch.stack([box.iou(s[i], target.boxes[index])[keep] for s in stages]))
 paths = torch.cat(paths, 1)
-draw.histogram({name: iou for name, iou in zip(names, paths)}, bins=torch.linspace(0, 1, 41), x="IoU with the truth")
+draw.histogram({name: iou for name, iou in zip(names, paths)}, bins=torch.linspace(0, 1, 41), x="IoU with the object")
 
 # %% [markdown]
 # The same regions, by the IoU that they began with. A stage makes boxes better where its curve lies above the dotted
@@ -151,7 +149,7 @@ pd.DataFrame({f"IoU ≥ {iou}": positives(iou) for iou in STAGE_IOU}, index=name
 # %% tags=["nbval-ignore-output"]
 entering = [proposals]
 for boxes in stages[1:3]:
-    entering.append(type(proposals)(boxes, proposals.scores, proposals.valid))
+    entering.append(Proposals(boxes, proposals.scores, proposals.valid))
 sampled = [sample_regions(assign_regions(p, batch.targets, matcher, detector.num_classes), roi_head.sampler)
            for p, matcher in zip(entering, roi_head.matchers)]
 draw.bars({f"stage {s + 1}, IoU {iou}": x.positive.sum().item() / x.valid.sum().item()
@@ -166,10 +164,13 @@ draw.bars({f"stage {s + 1}, IoU {iou}": x.positive.sum().item() / x.valid.sum().
 
 # %% tags=["nbval-ignore-output"]
 whole, results = roi_head.bbox_head, {}
-for count in (1, 2, 3):
+for count in (1, 2):
     roi_head.bbox_head = whole[:count]
-    results[f"stages 1 to {count}"] = evaluate(model, detector, data_root, profile=profile, device=device)
-result = results["stages 1 to 3"]
+    results[f"stages 1 to {count}"] = evaluate(detector, data_root, recipe=recipe, device=device,
+                                               batch_size=recipe.batch_per_gpu)
+roi_head.bbox_head = whole
+result = evaluate(model, data_root, weights=trained.checkpoint, profile=profile, device=device)
+results["stages 1 to 3"] = result
 result.record.write(f"{records}/{model}.{profile}.evaluate.json")
 pd.DataFrame({name: r["bbox"].metrics for name, r in results.items()}).T.round(3)
 
@@ -187,9 +188,9 @@ assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.
 # Detections above, truth below.
 
 # %% tags=["nbval-ignore-output"]
-found = detector.predict(images)
+detections = detector.predict(images)
 shown = sorted(range(len(images)), key=lambda i: -len(batch.targets[i].boxes))[1:4]
-draw.grid([draw.detections(found[i], pictures[i], scale=scale) for i in shown]
+draw.grid([draw.detections(detections[i], pictures[i], scale=scale) for i in shown]
           + [draw.boxes(pictures[i], batch.targets[i].boxes, scale=scale, width=2) for i in shown], columns=len(shown))
 
 # %% [markdown]
@@ -199,8 +200,8 @@ draw.grid([draw.detections(found[i], pictures[i], scale=scale) for i in shown]
 # {doc}`faster_rcnn`.
 
 # %% tags=["nbval-ignore-output"]
-timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, device=device,
-                            images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
+timed = benchmark(model, data_root, weights=trained.checkpoint, profile=profile, device=device,
+                  images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,

@@ -33,14 +33,14 @@ import plotly.graph_objects as go
 from IPython.display import HTML
 
 from detcore import draw
-from detcore.pocket import pocket_zoo
 from detcore.data.coco import CocoDataset
 from detcore.data.instaboost import InstaBoost
 from detcore.data.loader import build_loader
 from detcore.data.transforms import Flip, RandomCrop, Resize, ResizeRange, ScaleJitter, apply
 from detcore.engine.common import describe
-from detcore.records import Record, peak_memory_gb
+from detcore.pocket import pocket_zoo
 from detcore.recipe import TORCHVISION
+from detcore.records import Record, peak_memory_gb
 
 started = time.perf_counter()
 if profile == "pocket":

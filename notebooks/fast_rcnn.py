@@ -27,14 +27,12 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore.ops import boxes as box
-from detcore import create_model, draw, get_model_entry
+from detcore import benchmark, create_model, draw, evaluate, get_model_entry, train
 from detcore.data.loader import build_loader
-from detcore.engine.benchmark import benchmark_inference
+from detcore.detectors import batch_proposals
 from detcore.engine.common import load_data, pick_device
-from detcore.engine.evaluate import evaluate
-from detcore.engine.train import train
-from detcore.methods.fast_rcnn import batch_proposals
+from detcore.ops import boxes as box
+from detcore.ops.regions import of_class
 
 # %% [markdown]
 # ## Training
@@ -89,7 +87,7 @@ with torch.no_grad():
 
 def bins(region):
     """The boxes [49, 4] of a region's bins."""
-    size = pool.size
+    size = pool.output_size
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     corners = torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4).to(region) / size
     return region[:2].repeat(2) + corners * (region[2:] - region[:2]).repeat(2)
@@ -120,8 +118,8 @@ def sampled(i):
     """The sampled regions of a picture, positives on top."""
     positive, background = samples.positive[i], (samples.valid & ~samples.positive)[i]
     tones = [draw.colour(c) for c in samples.labels[i][positive].tolist()]
-    found = torch.cat([samples.boxes[i][positive], samples.boxes[i][background][:12]])
-    return draw.boxes(pictures[i], found, scale=zoom, colors=tones + ["#444444"] * (len(found) - len(tones)))
+    boxes = torch.cat([samples.boxes[i][positive], samples.boxes[i][background][:12]])
+    return draw.boxes(pictures[i], boxes, scale=zoom, colors=tones + ["#444444"] * (len(boxes) - len(tones)))
 
 
 draw.grid([sampled(i) for i in shown], 3)
@@ -131,21 +129,19 @@ draw.grid([sampled(i) for i in shown], 3)
 # heap lies further right: that is what the box loss has taught.
 
 # %% tags=["nbval-ignore-output"]
-index, regions, image = samples.rois()
+regions = samples.regions()
 with torch.no_grad():
-    logits, deltas = head.bbox_head(head.region_features(features, regions, image))
-positive = samples.positive.flatten()[index]
-labels, truth = samples.labels.flatten()[index], samples.truth.flatten(0, 1)[index]
-moved = head.bbox_head.decode(regions[positive], head.bbox_head.pick(deltas[positive], labels[positive]))
+    logits, deltas = head.bbox_head(head.region_features(features, regions.boxes, regions.image))
+proposed = regions.positive & ~samples.is_gt.flatten()[regions.index]
+moved = head.bbox_head.decode(regions.boxes, of_class(deltas.unflatten(1, (-1, 4)), regions.labels))
 
 
 def overlap(boxes):
-    """[n] intersection over union of boxes, each with the object that it is for."""
-    return box.iou(boxes, truth[positive])[proposed].cpu()
+    """[n] intersection over union of the boxes of proposals, each with the object that it is for."""
+    return box.iou(boxes, regions.gt_boxes)[proposed].cpu()  # an object's own box needs no moving
 
 
-proposed = ~samples.is_truth.flatten()[index][positive]  # an object's own box needs no moving
-draw.histogram({"proposals": overlap(regions[positive]), "moved": overlap(moved)}, bins=25, x="IoU with the object",
+draw.histogram({"proposals": overlap(regions.boxes), "moved": overlap(moved)}, bins=25, x="IoU with the object",
                y="regions")
 
 # %% [markdown]
@@ -159,7 +155,7 @@ draw.histogram({"proposals": overlap(regions[positive]), "moved": overlap(moved)
 # only positives count in the second term. The losses of this batch:
 
 # %% tags=["nbval-ignore-output"]
-values = head.bbox_head.loss(logits, deltas, samples)
+values = head.bbox_head.loss(logits, deltas, regions)
 pd.DataFrame({name: [value.item()] for name, value in values.items()}, index=["batch"]).round(3)
 
 # %% [markdown]
@@ -168,7 +164,7 @@ pd.DataFrame({name: [value.item()] for name, value in values.items()}, index=["b
 # Average precision on the validation set, as COCO defines it, then precision over recall.
 
 # %% tags=["nbval-ignore-output"]
-result = evaluate(model, detector, data_root, profile=profile, proposals=proposals, device=device)
+result = evaluate(model, data_root, weights=trained.checkpoint, profile=profile, proposals=proposals, device=device)
 result.record.write(f"{records}/{model}.{profile}.evaluate.json")
 pd.DataFrame({kind: r.metrics for kind, r in result.results.items()}).T.round(3)
 
@@ -182,10 +178,10 @@ assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.
 # Detections above, truth below.
 
 # %% tags=["nbval-ignore-output"]
-found = detector.predict(images, proposals=given)
-for one in found:
+detections = detector.predict(images, proposals=given)
+for one in detections:
     one.class_names = data.class_names
-draw.grid([draw.detections(found[i], pictures[i], scale=zoom) for i in shown]
+draw.grid([draw.detections(detections[i], pictures[i], scale=zoom) for i in shown]
           + [draw.boxes(pictures[i], batch.targets[i].boxes, scale=zoom) for i in shown], 3)
 
 # %% [markdown]
@@ -195,8 +191,8 @@ draw.grid([draw.detections(found[i], pictures[i], scale=zoom) for i in shown]
 # on the way.
 
 # %% tags=["nbval-ignore-output"]
-timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, proposals=proposals, device=device,
-                            images=50 if profile == "pocket" else 2000, say=None)
+timed = benchmark(model, data_root, weights=trained.checkpoint, profile=profile, proposals=proposals, device=device,
+                  images=50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,

@@ -28,13 +28,11 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore.ops import boxes as box
-from detcore import create_model, draw, get_model_entry
+from detcore import benchmark, create_model, draw, evaluate, get_model_entry, train
 from detcore.data.loader import build_loader
-from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
-from detcore.engine.evaluate import evaluate
-from detcore.engine.train import train
+from detcore.ops import boxes as box
+from detcore.ops.regions import of_class
 
 # %% [markdown]
 # ## Training both stages at once
@@ -79,7 +77,7 @@ draw.grid([draw.heat(pictures[one], f[one].norm(dim=0), scale=scale, alpha=0.8) 
 
 # %%
 parts = {"backbone": detector.backbone, "feature pyramid": detector.neck,
-         "first stage: proposal head": detector.rpn_head, "second stage: region head": detector.roi_head}
+         "first stage: proposal head": detector.rpn_head, "second stage: RoI head": detector.roi_head}
 pd.DataFrame({"parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}})
 
 # %% [markdown]
@@ -96,14 +94,14 @@ with torch.no_grad():
     head, pooled = detector.roi_head.bbox_head, detector.roi_head.region_features(features, rois, image.to(rois.device))
     logits, deltas = head(pooled)
 score, label = logits.softmax(1)[:, :-1].max(1)
-refined = head.decode(rois, head.pick(deltas, label)).view_as(proposals.boxes)
+refined = head.decode(rois, of_class(deltas.unflatten(1, (-1, 4)), label)).view_as(proposals.boxes)
 score, label = score.view_as(proposals.scores), label.view_as(proposals.scores)
-found = detector.predict(images)
+detections = detector.predict(images)
 
 draw.grid([draw.boxes(pictures[one], proposals.boxes[one, :10], scale=1.4 * scale, width=2, colors="white"),
            draw.boxes(pictures[one], refined[one, :10], scale=1.4 * scale, width=2,
                       colors=[draw.colour(c) for c in label[one, :10].tolist()]),
-           draw.detections(found[one], pictures[one], scale=1.4 * scale)], columns=3)
+           draw.detections(detections[one], pictures[one], scale=1.4 * scale)], columns=3)
 
 # %% [markdown]
 # One object in detail. Its proposals above IoU 0.5 with the truth, before the second stage and after it, with the truth
@@ -112,8 +110,8 @@ draw.grid([draw.boxes(pictures[one], proposals.boxes[one, :10], scale=1.4 * scal
 # %% tags=["nbval-ignore-output"]
 overlap = [box.pairwise_iou(p, t.boxes) for p, t in zip(proposals.boxes, batch.targets)]
 which = int((overlap[one] > 0.5).sum(0).argmax())
-near, truth = overlap[one][:, which] > 0.5, batch.targets[one].boxes[which:which + 1]
-draw.grid([draw.boxes(pictures[one], torch.cat([truth, b[one][near]]), scale=1.4 * scale, width=2,
+near, gt_box = overlap[one][:, which] > 0.5, batch.targets[one].boxes[which:which + 1]
+draw.grid([draw.boxes(pictures[one], torch.cat([gt_box, b[one][near]]), scale=1.4 * scale, width=2,
                       colors=["white"] + [draw.PALETTE[0]] * int(near.sum())) for b in (proposals.boxes, refined)])
 
 # %% [markdown]
@@ -127,12 +125,12 @@ draw.grid([draw.boxes(pictures[one], torch.cat([truth, b[one][near]]), scale=1.4
 before, after = [], []
 for p, r, v, target in zip(proposals.boxes, refined, proposals.valid, batch.targets):
     if len(target.boxes):
-        best, at = box.pairwise_iou(p[v], target.boxes).max(1)
+        best, index = box.pairwise_iou(p[v], target.boxes).max(1)
         before.append(best[best > 0.3])
-        after.append(box.iou(r[v], target.boxes[at])[best > 0.3])
+        after.append(box.iou(r[v], target.boxes[index])[best > 0.3])
 before, after = torch.cat(before), torch.cat(after)
 draw.histogram({"proposals": before, "after the second stage": after}, bins=torch.linspace(0, 1, 41),
-               x="IoU with the truth")
+               x="IoU with the object")
 
 # %% [markdown]
 # The same as recall: the share of the objects that have a box of at least that IoU, be its class right or not.
@@ -158,13 +156,14 @@ draw.lines({"proposals": recall(proposals.boxes), "after the second stage": reca
 # %% tags=["nbval-ignore-output"]
 strong = score[one] > 0.05
 draw.grid([draw.boxes(pictures[one], b, scale=1.4 * scale, colors=[draw.colour(c) for c in labels.tolist()])
-           for b, labels in ((refined[one][strong], label[one][strong]), (found[one].boxes, found[one].labels))])
+           for b, labels in ((refined[one][strong], label[one][strong]),
+                             (detections[one].boxes, detections[one].labels))])
 
 # %% [markdown]
 # ## Evaluation
 
 # %% tags=["nbval-ignore-output"]
-result = evaluate(model, detector, data_root, profile=profile, device=device)
+result = evaluate(model, data_root, weights=trained.checkpoint, profile=profile, device=device)
 result.record.write(f"{records}/{model}.{profile}.evaluate.json")
 pd.DataFrame({kind: r.metrics for kind, r in result.results.items()}).T.round(3)
 
@@ -178,7 +177,7 @@ assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.
 # Detections above, truth below.
 
 # %% tags=["nbval-ignore-output"]
-draw.grid([draw.detections(d, p, scale=scale) for d, p in zip(found[:3], pictures)]
+draw.grid([draw.detections(d, p, scale=scale) for d, p in zip(detections[:3], pictures)]
           + [draw.boxes(p, t.boxes, scale=scale, width=2) for t, p in zip(batch.targets[:3], pictures)],
           columns=min(3, len(images)))
 
@@ -186,8 +185,8 @@ draw.grid([draw.detections(d, p, scale=scale) for d, p in zip(found[:3], picture
 # ## Speed and size
 
 # %% tags=["nbval-ignore-output"]
-timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, device=device,
-                            images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
+timed = benchmark(model, data_root, weights=trained.checkpoint, profile=profile, device=device,
+                  images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,

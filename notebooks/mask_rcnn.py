@@ -30,15 +30,11 @@ import pandas as pd
 import torch
 from torchvision.ops import roi_align, roi_pool
 
-from detcore import Detections, create_model, draw, get_model_entry
+from detcore import Detections, benchmark, create_model, draw, evaluate, get_model_entry, train
 from detcore.data.loader import build_loader
-from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
-from detcore.engine.evaluate import evaluate
-from detcore.engine.train import train
-from detcore.ops.masks import crop_masks
+from detcore.ops.masks import crop_masks, paste_masks
 from detcore.structures import Polygons
-from detcore.methods.mask_rcnn import paste
 
 # %% [markdown]
 # ## Training
@@ -135,12 +131,12 @@ draw.grid([region] + [gray(masks[c]) for c in [label] + [c for c in range(len(ma
 
 # %% tags=["nbval-ignore-output"]
 which = torch.tensor([largest], device=box.device)
-wanted = crop_masks([target.masks], box, torch.zeros_like(which), which, head.mask_size)[0]
+mask_target = crop_masks([target.masks], box, torch.zeros_like(which), which, head.mask_size)[0]
 size = images.sizes[one]
-pasted = paste(masks[label][None], box, size)[0]
+pasted = paste_masks(masks[label][None], box, size)[0]
 true_masks = [torch.as_tensor(t.masks.to_bitmap() if isinstance(t.masks, Polygons) else t.masks.cpu()).bool()
               [:, :h, :w] for t, (h, w) in zip(batch.targets, images.sizes)]
-draw.grid([gray(m, 224) for m in (wanted, masks[label], pasted, true_masks[one][largest])])
+draw.grid([gray(m, 224) for m in (mask_target, masks[label], pasted, true_masks[one][largest])])
 
 # %% [markdown]
 # ## Evaluation
@@ -149,7 +145,7 @@ draw.grid([gray(m, 224) for m in (wanted, masks[label], pasted, true_masks[one][
 # masks with thin legs are not: compare AP75 of the two rows.
 
 # %% tags=["nbval-ignore-output"]
-result = evaluate(model, detector, data_root, profile=profile, device=device)
+result = evaluate(model, data_root, weights=trained.checkpoint, profile=profile, device=device)
 result.record.write(f"{records}/{model}.{profile}.evaluate.json")
 pd.DataFrame({kind: r.metrics for kind, r in result.results.items()}).T.round(3)
 
@@ -172,11 +168,11 @@ assert profile != "pocket" or steps is not None or result["segm"].headline >= 0.
 # Detections with their masks above, truth below.
 
 # %% tags=["nbval-ignore-output"]
-found = detector.predict(images)
-truth = [Detections(t.boxes, torch.ones(len(t.boxes)), t.labels, m) for t, m in zip(batch.targets, true_masks)]
-shown = sorted(range(len(images)), key=lambda i: -len(truth[i]))[:3]
-draw.grid([draw.detections(d[i], pictures[i], scale=scale, score=0.5) for d in (found, truth) for i in shown],
-          columns=len(shown))
+detections = detector.predict(images)
+gt = [Detections(t.boxes, torch.ones(len(t.boxes)), t.labels, m) for t, m in zip(batch.targets, true_masks)]
+shown = sorted(range(len(images)), key=lambda i: -len(gt[i]))[:3]
+draw.grid([draw.detections(d[i], pictures[i], scale=scale, score_threshold=0.5) for d in (detections, gt)
+           for i in shown], columns=len(shown))
 
 # %% [markdown]
 # ## Speed and size
@@ -184,8 +180,8 @@ draw.grid([draw.detections(d[i], pictures[i], scale=scale, score=0.5) for d in (
 # At test time masks are drawn last, for the boxes that are left after suppression: few regions, so the branch is cheap.
 
 # %% tags=["nbval-ignore-output"]
-timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, device=device,
-                            images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
+timed = benchmark(model, data_root, weights=trained.checkpoint, profile=profile, device=device,
+                  images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,

@@ -26,14 +26,12 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore import create_model, draw, get_model_entry
+from detcore import benchmark, create_model, draw, evaluate, get_model_entry, train
 from detcore.data.loader import build_loader
-from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
-from detcore.engine.evaluate import evaluate
-from detcore.engine.train import train
+from detcore.ops.anchors import per_anchor
 from detcore.ops.losses import focal
-from detcore.methods.rpn import per_anchor
+from detcore.ops.matching import BACKGROUND
 
 # %% [markdown]
 # ## The loss
@@ -81,11 +79,11 @@ head = detector.bbox_head
 
 with torch.no_grad():
     maps, _ = head(detector.features(images.tensor))
-anchors, match, truth, labels = head.assign(maps, batch.targets)
-counts = [m.shape[2] * m.shape[3] * head.anchors.per_cell for m in maps]
+anchors, matched, gt_boxes, gt_labels = head.assign(maps, batch.targets)
+counts = [m.shape[2] * m.shape[3] * n for m, n in zip(maps, head.anchors.counts)]
 pd.DataFrame({
     "stride": head.anchors.strides, "anchors of an image": counts,
-    "on objects, all images": [int((part >= 0).sum()) for part in match.split(counts, 1)],
+    "on objects, all images": [int((part >= 0).sum()) for part in matched.split(counts, 1)],
 }, index=[f"P{i}" for i in range(3, 8)])
 
 # %% [markdown]
@@ -95,10 +93,10 @@ pd.DataFrame({
 # %% tags=["nbval-ignore-output"]
 scale = 256 / max(images.tensor.shape[2:])
 pictures = [draw.pixels(images, i, recipe.preprocess) for i in range(len(images))]
-level = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(match.device)
-shown = (match >= 0).sum(1).argsort(descending=True)[:4].tolist()
-draw.grid([draw.boxes(pictures[i], anchors[match[i] >= 0], scale=scale,
-                      colors=[draw.colour(k) for k in level[match[i] >= 0].tolist()]) for i in shown])
+level = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(matched.device)
+shown = (matched >= 0).sum(1).argsort(descending=True)[:4].tolist()
+draw.grid([draw.boxes(pictures[i], anchors[matched[i] >= 0], scale=scale,
+                      colors=[draw.colour(k) for k in level[matched[i] >= 0].tolist()]) for i in shown])
 
 # %% [markdown]
 # ## What the levels answer
@@ -124,9 +122,10 @@ draw.grid([draw.heat(pictures[shown[0]], best_score(m), scale=scale) for m in ma
 
 # %% tags=["nbval-ignore-output"]
 logits = torch.cat([per_anchor(m, head.num_classes) for m in maps], 1).float()
-positive, negative = match >= 0, match == -1
+positive, negative = matched >= 0, matched == BACKGROUND
 one_hot = torch.zeros_like(logits)
-one_hot[positive] = torch.eye(head.num_classes, device=logits.device)[labels.gather(1, match.clamp(min=0))[positive]]
+labels = gt_labels.gather(1, matched.clamp(min=0))[positive]
+one_hot[positive] = torch.eye(head.num_classes, device=logits.device)[labels]
 score = logits.sigmoid().amax(2)
 figure = draw.histogram({"background": score[negative].log10(), "on objects": score[positive].log10()},
                         bins=torch.linspace(-4, 0, 41), x="$\\log_{10}$ of the highest class probability")
@@ -143,8 +142,8 @@ figure
 def share_of_loss(chosen, gamma):
     """How the loss of the chosen anchors adds up, from the easiest to the hardest."""
     loss = focal(logits, one_hot, gamma=gamma).sum(2)[chosen].sort().values.double().cumsum(0)
-    at = torch.linspace(0, len(loss) - 1, 300).long().to(loss.device)
-    return torch.linspace(0, 1, 300), (loss / loss[-1])[at].cpu()
+    index = torch.linspace(0, len(loss) - 1, 300).long().to(loss.device)
+    return torch.linspace(0, 1, 300), (loss / loss[-1])[index].cpu()
 
 
 draw.lines({f"γ = {gamma}": share_of_loss(negative, gamma) for gamma in (0, 0.5, 1, 2)},
@@ -184,7 +183,7 @@ pd.DataFrame({(when, f"γ = {gamma}"): gradient_shares(x, gamma)
 # Average precision on the validation set, as COCO defines it, then precision over recall.
 
 # %% tags=["nbval-ignore-output"]
-result = evaluate(model, detector, data_root, profile=profile, device=device)
+result = evaluate(model, data_root, weights=trained.checkpoint, profile=profile, device=device)
 result.record.write(f"{records}/{model}.{profile}.evaluate.json")
 pd.DataFrame({kind: r.metrics for kind, r in result.results.items()}).T.round(3)
 
@@ -198,8 +197,8 @@ assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.
 # Detections above, truth below.
 
 # %% tags=["nbval-ignore-output"]
-found = detector.predict(images)
-draw.grid([draw.detections(found[i], pictures[i], scale=scale) for i in shown[:3]]
+detections = detector.predict(images)
+draw.grid([draw.detections(detections[i], pictures[i], scale=scale) for i in shown[:3]]
           + [draw.boxes(pictures[i], batch.targets[i].boxes, scale=scale, width=2) for i in shown[:3]], columns=3)
 
 # %% [markdown]
@@ -208,8 +207,8 @@ draw.grid([draw.detections(found[i], pictures[i], scale=scale) for i in shown[:3
 # One stage means one pass: no region is cut out and looked at again.
 
 # %% tags=["nbval-ignore-output"]
-timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, device=device,
-                            images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
+timed = benchmark(model, data_root, weights=trained.checkpoint, profile=profile, device=device,
+                  images=2 if steps else 50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,

@@ -27,14 +27,13 @@ records = "book/records"
 import pandas as pd
 import torch
 
-from detcore.ops import boxes as box
-from detcore import create_model, draw, get_model_entry
+from detcore import benchmark, create_model, draw, evaluate, get_model_entry, train
 from detcore.data.loader import build_loader
-from detcore.engine.benchmark import benchmark_inference
 from detcore.engine.common import load_data, pick_device
-from detcore.engine.evaluate import evaluate, make_proposals
-from detcore.engine.train import train
-from detcore.methods.rpn import Limits
+from detcore.engine.evaluate import make_proposals
+from detcore.ops import boxes as box
+from detcore.ops.anchors import per_anchor
+from detcore.ops.matching import BACKGROUND, IGNORE
 
 # %% [markdown]
 # ## Training
@@ -64,20 +63,20 @@ images = recipe.preprocess(batch.images, batch.sizes)
 detector = create_model(model, weights=trained.checkpoint, profile=profile).to(images.tensor.device).eval()
 head = detector.bbox_head
 with torch.no_grad():
-    logits, deltas = outputs = head(detector.features(images.tensor))
-grids, counts = head.grids(logits), [m[0].numel() for m in logits]
+    logits, deltas = output = head(detector.features(images.tensor))
+grids, counts = head.anchors(logits), [m[0].numel() for m in logits]
 pictures = [draw.pixels(images, i, recipe.preprocess) for i in range(len(images))]
 shown = sorted(range(len(images)), key=lambda i: -len(batch.targets[i].boxes))[:3]
 zoom = 256 / max(pictures[shown[0]].shape)
 
-middle = [(m.shape[2] // 2 * m.shape[3] + m.shape[3] // 2) * head.anchors.per_cell for m in logits]
-cell = torch.cat([grid[start:start + head.anchors.per_cell] for grid, start in zip(grids, middle)])
-levels = torch.arange(len(grids)).repeat_interleave(head.anchors.per_cell).tolist()
+middle = [(m.shape[2] // 2 * m.shape[3] + m.shape[3] // 2) * head.anchors.counts[0] for m in logits]
+cell = torch.cat([grid[start:start + head.anchors.counts[0]] for grid, start in zip(grids, middle)])
+levels = torch.arange(len(grids)).repeat_interleave(head.anchors.counts[0]).tolist()
 draw.boxes(pictures[shown[0]], cell, colors=[draw.colour(k) for k in levels], width=2, scale=1.5 * zoom)
 
 # %% tags=["nbval-ignore-output"]
-pd.DataFrame({"stride": head.anchors.strides, "cells": [c // head.anchors.per_cell for c in counts], "anchors": counts,
-              "side of the square anchor": [s * head.anchors.scales[0] for s in head.anchors.strides]},
+pd.DataFrame({"stride": head.anchors.strides, "cells": [c // head.anchors.counts[0] for c in counts], "anchors": counts,
+              "side of the square anchor": [round(float(s[0].prod().sqrt())) for s in head.anchors.buffers()]},
              index=[f"P{i}" for i in range(2, 7)])
 
 # %% [markdown]
@@ -92,8 +91,8 @@ pd.DataFrame({"stride": head.anchors.strides, "cells": [c // head.anchors.per_ce
 # In the lower row a quarter of those that are neither.
 
 # %% tags=["nbval-ignore-output"]
-anchors, match, truth = head.assign(logits, images, batch.targets)
-level = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(match.device)
+anchors, matched, gt_boxes = head.assign(logits, images, batch.targets)
+level = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(matched.device)
 
 
 def chosen_anchors(i, chosen):
@@ -102,17 +101,19 @@ def chosen_anchors(i, chosen):
     return draw.boxes(pictures[i], torch.cat([anchors[chosen], batch.targets[i].boxes]), colors=tones, scale=zoom)
 
 
-draw.grid([chosen_anchors(i, match[i] >= 0) for i in shown]
-          + [chosen_anchors(i, (match[i] == -2) & (level.new_tensor(range(len(level))) % 4 == 0)) for i in shown], 3)
+quarter = torch.arange(len(level), device=level.device) % 4 == 0
+draw.grid([chosen_anchors(i, matched[i] >= 0) for i in shown]
+          + [chosen_anchors(i, (matched[i] == IGNORE) & quarter) for i in shown], 3)
 
 # %% [markdown]
 # Positives are rare. A random sample of anchors trains, at most half of it positive; without the sample, the loss
 # would be about background alone. The table has the means of an image.
 
 # %% tags=["nbval-ignore-output"]
-positive, negative = head.sampler(match)
-n, kinds = len(images), ["positive", "negative", "neither"]
-pd.DataFrame({"all anchors": [int((match >= 0).sum()) / n, int((match == -1).sum()) / n, int((match == -2).sum()) / n],
+positive, negative = head.sampler(matched)
+n, kinds = len(images), ["positive", "negative", "ignored"]
+pd.DataFrame({"all anchors": [int((matched >= 0).sum()) / n, int((matched == BACKGROUND).sum()) / n,
+                              int((matched == IGNORE).sum()) / n],
               "sampled": [int(positive.sum()) / n, int(negative.sum()) / n, 0]}, index=kinds).round(1)
 
 # %% [markdown]
@@ -136,20 +137,20 @@ draw.grid([draw.heat(pictures[i], m[i].sigmoid().amax(0), scale=zoom / 2) for i 
 # reach further.
 
 # %% tags=["nbval-ignore-output"]
-flat_scores = torch.cat([m.permute(0, 2, 3, 1).reshape(n, -1) for m in logits], 1)
-flat_deltas = torch.cat([m.permute(0, 2, 3, 1).reshape(n, -1, 4) for m in deltas], 1)
-best = flat_scores.topk(30, 1).indices
-moved = box.decode(anchors[best], flat_deltas.gather(1, best[..., None].expand(-1, -1, 4)))
-kept = head.select(outputs, images, head.test_limits).boxes[:, :30]
+scores = torch.cat([per_anchor(m, 1)[..., 0] for m in logits], 1)
+offsets = torch.cat([per_anchor(m, 4) for m in deltas], 1)
+best = scores.topk(30, 1).indices
+moved = box.decode(anchors[best], box.gather(offsets, best))
+kept = head.select(output, images, head.test_proposals).boxes[:, :30]
 
 
-def on_truth(i, found):
+def over_objects(i, boxes):
     """Boxes over a picture, with the objects in white on top."""
-    tones = ["white"] * len(batch.targets[i].boxes) + [draw.colour(1)] * len(found)
-    return draw.boxes(pictures[i], torch.cat([batch.targets[i].boxes, found]), colors=tones, scale=zoom)
+    tones = ["white"] * len(batch.targets[i].boxes) + [draw.colour(1)] * len(boxes)
+    return draw.boxes(pictures[i], torch.cat([batch.targets[i].boxes, boxes]), colors=tones, scale=zoom)
 
 
-draw.grid([on_truth(i, found) for i in shown[:2] for found in (anchors[best[i]], moved[i], kept[i])], 3)
+draw.grid([over_objects(i, boxes) for i in shown[:2] for boxes in (anchors[best[i]], moved[i], kept[i])], 3)
 
 # %% [markdown]
 # ## Evaluation
@@ -159,7 +160,7 @@ draw.grid([on_truth(i, found) for i in shown[:2] for found in (anchors[best[i]],
 # image, and for 1000 by object size.
 
 # %% tags=["nbval-ignore-output"]
-result = evaluate(model, detector, data_root, profile=profile, device=device)
+result = evaluate(model, data_root, weights=trained.checkpoint, profile=profile, device=device)
 result.record.write(f"{records}/{model}.{profile}.evaluate.json")
 pd.DataFrame({"recall": result["proposal"].metrics}).T.round(3)
 
@@ -173,12 +174,12 @@ def overlaps(loader):
     """[objects, P] the overlap of each object with the proposals of its image, best proposals first."""
     for batch in loader:
         batch = batch.to(images.tensor.device)
-        for found, target in zip(detector.predict(recipe.preprocess(batch.images, batch.sizes)), batch.targets):
-            overlap = box.pairwise_iou(target.boxes[None], found.boxes[None])[0]
+        for proposals, target in zip(detector.predict(recipe.preprocess(batch.images, batch.sizes)), batch.targets):
+            overlap = box.pairwise_iou(target.boxes, proposals.boxes)
             yield torch.nn.functional.pad(overlap, (0, most - overlap.shape[1])).cummax(1).values
 
 
-most = head.test_limits.after_nms
+most = head.test_proposals.post_nms_top_n
 best_overlap = torch.cat(list(overlaps(build_loader(data, len(images), preprocess=recipe.preprocess)))).cpu()
 recall = {f"IoU {iou}": (range(1, 101), (best_overlap >= iou).float().mean(0)[:100]) for iou in (0.5, 0.7, 0.9)}
 draw.lines(recall, x="proposals", y="recall")
@@ -190,12 +191,11 @@ draw.lines(recall, x="proposals", y="recall")
 # of them.
 
 # %% tags=["nbval-ignore-output"]
-limits, values = head.test_limits, {}
+values = {}
 for iou in (0.5, 0.7, 1.0):
-    head.test_limits = Limits(limits.before_nms, limits.after_nms, iou)
-    found = evaluate(model, detector, data_root, profile=profile, device=device, images=50)["proposal"].metrics
-    values[f"suppression at {iou}" if iou < 1 else "no suppression"] = {"AR100": found["AR100"]}
-head.test_limits = limits
+    recalls = evaluate(model, data_root, weights=trained.checkpoint, profile=profile, device=device, images=50,
+                       nms_threshold=iou)["proposal"].metrics
+    values[f"suppression at {iou}" if iou < 1 else "no suppression"] = {"AR100": recalls["AR100"]}
 pd.DataFrame(values).T.round(3)
 
 # %%
@@ -207,15 +207,16 @@ assert profile != "pocket" or steps is not None or result["proposal"].metrics["A
 # Fast R-CNN takes its proposals from a file. This call writes one for both splits; the next chapter reads it.
 
 # %% tags=["nbval-ignore-output"]
-file = make_proposals(model, detector, data_root, f"{output}/proposals.npz", profile=profile, device=device)
+file = make_proposals(model, data_root, f"{output}/proposals.npz", weights=trained.checkpoint, profile=profile,
+                      device=device)
 print(file)
 
 # %% [markdown]
 # ## Speed and size
 
 # %% tags=["nbval-ignore-output"]
-timed = benchmark_inference(model, data_root, checkpoint=detector, profile=profile, device=device,
-                            images=50 if profile == "pocket" else 2000, say=None)
+timed = benchmark(model, data_root, weights=trained.checkpoint, profile=profile, device=device,
+                  images=50 if profile == "pocket" else 2000, say=None)
 timed.write(f"{records}/{model}.{profile}.benchmark.json")
 pd.DataFrame({
     "parameters (millions)": timed.metrics["parameters"] / 1e6, "GFLOPs": timed.metrics["flops"] / 1e9,
