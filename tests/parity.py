@@ -98,8 +98,8 @@ def configure(model: nn.Module, case: dict) -> None:
     overrides = case["overrides"]
     for module in model.modules():
         for phase in ("train", "test"):
-            if f"{phase}_proposals" in overrides and hasattr(module, f"{phase}_limits"):
-                getattr(module, f"{phase}_limits").after_nms = overrides[f"{phase}_proposals"]
+            if f"{phase}_proposals" in overrides and hasattr(module, f"{phase}_proposals"):
+                getattr(module, f"{phase}_proposals").post_nms_top_n = overrides[f"{phase}_proposals"]
         for value in vars(module).values():
             if isinstance(value, Sampler) and not getattr(module, "hard_examples", False):
                 value.number = None
@@ -194,6 +194,8 @@ def head_maps(head: nn.Module, features: tuple[torch.Tensor, ...]) -> list[torch
     the whole batch where the first image drops them.
     """
     output = head(features)
+    if hasattr(head, "tl_pool"):  # CentripetalNet's: each output of both corners in turn
+        output = [maps for pair in zip(*output) for maps in pair]
     if hasattr(head, "is_kept"):
         classes, boxes, _, locations = output
         kept = [head.is_kept(m[:1]) for m in locations]
@@ -304,7 +306,6 @@ def check_training(report: Report, case: dict, model: nn.Module, images: Images,
     model.train()
     model.zero_grad()
     losses = model.loss(images, targets)
-    losses = {k: v for k, v in losses.items() if "loss" in k}
     limit = 1e-3 + 5 * case["loss_noise"]
     if losses.keys() != case["losses"].keys():
         return report.note("losses", False, f"named {', '.join(losses)}")
