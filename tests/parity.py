@@ -126,13 +126,13 @@ class CellCentres:
 
     CELLS = 112
 
-    def anywhere(self, count: int, device: torch.device) -> torch.Tensor:
+    def uniform(self, count: int, device: torch.device) -> torch.Tensor:
         at = (torch.arange(self.CELLS, device=device) + 0.5) / self.CELLS
         grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
         return grid.view(1, -1, 2).expand(count, -1, -1)
 
-    def unsure(self, masks: torch.Tensor) -> torch.Tensor:
-        return self.anywhere(len(masks), masks.device)
+    def uncertain(self, masks: torch.Tensor) -> torch.Tensor:
+        return self.uniform(len(masks), masks.device)
 
 
 def run_case(case: dict, model: nn.Module, name: str) -> Report:
