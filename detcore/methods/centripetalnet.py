@@ -22,7 +22,7 @@ from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
 from detcore.layers.corner_pool import CornerPool
 from detcore.layers.heads import flatten
-from detcore.layers.init import init_weights, kaiming_normal, prior_bias
+from detcore.layers.init import init_normal, init_weights, kaiming_normal, normal, prior_bias
 from detcore.ops import boxes as box
 from detcore.ops.deform import deform_conv
 from detcore.ops.losses import SmoothL1, reduce_mean
@@ -70,16 +70,16 @@ class CornerLayers:
     pool: CornerPool
     heat: nn.Module
     off: nn.Module
-    feat_adaption: nn.Module
-    dcn_offset: nn.Module
+    feat_adaption: nn.Conv2d
+    dcn_offset: ConvBlock
     guiding_shift: nn.Module
     centripetal_shift: nn.Module
 
     def init_weights(self) -> None:
         """Fill the weights in place."""
         init_weights(self.pool, kaiming_normal)
-        for conv, std in ((self.feat_adaption, 0.01), (self.dcn_offset.conv, 0.1)):
-            nn.init.normal_(conv.get_parameter("weight"), 0, std)
+        init_weights(self.feat_adaption, normal)
+        init_normal(self.dcn_offset.conv, 0.1)
         nn.init.constant_(self.heat.get_parameter("1.conv.bias"), prior_bias(PRIOR))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -87,7 +87,7 @@ class CornerLayers:
         pooled = self.pool(x)
         guiding = self.guiding_shift(pooled)
         # Cross-star deformable convolution (section 3.2): the guiding shift says where to look.
-        star = deform_conv(pooled, self.dcn_offset(guiding.detach()), self.feat_adaption.get_parameter("weight"))
+        star = deform_conv(pooled, self.dcn_offset(guiding.detach()), self.feat_adaption.weight)
         return self.heat(pooled), self.off(pooled), guiding, self.centripetal_shift(star)
 
 
