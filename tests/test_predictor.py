@@ -1,6 +1,8 @@
 """Predictor on real files, and the pictures that are drawn from its answers."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,14 @@ from PIL import Image
 
 import detcore
 from detcore import draw
-from detcore.pocket import pocket_zoo
+from detcore.engine import common
+from detcore.engine.predict import COCO_IDS, Predictor
 from detcore.errors import DataError, UsageError, WeightsError
-from detcore.structures import Polygons
-from detcore.engine.predict import Predictor
-from detcore.structures import Detections, Images
-from detcore.recipe import CAFFE, TORCHVISION
+from detcore.pocket import pocket_zoo
+from detcore.recipe import CAFFE, TORCHVISION, Recipe
+from detcore.structures import Detections, Images, Polygons
 from detcore.weights import save_weights
+from detcore.zoo.index import get_model_entry
 
 NAME = "mask-rcnn_r50_fpn_1x_coco"
 
@@ -24,7 +27,8 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     model = detcore.create_model(NAME, profile="pocket")
-    save_weights(path, model, {"model": NAME, "profile": "pocket", "classes": list(pocket_zoo.CLASSES)})
+    save_weights(path, model, {"model": NAME, "profile": "pocket", "classes": list(pocket_zoo.CLASSES),
+                               "category_ids": list(range(10, 10 + len(pocket_zoo.CLASSES)))})
     return path
 
 
@@ -34,7 +38,7 @@ def picture():
 
 
 def test_files_arrays_and_pil_images_give_the_same(checkpoint, picture, tmp_path) -> None:
-    predictor = Predictor(checkpoint, score=0.0, batch_size=2)
+    predictor = Predictor(checkpoint, score_threshold=0.0, batch_size=2)
     Image.fromarray(picture).save(tmp_path / "a.png")
     from_file, from_array, from_pil = predictor([tmp_path / "a.png", picture, Image.fromarray(picture)])
     assert len(from_file) > 0
@@ -44,6 +48,74 @@ def test_files_arrays_and_pil_images_give_the_same(checkpoint, picture, tmp_path
     assert from_file.boxes[:, 0::2].max() <= 144 and from_file.boxes[:, 1::2].max() <= 96
     assert from_file.class_names == tuple(pocket_zoo.CLASSES)
     np.testing.assert_array_equal(from_file.image, picture)
+
+
+def test_a_name_an_entry_and_a_detector_give_the_same(checkpoint, picture) -> None:
+    entry = get_model_entry(NAME)
+    detector = detcore.create_model(NAME, weights=checkpoint, profile="pocket", score_threshold=0.0)
+    expected = Predictor(checkpoint, score_threshold=0.0)(picture)
+    for predictor in (Predictor(NAME, weights=checkpoint, profile="pocket", score_threshold=0.0),
+                      Predictor(replace(entry, name="mine"), weights=str(checkpoint), profile="pocket",
+                                score_threshold=0.0)):
+        assert predictor.class_names == pocket_zoo.CLASSES and predictor.category_ids[0] == 10
+        torch.testing.assert_close(predictor(picture).boxes, expected.boxes)
+    own = Predictor(detector, recipe=entry.recipe_for("pocket"))
+    assert own.model is detector and own.class_names is None and own.category_ids is None
+    found = own(picture)
+    torch.testing.assert_close(found.boxes, expected.boxes[expected.scores >= 0.05])
+
+
+def test_the_model_is_built_and_its_file_read_once(checkpoint, monkeypatch) -> None:
+    calls = []
+    read, build = detcore.zoo.create.read_checkpoint, detcore.ModelEntry.build
+
+    def count_build(entry, *args, **options):
+        model = build(entry, *args, **options)
+        if not next(model.parameters()).is_meta:
+            calls.append("build")
+        return model
+
+    monkeypatch.setattr("detcore.zoo.create.read_checkpoint", lambda path: calls.append("read") or read(path))
+    monkeypatch.setattr(detcore.ModelEntry, "build", count_build)
+    for source in (dict(model=checkpoint), dict(model=NAME, weights=checkpoint, profile="pocket")):
+        calls.clear()
+        Predictor(**source)
+        assert sorted(calls) == ["build", "read"]
+
+
+def test_thresholds(checkpoint, picture) -> None:
+    everything = Predictor(checkpoint, score_threshold=0.0, max_detections=50)(picture)
+    assert len(everything) == 50
+    few = Predictor(checkpoint, score_threshold=0.0, max_detections=7)(picture)
+    torch.testing.assert_close(few.boxes, everything.boxes[:7])
+    by_default = Predictor(checkpoint)(picture)
+    assert (by_default.scores >= 0.05).all()
+    limit = float(everything.scores[20])
+    assert (Predictor(checkpoint, score_threshold=limit)(picture).scores > limit).all()
+    with pytest.raises(UsageError, match="score_threshold is a number from 0 to 1, not 1.5"):
+        Predictor(checkpoint, score_threshold=1.5)
+    with pytest.raises(UsageError, match="max_detections is a whole number of at least 1, not 0"):
+        Predictor(checkpoint, max_detections=0)
+    with pytest.raises(UsageError, match="deformable-detr.* has no option 'nms_threshold'. .* It takes"):
+        Predictor("deformable-detr_r50_16xb2-50e_coco", weights="random", profile="pocket", nms_threshold=0.5)
+    model = detcore.create_model(NAME, profile="pocket")
+    with pytest.raises(UsageError, match="score_threshold of a detector that is built already .* to what builds it"):
+        Predictor(model, recipe=Recipe(), score_threshold=0.5)
+    with pytest.raises(UsageError, match="recipe"):
+        Predictor(model)
+
+
+def test_category_ids(checkpoint, tmp_path) -> None:
+    assert Predictor(checkpoint).category_ids == tuple(range(10, 10 + len(pocket_zoo.CLASSES)))
+    assert len(COCO_IDS) == 80 and COCO_IDS[10:13] == (11, 13, 14) and COCO_IDS[-1] == 90
+    names = ["person", *(f"class {i}" for i in range(1, 11)), "stop sign", *(f"class {i}" for i in range(12, 79)),
+             "toothbrush"]
+    model = detcore.create_model("retinanet_r50_fpn_1x_coco", profile="pocket", num_classes=80)
+    for classes, ids in ((names, COCO_IDS), ([f"class {i}" for i in range(80)], None)):
+        torch.save(dict(meta=dict(CLASSES=classes), state_dict=model.state_dict()), tmp_path / "theirs.pth")
+        predictor = Predictor("retinanet_r50_fpn_1x_coco", weights=tmp_path / "theirs.pth", profile="pocket")
+        assert predictor.category_ids == ids and predictor.class_names == tuple(classes)
+    assert common.weights_name(tmp_path / "theirs.pth", None) == "theirs.pth"
 
 
 def test_what_is_no_picture(checkpoint, tmp_path) -> None:
@@ -75,7 +147,7 @@ def some_detections(image=None) -> Detections:
 def test_drawing_paints_what_is_sure_enough() -> None:
     plain = np.full((40, 60, 3), 200, np.uint8)
     found = some_detections(plain)
-    sure, all_of_them = np.asarray(found.draw(scale=4)), np.asarray(found.draw(score=0.1, scale=4))
+    sure, all_of_them = np.asarray(found.draw(scale=4)), np.asarray(found.draw(score_threshold=0.1, scale=4))
     assert sure.shape == (160, 240, 3)
     assert (sure[60:70, 60:70] != 200).any(), "the mask tints its pixels"
     assert (sure[80:140, 120:200] == 200).all(), "the weak detection is left out"
@@ -120,8 +192,8 @@ def test_pictures_have_the_expected_form(picture) -> None:
     assert draw.boxes(picture, np.array([[1, 2, 30, 40]]), scale=2).size == (288, 192)
     assert draw.heat(picture, torch.rand(6, 9), scale=1).size == (144, 96)
     assert draw.grid([picture] * 5, columns=3, gap=2).size == (3 * 146 - 2, 2 * 98 - 2)
-    figure = draw.losses({"step": [1, 2], "lr": [0.1, 0.1], "loss": [3.0, 2.0], "loss_cls": [2.0, 1.0]})
-    assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "loss_cls"]
+    figure = draw.losses({"step": [1, 2], "lr": [0.1, 0.1], "loss": [3.0, 2.0], "classes": [2.0, 1.0]})
+    assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "classes"]
     assert draw.histogram({"a": [1, 2], "b": [2, 3]}).axes and draw.bars({"a": 1.0}).axes
 
 
