@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from detcore.cli import main
-from detcore.pocket import pocket_zoo
 from detcore.engine.train import train
+from detcore.pocket import pocket_zoo
 from detcore.records import read_record
+from detcore.weights import save_weights
+from detcore.zoo.create import create_model
 from detcore.zoo.index import published_results
 
 MODEL = "retinanet_r50_fpn_1x_coco"
@@ -89,8 +91,8 @@ def test_train_evaluate_benchmark_predict(run, zoo, tmp_path):
     assert status == 0, err
     assert "bbox_AP" in out and str(folder / "model.safetensors") in out and "loss=" in err
     file = folder / "model.safetensors"
-    status, out, _ = run("train", MODEL, "--data-root", zoo, "--output", folder, "--steps", 3, "--device", "cpu")
-    assert status == 1
+    status, out, err = run("train", MODEL, "--data-root", zoo, "--output", folder, "--steps", 3, "--device", "cpu")
+    assert status == 1 and "holds a run" in err
     status, out, err = run("evaluate", MODEL, file, "--data-root", zoo, "--output", tmp_path / "found")
     assert status == 0 and "AR100" in out and pocket_zoo.CLASSES[0] in out, err
     assert read_record(tmp_path / "found/record.json").model == MODEL
@@ -99,11 +101,27 @@ def test_train_evaluate_benchmark_predict(run, zoo, tmp_path):
     assert status == 0 and "image 4 of 4" in out and "inference_p95_s" in out and "flops" in out, err
     assert read_record(tmp_path / "speed.json").parameters["fuse_conv_bn"]
     picture = next((zoo / "val2017").iterdir())
-    status, out, err = run("predict", file, picture, "--output", tmp_path / "painted", "--score", 0.01,
-                           "--device", "cpu")
-    assert status == 0, err
+    status, out, err = run("predict", file, picture, "--output", tmp_path / "painted", "--score-threshold",
+                           0, "--max-detections", 5, "--device", "cpu")
+    assert status == 0 and "Note:" not in err, err
     [told] = json.loads((tmp_path / "painted/detections.json").read_text())
     assert told["file"] == str(picture) and cv2.imread(str(tmp_path / f"painted/{picture.stem}.found.png")) is not None
+    assert len(told["detections"]) == 5
+    ids = {name: i for i, name in enumerate(pocket_zoo.CLASSES, 1)}
+    assert all(ids[found["category"]] == found["category_id"] for found in told["detections"])
+    status, out, err = run("evaluate", file, "--data-root", zoo, "--score-threshold", 1, "--nms-threshold", 0.3,
+                           "--max-detections", 7, "--output", tmp_path / "none")
+    assert status == 0 and json.loads((tmp_path / "none/detections.json").read_text()) == [], err
+    assert read_record(tmp_path / "none/record.json").parameters["options"] == dict(
+        score_threshold=1, nms_threshold=0.3, max_detections=7)
+
+
+def test_category_ids_that_are_not_known(run, zoo, tmp_path):
+    save_weights(tmp_path / "old.safetensors", create_model(MODEL, profile="pocket"),
+                 dict(model=MODEL, profile="pocket", classes=pocket_zoo.CLASSES))
+    status, out, err = run("predict", tmp_path / "old.safetensors", next((zoo / "val2017").iterdir()), "--output",
+                           tmp_path / "out", "--device", "cpu", "--no-paint")
+    assert status == 0 and "Note: the weights do not tell their data set's category ids" in err
 
 
 def test_data_sets(run, tmp_path):
@@ -119,9 +137,9 @@ def test_data_sets(run, tmp_path):
 
 
 @pytest.mark.parametrize("args, sentence", [
-    (("list", "nothing*"), "No name of the zoo matches 'nothing*'."),
+    (("list", "nothing*"), "matches 'nothing*'."),
     (("list", "--backbone", "abacus"), "no backbone 'abacus' in the zoo: it has Darknet-53"),
-    (("show", "retinanet_r50_fpn_1x_coc"), "The nearest names are: retinanet_r50_fpn_1x_coco"),
+    (("show", "retinanet_r50_fpn_1x_coc"), "retinanet_r50_fpn_1x_coco"),
     (("train", MODEL, "--data-root", "/nowhere"), "There is no data set at /nowhere"),
     (("evaluate", MODEL, "/nowhere.pth", "--data-root", "ZOO"), "There is no file of weights at /nowhere.pth."),
     (("evaluate", MODEL, "published", "--profile", "pocket", "--data-root", "ZOO"),
@@ -134,6 +152,13 @@ def test_data_sets(run, tmp_path):
     (("predict", "WEIGHTS", "FILE", "--output", "OUT", "--device", "cpu"), "is not an image file"),
     (("proposals", MODEL, "WEIGHTS", "OUT/p.npz", "--data-root", "ZOO"), "makes no proposals"),
     (("benchmark", MODEL, "--data-root", "ZOO", "--mode", "training", "--first", "9", "--last", "3"), "unlike 9 to 3"),
+    (("evaluate", MODEL, "--data-root", "ZOO"), "Which weights of retinanet_r50_fpn_1x_coco?"),
+    (("evaluate", "WEIGHTS", "--data-root", "ZOO", "--score-threshold", "2"), "from 0 to 1, not 2"),
+    (("evaluate", "WEIGHTS", "--data-root", "ZOO", "--images", "0"), "images is a whole number of at least 1, not 0"),
+    (("predict", "deformable-detr_r50_16xb2-50e_coco", "FILE", "--weights", "random", "--profile", "pocket",
+      "--nms-threshold", "0.5", "--output", "OUT"), "has no option 'nms_threshold'"),
+    (("predict", "nowhere.pth", "FILE", "--output", "OUT"), "There is no file of weights at nowhere.pth."),
+    (("train", MODEL, "--data-root", "ZOO", "--steps", "0"), "steps is a whole number of at least 1, not 0"),
 ])
 def test_a_fault_is_one_sentence(run, zoo, weights, tmp_path, monkeypatch, args, sentence):
     monkeypatch.chdir(tmp_path)
@@ -184,3 +209,11 @@ def test_pictures_that_are_cut_short_or_unusual(run, zoo, weights, tmp_path):
 def test_the_module_is_the_command(tmp_path):
     told = subprocess.run([sys.executable, "-m", "detcore", "list", "no-such-model"], capture_output=True, text=True)
     assert told.returncode == 1 and told.stderr.startswith("Error: There is no model 'no-such-model'.")
+
+
+def test_help_needs_no_torch():
+    told = subprocess.run([sys.executable, "-X", "importtime", "-m", "detcore", "--help"], capture_output=True,
+                          text=True)
+    assert told.returncode == 0 and "benchmark" in told.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert not loaded & {"torch", "numpy", "cv2", "PIL", "detcore.engine.common"}
