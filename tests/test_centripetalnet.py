@@ -9,19 +9,33 @@ import pytest
 import torch
 
 from detcore.backbones.hourglass import Hourglass
-from detcore.ops.boxes import soft_nms
 from detcore.data.augment import CornerCrop
-from detcore.pocket.pocket_zoo import draw
 from detcore.data.transforms import Flip, Preprocess, Rescale, Resize, Sample
+from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.engine.common import load_data
 from detcore.engine.evaluate import detect_views, evaluate, first_images
 from detcore.errors import UsageError
 from detcore.layers.corner_pool import running_max
-from detcore.methods.centripetalnet import TOP_LEFT, centripetalnet, corner_targets, decode, radius
+from detcore.methods.centripetalnet import (
+    BOTTOM_RIGHT,
+    TOP_LEFT,
+    Corners,
+    centripetalnet,
+    corner_targets,
+    decode,
+    radius,
+)
+from detcore.ops import matching
+from detcore.ops.nms import soft_nms
+from detcore.pocket.pocket_zoo import draw
 from detcore.structures import Detections, Images
-from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.zoo.create import create_model
 from detcore.zoo.index import get_model_entry
+
+
+def corners(heat: torch.Tensor, offset: torch.Tensor, shift: torch.Tensor) -> Corners:
+    """Corners on one map."""
+    return Corners([heat], [offset], [shift], [shift])
 
 
 def test_decoding_gives_the_references_boxes():
@@ -29,8 +43,9 @@ def test_decoding_gives_the_references_boxes():
     maps = {name: torch.full((1, channels, 64, 64), value) for name, (channels, value) in case["fill"].items()}
     for name, channel, y, x, value in case["points"]:
         maps[name][0, channel, y, x] = value
-    boxes, scores, labels = decode(maps["tl_heat"], maps["br_heat"], maps["tl_off"], maps["br_off"],
-                                   maps["tl_centripetal"], maps["br_centripetal"], tuple(case["image_shape"]))
+    top_left, bottom_right = (corners(maps[f"{kind}_heat"], maps[f"{kind}_off"], maps[f"{kind}_centripetal"])
+                              for kind in ("tl", "br"))
+    boxes, scores, labels = decode(top_left, bottom_right, tuple(case["image_shape"]))
     pairs = scores[0] > 0
     assert boxes[0, pairs].numpy() == pytest.approx(np.array(case["reference"]["boxes"]), abs=1e-3)
     assert scores[0, pairs].tolist() == pytest.approx(case["reference"]["scores"], abs=1e-5)
@@ -58,27 +73,38 @@ def test_corners_off_by_the_radius_still_overlap_enough(sides):
 
 
 def test_targets_peak_at_the_corner_and_point_to_the_centre():
-    truth = torch.tensor([[[16.0, 8.0, 48.0, 40.0], [0.0, 0.0, 0.0, 0.0]]])
+    gt_boxes = torch.tensor([[[16.0, 8.0, 48.0, 40.0], [0.0, 0.0, 0.0, 0.0]]])
     labels, valid = torch.tensor([[2, 0]]), torch.tensor([[True, False]])
-    goal = corner_targets(TOP_LEFT, truth, labels, valid, (64, 64), torch.Size((1, 3, 16, 16)))
-    assert (goal.heat == 1).nonzero().tolist() == [[0, 2, 2, 4]]
-    assert goal.owned.tolist() == [[True, False]]
-    assert goal.guiding[0, 0].tolist() == [4, 4]
-    assert goal.centripetal[0, 0].exp().tolist() == pytest.approx([4, 4])
-    assert goal.centripetal.isfinite().all()
+    for kind, cell in ((TOP_LEFT, [2, 4]), (BOTTOM_RIGHT, [10, 12])):
+        targets = corner_targets(kind, gt_boxes, labels, valid, (64, 64), torch.Size((1, 3, 16, 16)))
+        assert (targets.heat == 1).nonzero().tolist() == [[0, 2, *cell]]
+        assert targets.trains.tolist() == [[True, False]]
+        assert targets.guiding_shift[0, 0].tolist() == [4, 4]
+        assert targets.centripetal_shift[0, 0].exp().tolist() == pytest.approx([4, 4])
+        assert targets.centripetal_shift.isfinite().all()
 
 
-def test_of_two_objects_with_one_corner_the_later_owns_it():
-    truth = torch.tensor([[[8.0, 8.0, 24.0, 24.0], [8.0, 8.0, 56.0, 40.0]]])
-    goal = corner_targets(TOP_LEFT, truth, torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool),
-                          (64, 64), torch.Size((1, 1, 16, 16)))
-    assert goal.owned.tolist() == [[False, True]]
+def test_objects_looked_at_in_parts_give_the_same_heat(monkeypatch):
+    torch.manual_seed(0)
+    boxes = torch.cat([40 * torch.rand(2, 9, 2), 44 + 20 * torch.rand(2, 9, 2)], 2)
+    labels, valid = torch.randint(3, (2, 9)), torch.arange(9) < torch.tensor([[9], [2]])
+    given = (TOP_LEFT, boxes, labels, valid, (64, 64), torch.Size((2, 3, 16, 16)))
+    whole = corner_targets(*given).heat
+    monkeypatch.setattr(matching, "CHUNK", 1100)  # two objects of both images, then four of the one that has more
+    assert torch.equal(corner_targets(*given).heat, whole)
+
+
+def test_of_two_objects_with_one_corner_the_later_trains():
+    gt_boxes = torch.tensor([[[8.0, 8.0, 24.0, 24.0], [8.0, 8.0, 56.0, 40.0]]])
+    targets = corner_targets(TOP_LEFT, gt_boxes, torch.zeros(1, 2, dtype=torch.long),
+                             torch.ones(1, 2, dtype=torch.bool), (64, 64), torch.Size((1, 1, 16, 16)))
+    assert targets.trains.tolist() == [[False, True]]
 
 
 def test_a_map_smaller_than_the_number_of_corners_decodes():
     model = centripetalnet(Hourglass((8, 8), (1, 1), stem=8), 2, pooling=4).eval()
-    found = model.predict(Images(torch.randn(2, 3, 24, 24), [(24, 24), (20, 24)]), output_sizes=[(48, 48), (40, 48)])
-    assert len(found) == 2
+    images = Images(torch.randn(2, 3, 24, 24), [(24, 24), (20, 24)])
+    assert len(model.predict(images, output_sizes=[(48, 48), (40, 48)])) == 2
 
 
 def test_the_image_lies_in_the_middle_of_its_canvas_and_boxes_come_back_to_it():
@@ -91,11 +117,11 @@ def test_the_image_lies_in_the_middle_of_its_canvas_and_boxes_come_back_to_it():
         inside = torch.zeros(63, 63, dtype=torch.bool)
         inside[top:top + h, left:left + w] = True
         assert (one[:, inside] > 0).all() and (one[:, ~inside] == 0).all()
-    maps = [torch.full((1, 1, 16, 16), -9.0), torch.full((1, 1, 16, 16), -9.0), *[torch.zeros(1, 2, 16, 16)] * 2,
-            *[torch.full((1, 2, 16, 16), np.log(3.0)) for _ in range(2)]]
-    maps[0][0, 0, 3, 4] = maps[1][0, 0, 9, 10] = 5.0
-    plain, score, _ = decode(*maps, (64, 64))
-    moved, _, _ = decode(*maps, (64, 64), [(11, 6)])
+    heats = [torch.full((1, 1, 16, 16), -9.0) for _ in range(2)]
+    heats[0][0, 0, 3, 4] = heats[1][0, 0, 9, 10] = 5.0
+    both = [corners(heat, torch.zeros(1, 2, 16, 16), torch.full((1, 2, 16, 16), np.log(3.0))) for heat in heats]
+    plain, score, _ = decode(*both, (64, 64))
+    moved, _, _ = decode(*both, (64, 64), [(11, 6)])
     assert score[0, 0] > 0.9
     assert (plain - moved)[0, 0].tolist() == [6, 11, 6, 11]
 
@@ -150,7 +176,8 @@ def retinanet():
 
 
 def test_looking_twice_changes_what_is_found_and_is_recorded(pocket_data, retinanet):
-    once, twice = (evaluate("retinanet_r50_fpn_1x_coco", retinanet, pocket_data, images=2, tta=tta, progress=False)
+    recipe = get_model_entry("retinanet_r50_fpn_1x_coco").recipe_for("pocket")
+    once, twice = (evaluate(retinanet, pocket_data, recipe=recipe, images=2, tta=tta, progress=False)
                    for tta in (False, True))
     assert twice.detections != once.detections
     assert (once.record.parameters["tta"], twice.record.parameters["tta"]) == (False, True)
@@ -185,4 +212,4 @@ def test_gaussian_soft_nms_weakens_every_box_that_overlaps_a_better_one():
 
 def test_a_model_with_masks_is_refused():
     with pytest.raises(UsageError, match="boxes alone"):
-        evaluate("mask-rcnn_r50_fpn_1x_coco", "missing.pth", "nowhere", tta=True)
+        evaluate("mask-rcnn_r50_fpn_1x_coco", "nowhere", weights="missing.pth", tta=True)

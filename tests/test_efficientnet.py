@@ -102,8 +102,8 @@ def test_all_anchors_train():
     """None is between positive and background."""
     head = LevelNormHead(8, 3, depth=0)
     target = detcore.Target(torch.tensor([[8.0, 8.0, 50.0, 60.0]]), torch.tensor([0]))
-    _, match, _, _ = head.assign([torch.zeros(1, 27, s, s) for s in (8, 4, 2, 1, 1)], [target])
-    assert set(match.unique().tolist()) == {-1, 0}
+    _, matched, _, _ = head.assign([torch.zeros(1, 27, s, s) for s in (8, 4, 2, 1, 1)], [target])
+    assert set(matched.unique().tolist()) == {-1, 0}
 
 
 def test_backbone_takes_a_classifiers_file(tmp_path):

@@ -1,23 +1,29 @@
 """GFL's own pieces and ATSS on inputs made by hand: what a numeric case does not show."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import detcore
-from detcore.ops import boxes as box
-from detcore.ops.anchors import AnchorGrid
+from detcore.backbones.resnet import ResNet
 from detcore.errors import UsageError
+from detcore.methods.gfl import MAX_DISTANCE, GFLHead, Integral, distribution_focal, gfl, quality_focal
+from detcore.ops import boxes as box
+from detcore.ops.anchors import AnchorGenerator
 from detcore.ops.matching import BACKGROUND, ATSSMatcher
-from detcore.methods.gfl import FARTHEST, GFLHead, Integral, distribution_focal, quality_focal
+from detcore.ops.nms import PostProcess
 from detcore.structures import Images
 
 SIZES = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+MAPS = [torch.zeros(1, 1, *size) for size in SIZES]
+IMAGES = Images(torch.zeros(1, 3, 128, 128), [(128, 128)])
 
 
 def grids() -> list[torch.Tensor]:
-    return AnchorGrid((8, 16, 32, 64, 128), [8], [1.0])(SIZES, torch.device("cpu"))
+    return AnchorGenerator.from_scales((8, 16, 32, 64, 128), [8], [1.0])(MAPS)
 
 
 def test_distances_and_boxes_are_inverse():
@@ -49,9 +55,9 @@ def test_distribution_focal_wants_the_two_numbers_about_the_target():
 
 
 def test_atss_takes_the_candidates_that_stand_out():
-    truth = torch.tensor([[[33.0, 33.0, 95.0, 97.0], [0.0, 0.0, 0.0, 0.0]]])
-    match = ATSSMatcher()(grids(), truth, torch.tensor([[True, False]]))[0]
-    overlap = box.pairwise_iou(truth[0, :1], torch.cat(grids()))[0]
+    gt_boxes = torch.tensor([[[33.0, 33.0, 95.0, 97.0], [0.0, 0.0, 0.0, 0.0]]])
+    match = ATSSMatcher()(grids(), gt_boxes, torch.tensor([[True, False]]))[0]
+    overlap = box.pairwise_iou(gt_boxes[0, :1], torch.cat(grids()))[0]
     positive = match >= 0
     assert match[overlap.argmax()] == 0 and set(match[positive].tolist()) == {0}
     assert 1 <= positive.sum() <= 45 and (match[~positive] == BACKGROUND).all()
@@ -86,9 +92,8 @@ def test_a_perfect_head_has_no_loss_but_the_spread_of_its_sides():
     target = detcore.Target(torch.tensor([[32.0, 32.0, 96.0, 96.0]]), torch.tensor([1]))
     match = ATSSMatcher()(grids(), target.boxes[None], torch.tensor([[True]]))[0]
     per_cell = torch.cat([torch.full((h * w,), float(s)) for (h, w), s in zip(SIZES, strides)])
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-    distances = (box.to_distances(centres, target.boxes) / per_cell[:, None]).round().long().clamp(0, FARTHEST)
-    sides = (F.one_hot(distances, FARTHEST + 1) * 60.0 - 30).flatten(1)
+    distances = (box.to_distances(box.centers(anchors), target.boxes) / per_cell[:, None]).round().long()
+    sides = (F.one_hot(distances.clamp(0, MAX_DISTANCE), MAX_DISTANCE + 1) * 60.0 - 30).flatten(1)
     classes = torch.where((match == 0)[:, None] & (torch.arange(3) == 1), 20.0, -20.0)
 
     def maps(values: torch.Tensor) -> list[torch.Tensor]:
@@ -96,13 +101,27 @@ def test_a_perfect_head_has_no_loss_but_the_spread_of_its_sides():
         return [v.T.reshape(1, -1, h, w) for v, (h, w) in zip(levels, SIZES)]
 
     head.forward = lambda features: (maps(classes), maps(sides))
-    losses = {k: v.item() for k, v in head.loss([], [target]).items()}
+    losses = {k: v.item() for k, v in head.loss([], IMAGES, [target]).items()}
     assert losses == pytest.approx(dict(loss_cls=0, loss_bbox=0, loss_dfl=0), abs=1e-4)
-    (found,) = head.predict([], Images(torch.zeros(1, 3, 128, 128), [(128, 128)]))
-    assert len(found) == 1 and found.labels.tolist() == [1]
-    torch.testing.assert_close(found.boxes, target.boxes, atol=1e-3, rtol=0)
+    (detections,) = head.predict([], IMAGES)
+    assert len(detections) == 1 and detections.labels.tolist() == [1]
+    torch.testing.assert_close(detections.boxes, target.boxes, atol=1e-3, rtol=0)
+
+
+def test_settings_of_the_builder_choose_what_is_kept():
+    torch.manual_seed(0)
+    backbone = ResNet(18, style="pytorch", base_channels=8, frozen_stages=-1)
+    model = gfl(backbone, 3, width=16, depth=1, score_threshold=0.0, nms_threshold=1.0, max_detections=7).eval()
+    assert len(model(IMAGES)[0]) == 7
+    everything = model.bbox_head.postprocess = PostProcess(0.0, 1.0, 10000, 2)
+    assert len(model(IMAGES)[0]) == 2 * 4 + 2  # two of each level, whose last has one cell of three classes
+    best = model(IMAGES)[0].scores.max().item()
+    model.bbox_head.postprocess = replace(everything, score_threshold=best)
+    assert len(model(IMAGES)[0]) == 0
 
 
 def test_bad_input_is_one_sentence():
+    with pytest.raises(UsageError, match="nms_threshold is a number from 0 to 1, not 60"):
+        GFLHead(16, 3, postprocess=PostProcess(nms_threshold=60))
     with pytest.raises(UsageError, match="at least one class"):
         detcore.create_model("gfl_r50_fpn_1x_coco", num_classes=0)

@@ -10,15 +10,17 @@ from torchvision.ops import deform_conv2d
 
 import detcore
 from detcore.errors import UsageError
-from detcore.ops.deform import deform_conv
 from detcore.methods.guided_anchoring import (
     FeatureAdaption,
     GARetinaHead,
     GARPNHead,
-    centre_cells,
     location_targets,
+    region_cells,
     shape_anchors,
 )
+from detcore.ops import matching
+from detcore.ops.deform import deform_conv
+from detcore.ops.nms import ProposalSettings
 from detcore.structures import Images
 
 SIZES = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
@@ -28,9 +30,13 @@ IMAGES = Images(torch.zeros(1, 3, 128, 128), [(128, 128)])
 
 def targets_of(*boxes: tuple[float, float, float, float]) -> tuple[list[Tensor], list[Tensor]]:
     """Location targets of one image with squares of 8 strides; a padded object besides."""
-    truth = torch.tensor([[*boxes, (0.0, 0.0, 0.0, 0.0)]])
+    gt_boxes = torch.tensor([[*boxes, (0.0, 0.0, 0.0, 0.0)]])
     valid = torch.tensor([[True] * len(boxes) + [False]])
-    return location_targets(truth, valid, SIZES, STRIDES, 8)
+    return location_targets(gt_boxes, valid, SIZES, STRIDES, 8)
+
+
+def rpn_head() -> GARPNHead:
+    return GARPNHead(16, ProposalSettings(2000, 300), ProposalSettings(1000, 300))
 
 
 def features(channels: int = 16) -> list[Tensor]:
@@ -47,7 +53,7 @@ def unsure(head: nn.Module) -> nn.Module:
 
 def test_the_middle_of_a_box_in_cells():
     boxes = torch.tensor([[[0.0, 0.0, 80.0, 160.0]]])
-    cells = centre_cells(boxes, 0.2, 8, (20, 30))[0, 0].nonzero()
+    cells = region_cells(boxes, 0.2, 8, (20, 30))[0, 0].nonzero()
     # Of 10 x 20 cells the middle 2 x 4, both ends included.
     assert cells.amin(0).tolist() == [8, 4] and cells.amax(0).tolist() == [12, 6] and len(cells) == 5 * 3
 
@@ -69,6 +75,22 @@ def test_where_objects_overlap_the_last_one_decides_whether_a_cell_trains():
     assert centres[1][0, 8, 8] and weights[1][0, 8, 8] == 0
     centres, weights = targets_of(beside, large)
     assert centres[1][0, 8, 8] and weights[1][0, 8, 8] == 1
+
+
+def test_objects_looked_at_in_parts_give_the_same(monkeypatch):
+    torch.manual_seed(0)
+    boxes = torch.cat([60 * torch.rand(2, 9, 2), 64 + 60 * torch.rand(2, 9, 2)], 2)
+    valid = torch.arange(9) < torch.tensor([[9], [2]])
+    head, maps = rpn_head(), [torch.zeros(2, 2, *size) for size in SIZES]
+    head.shape_sampler.number = None
+
+    def targets() -> list[Tensor]:
+        centers, weights = location_targets(boxes, valid, SIZES, STRIDES, 4)
+        return [*centers, *weights, *head.shape_targets(maps, boxes, valid)]
+
+    whole = targets()
+    monkeypatch.setattr(matching, "CHUNK", 3000)
+    assert all(torch.equal(a, b) for a, b in zip(targets(), whole))
 
 
 def test_without_objects_all_cells_are_negative():
@@ -93,44 +115,44 @@ def test_adaption_does_not_teach_the_shape():
 
 
 def test_cells_take_the_shape_of_the_object_that_a_usual_anchor_fits():
-    head = GARPNHead(16)
+    head = rpn_head()
     # A tall box about the corner of a cell of the first level: half as wide as high, the area of a square.
     half_width, half_height = 16 / math.sqrt(2), 16 * math.sqrt(2)
-    truth = torch.tensor([[[64 - half_width, 64 - half_height, 64 + half_width, 64 + half_height]]])
+    gt_boxes = torch.tensor([[[64 - half_width, 64 - half_height, 64 + half_width, 64 + half_height]]])
     head.shape_sampler.number = None
     maps = [torch.zeros(1, 2, *size) for size in SIZES]
-    positive, negative, wanted = head.shape_targets(maps, truth, torch.tensor([[True]]))
+    positive, negative, target = head.shape_targets(maps, gt_boxes, torch.tensor([[True]]))
     assert positive[0, 16 * 32 + 16] and 0 < positive.sum() < 20
-    assert negative.sum() > 1000 and (wanted[positive] == truth[0, 0]).all()
+    assert negative.sum() > 1000 and (target[positive] == gt_boxes[0, 0]).all()
 
 
 def test_anchors_carry_no_gradient_and_the_shape_loss_does():
-    head = GARPNHead(16)
+    head = rpn_head()
     shapes = [torch.zeros(1, 2, *size, requires_grad=True) for size in SIZES]
-    assert not any(a.requires_grad for a in head.anchors(shapes))
-    truth = torch.tensor([[[40.0, 30.0, 90.0, 60.0]]])
-    head.shape_loss(shapes, truth, torch.tensor([[True]])).backward()
+    assert not any(a.requires_grad for a in head.guided_anchors(shapes))
+    gt_boxes = torch.tensor([[[40.0, 30.0, 90.0, 60.0]]])
+    head.shape_loss(shapes, gt_boxes, torch.tensor([[True]])).backward()
     assert sum(s.grad.abs().sum() for s in shapes) > 0
 
 
 def test_the_location_logit_falls_at_centres():
     """As published; see `location_loss`."""
     maps = [torch.zeros(1, 1, *size, requires_grad=True) for size in SIZES]
-    truth = torch.tensor([[[32.0, 32.0, 96.0, 96.0]]])
-    GARPNHead(16).location_loss(maps, truth, torch.tensor([[True]])).backward()
+    gt_boxes = torch.tensor([[[32.0, 32.0, 96.0, 96.0]]])
+    rpn_head().location_loss(maps, gt_boxes, torch.tensor([[True]])).backward()
     assert maps[1].grad[0, 0, 8, 8] > 0 > maps[1].grad[0, 0, 0, 0] and maps[1].grad[0, 0, 8, 6] == 0
 
 
 def test_cells_below_the_threshold_drop_out_at_test_time_alone():
-    head = unsure(GARPNHead(16))
+    head = unsure(rpn_head())
     assert not head.eval().proposals(features(), IMAGES).valid.any()
     head.train()
-    assert head.select(head(features()), IMAGES, head.train_limits).valid.any()
+    assert head.select(head(features()), IMAGES, head.train_proposals).valid.any()
     assert len(unsure(GARetinaHead(16, 3)).eval().predict(features(), IMAGES)[0]) == 0
 
 
 def test_a_two_stage_detector_names_the_losses_as_published():
-    head, target = GARPNHead(16), detcore.Target(torch.tensor([[32.0, 32.0, 96.0, 96.0]]), torch.tensor([4]))
+    head, target = rpn_head(), detcore.Target(torch.tensor([[32.0, 32.0, 96.0, 96.0]]), torch.tensor([4]))
     names = {"loss_rpn_cls", "loss_rpn_bbox", "loss_anchor_shape", "loss_anchor_loc"}
     assert set(head.loss(features(), IMAGES, [target])) == names
     assert set(head.loss_and_proposals(features(), IMAGES, [target])[0]) == {

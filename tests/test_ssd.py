@@ -19,19 +19,20 @@ from detcore.methods.ssd import (
     SSD512_VOC,
     Extra,
     L2Norm,
-    Layout,
     SSDHead,
+    SSDLayout,
     equal_steps,
     hardest,
     ssd,
 )
-from detcore.structures import Images, Target
+from detcore.ops import boxes as box
 from detcore.pocket.slim import SLIM_MOBILENET, SLIM_VGG
 from detcore.recipe import Schedule
+from detcore.structures import Images, Target
 from detcore.weights import load_backbone
 
-CPU = torch.device("cpu")
-ONE_MAP = Layout((), (16, 32), (20, 40, 80), (FOUR, FOUR))
+IMAGES = Images(torch.zeros(2, 3, 64, 64), [(64, 64), (30, 64)])
+ONE_MAP = SSDLayout((), (16, 32), (20, 40, 80), (FOUR, FOUR))
 
 
 def test_sizes_are_the_published_ones():
@@ -43,26 +44,26 @@ def test_sizes_are_the_published_ones():
 
 
 def test_default_boxes_of_a_cell():
-    fine, coarse = ONE_MAP.boxes()([(1, 2), (1, 1)], CPU)
+    fine, coarse = ONE_MAP.anchors()([torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 1)])
     assert len(fine) == 8 and len(coarse) == 4
-    centre, size = (fine[:, :2] + fine[:, 2:]) / 2, fine[:, 2:] - fine[:, :2]
+    centre, size = box.centers(fine), box.sizes(fine)
     assert centre[:4].tolist() == [[8, 8]] * 4 and centre[4:].tolist() == [[24, 8]] * 4
     root = math.sqrt(2)
-    wanted = [[20, 20], [math.sqrt(20 * 40)] * 2, [20 * root, 20 / root], [20 / root, 20 * root]]
-    torch.testing.assert_close(size[:4], torch.tensor(wanted))
+    shapes = [[20, 20], [math.sqrt(20 * 40)] * 2, [20 * root, 20 / root], [20 / root, 20 * root]]
+    torch.testing.assert_close(size[:4], torch.tensor(shapes))
     assert (coarse[0].tolist(), coarse[1, 2].item() - 16) == ([-4, -4, 36, 36], pytest.approx(math.sqrt(40 * 80) / 2))
 
 
 def test_number_of_default_boxes():
     """8732 and 24564 at the published sizes (table 2 of the paper; 8732 in its section 3.1)."""
-    for layout, maps, wanted in ((SSD300, (38, 19, 10, 5, 3, 1), 8732), (SSD512, (64, 32, 16, 8, 4, 2, 1), 24564)):
-        assert sum(len(level) for level in layout.boxes()([(m, m) for m in maps], CPU)) == wanted
+    for layout, maps, number in ((SSD300, (38, 19, 10, 5, 3, 1), 8732), (SSD512, (64, 32, 16, 8, 4, 2, 1), 24564)):
+        assert sum(len(level) for level in layout.anchors()([torch.zeros(1, 1, m, m) for m in maps])) == number
 
 
 def test_three_hardest_negatives_for_each_positive():
-    surprise = torch.tensor([[0.5, 9.0, 0.1, 0.4, 0.3, 0.2], [6.0, 5, 4, 3, 2, 1], [1.0, 2, 3, 4, 5, 6]])
+    class_loss = torch.tensor([[0.5, 9.0, 0.1, 0.4, 0.3, 0.2], [6.0, 5, 4, 3, 2, 1], [1.0, 2, 3, 4, 5, 6]])
     positive = torch.tensor([[0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]).bool()
-    assert hardest(surprise, positive).int().tolist() == [[1, 0, 0, 1, 1, 0], [0] * 6, [0, 0, 0, 1, 1, 1]]
+    assert hardest(class_loss, positive).int().tolist() == [[1, 0, 0, 1, 1, 0], [0] * 6, [0, 0, 0, 1, 1, 1]]
 
 
 def head() -> tuple[SSDHead, list[torch.Tensor]]:
@@ -78,10 +79,10 @@ def test_loss_of_known_matches():
     made, features = head()
     targets = [Target(torch.tensor([[4.0, 17, 44, 31]]), torch.tensor([1])),
                Target(torch.tensor([[31.0, 31, 33, 33]]), torch.tensor([2]))]
-    grid = torch.cat(made.boxes([(4, 4), (2, 2)], CPU))
-    match = made.matcher(grid, torch.stack([t.boxes for t in targets]), torch.ones(2, 1, dtype=torch.bool))
-    assert [(m >= 0).nonzero()[:, 0].tolist() for m in match] == [[22], [20]]
-    losses = made.loss(features, targets)
+    gt_boxes, gt_valid = torch.stack([t.boxes for t in targets]), torch.ones(2, 1, dtype=torch.bool)
+    matched = made.matcher(torch.cat(made.anchors(features)), gt_boxes, gt_valid)
+    assert [(m >= 0).nonzero()[:, 0].tolist() for m in matched] == [[22], [20]]
+    losses = made.loss(features, IMAGES, targets)
     # Each image: one positive and three negatives, all of four equal scores.
     assert losses["loss_cls"].item() == pytest.approx(4 * math.log(4))
     wide, high = 20 * math.sqrt(2), 20 / math.sqrt(2)
@@ -97,7 +98,7 @@ def test_background_is_no_class():
         made.cls_convs[0][0].bias.view(4, 4)[:, 3] = 9.0  # background on the fine map
         made.cls_convs[1][0].bias.view(4, 4)[:, 3] = 9.0
         made.cls_convs[1][0].bias.view(4, 4)[0, 1] = 12.0  # class 1 at the coarse map's first shape
-    found = made.predict(features, Images(torch.zeros(2, 3, 64, 64), [(64, 64), (30, 64)]))
+    found = made.predict(features, IMAGES)
     score = math.exp(3) / (math.exp(3) + 1 + 2 * math.exp(-9))
     for detections in found:
         assert set(detections.labels.tolist()) == {1}
@@ -132,7 +133,7 @@ def test_too_small_an_image_and_an_odd_layout_are_told_in_a_sentence():
     with pytest.raises(UsageError, match="too small for this SSD"):
         model.predict(Images(torch.zeros(1, 3, 100, 100), [(100, 100)]))
     with pytest.raises(UsageError, match="SSD of 3 maps .* one size more, not 2, 2 and 3"):
-        Layout((Extra(64),), (8, 16), (10, 20, 30), (FOUR, FOUR))
+        SSDLayout((Extra(64),), (8, 16), (10, 20, 30), (FOUR, FOUR))
 
 
 def test_vgg_takes_a_file_of_convolutions_and_keeps_its_own_layers(tmp_path):

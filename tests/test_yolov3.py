@@ -9,13 +9,16 @@ import torch
 import detcore
 from detcore.backbones.darknet import Darknet
 from detcore.errors import UsageError
-from detcore.ops.matching import BACKGROUND, IGNORE
 from detcore.methods.yolov3 import COCO_ANCHORS, OBJECTNESS, STRIDES, GridMatcher, YOLOHead, decode, encode, yolov3
-from detcore.structures import Images
+from detcore.ops import matching
+from detcore.ops.anchors import level_values
+from detcore.ops.matching import BACKGROUND, IGNORE
 from detcore.pocket.slim import SLIM_DARKNET
+from detcore.structures import Images
 from detcore.weights import load_backbone
 
 SIZES = [(4, 4), (8, 8), (16, 16)]
+IMAGES = Images(torch.zeros(1, 3, 128, 128), [(128, 128)])
 
 
 def head(num_classes: int = 3) -> YOLOHead:
@@ -24,14 +27,14 @@ def head(num_classes: int = 3) -> YOLOHead:
 
 def anchors() -> tuple[torch.Tensor, torch.Tensor]:
     """All anchors of an image of 128 x 128, and the sides of their cells."""
-    grids = head().anchors(SIZES, torch.device("cpu"))
-    return torch.cat(grids), torch.cat([torch.full((len(g),), float(s)) for g, s in zip(grids, STRIDES)])
+    levels = head().anchors([torch.zeros(1, 1, *size) for size in SIZES])
+    return torch.cat(levels), level_values(levels, STRIDES)
 
 
 def match(*objects: list[float]) -> torch.Tensor:
-    truth = torch.tensor([[*objects, [0.0] * 4]])  # with one more entry, that is padding
+    gt_boxes = torch.tensor([[*objects, [0.0] * 4]])  # with one more entry, that is padding
     valid = torch.arange(len(objects) + 1)[None] < len(objects)
-    return GridMatcher()(*anchors(), truth, valid)[0]
+    return GridMatcher()(*anchors(), gt_boxes, valid)[0]
 
 
 def test_anchors_are_centred_in_their_cells():
@@ -42,16 +45,16 @@ def test_anchors_are_centred_in_their_cells():
 
 def test_encoding_and_decoding_are_inverse():
     priors, boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0]]), torch.tensor([[2.0, 5.0, 40.0, 20.0]])
-    wanted = encode(priors, boxes, torch.tensor([32.0]))
-    assert wanted[0].tolist() == pytest.approx([21 / 32, 12.5 / 32, math.log(38 / 32), math.log(15 / 32)])
-    output = torch.cat([wanted[:, :2].logit(), wanted[:, 2:]], 1)
-    torch.testing.assert_close(decode(priors, output, torch.tensor([32.0])), boxes)
+    target = encode(priors, boxes, torch.tensor([[32.0]]))
+    assert target[0].tolist() == pytest.approx([21 / 32, 12.5 / 32, math.log(38 / 32), math.log(15 / 32)])
+    output = torch.cat([target[:, :2].logit(), target[:, 2:]], 1)
+    torch.testing.assert_close(decode(priors, output, torch.tensor([[32.0]])), boxes)
 
 
 def test_encoding_stays_finite():
     priors, nothing = torch.tensor([[0.0, 0.0, 32.0, 32.0]]), torch.zeros(1, 4)
-    assert encode(priors, nothing, torch.tensor([32.0])).isfinite().all()
-    far = decode(priors, torch.full((1, 4), 1e4), torch.tensor([32.0]))
+    assert encode(priors, nothing, torch.tensor([[32.0]])).isfinite().all()
+    far = decode(priors, torch.full((1, 4), 1e4), torch.tensor([[32.0]]))
     assert far.isfinite().all(), "exp() of a size that is far off"
 
 
@@ -83,9 +86,16 @@ def test_several_anchors_of_a_cell_may_take_a_large_object():
     assert (index == 0).sum() >= 1 and (index == 1).sum() == 1
 
 
+def test_objects_looked_at_in_parts_give_the_same(monkeypatch):
+    objects = [[28.0, 36.0, 60.0, 66.0], [0.0, 0.0, 128.0, 128.0], [3.0, 3.0, 13.0, 16.0], [30.0, 36.0, 60.0, 66.0]]
+    whole = match(*objects)
+    monkeypatch.setattr(matching, "CHUNK", 2500)  # two objects at a time
+    assert torch.equal(match(*objects), whole)
+
+
 def test_without_objects_all_is_background():
-    truth, valid = torch.zeros(2, 1, 4), torch.zeros(2, 1, dtype=torch.bool)
-    assert (GridMatcher()(*anchors(), truth, valid) == BACKGROUND).all()
+    gt_boxes, valid = torch.zeros(2, 1, 4), torch.zeros(2, 1, dtype=torch.bool)
+    assert (GridMatcher()(*anchors(), gt_boxes, valid) == BACKGROUND).all()
 
 
 def perfect(box: list[float], label: int, objectness: float = 20.0) -> YOLOHead:
@@ -93,8 +103,8 @@ def perfect(box: list[float], label: int, objectness: float = 20.0) -> YOLOHead:
     model, (priors, cells) = head(), anchors()
     values = torch.full((len(priors), 8), -20.0)
     taken = match(box) == 0
-    wanted = encode(priors[taken], torch.tensor([box]), cells[taken])
-    values[taken] = torch.cat([wanted[:, :2].logit(), wanted[:, 2:], torch.tensor([[objectness, -20, -20, -20]])], 1)
+    target = encode(priors[taken], torch.tensor([box]), cells[taken])
+    values[taken] = torch.cat([target[:, :2].logit(), target[:, 2:], torch.tensor([[objectness, -20, -20, -20]])], 1)
     values[taken, 5 + label] = 20.0
     levels = values.split([3 * h * w for h, w in SIZES])
     model.forward = lambda features: ([v.reshape(1, h, w, -1).permute(0, 3, 1, 2) for v, (h, w) in zip(levels, SIZES)],)
@@ -103,7 +113,7 @@ def perfect(box: list[float], label: int, objectness: float = 20.0) -> YOLOHead:
 
 def test_a_perfect_head_has_no_loss_but_the_centres_entropy():
     box = [28.0, 36.0, 60.0, 66.0]
-    losses = perfect(box, 1).loss([], [detcore.Target(torch.tensor([box]), torch.tensor([1]))])
+    losses = perfect(box, 1).loss([], IMAGES, [detcore.Target(torch.tensor([box]), torch.tensor([1]))])
     place = torch.tensor([4 / 8, 3 / 8])  # of the centre (44, 51) in a cell of 8
     entropy = -(place * place.log() + (1 - place) * (1 - place).log()).sum()
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(
@@ -111,12 +121,11 @@ def test_a_perfect_head_has_no_loss_but_the_centres_entropy():
 
 
 def test_a_perfect_head_finds_its_object():
-    images = Images(torch.zeros(1, 3, 128, 128), [(128, 128)])
     box = [28.0, 36.0, 60.0, 66.0]
-    (found,) = perfect(box, 1, objectness=0.0).predict([], images)
-    assert found.labels.tolist() == [1] and found.scores.tolist() == pytest.approx([0.5])
-    torch.testing.assert_close(found.boxes, torch.tensor([box]), atol=1e-3, rtol=0)
-    (nothing,) = perfect(box, 1, objectness=math.log(OBJECTNESS) - 0.1).predict([], images)
+    (detections,) = perfect(box, 1, objectness=0.0).predict([], IMAGES)
+    assert detections.labels.tolist() == [1] and detections.scores.tolist() == pytest.approx([0.5])
+    torch.testing.assert_close(detections.boxes, torch.tensor([box]), atol=1e-3, rtol=0)
+    (nothing,) = perfect(box, 1, objectness=math.log(OBJECTNESS) - 0.1).predict([], IMAGES)
     assert len(nothing) == 0
 
 
@@ -126,7 +135,8 @@ def test_losses_are_sums():
     one = [torch.randn(1, 8, h, w) for h, w in SIZES]
     target = detcore.Target(torch.tensor([[28.0, 36.0, 60.0, 66.0]]), torch.tensor([1]))
     model.eval()
-    once, twice = model.loss(one, [target]), model.loss([torch.cat([x, x]) for x in one], [target, target])
+    once = model.loss(one, IMAGES, [target])
+    twice = model.loss([torch.cat([x, x]) for x in one], IMAGES, [target, target])
     for name, value in once.items():
         torch.testing.assert_close(twice[name], 2 * value)
 
