@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from detcore.data import cityscapes, pocket_zoo
+from detcore.data import cityscapes
 from detcore.data.check import check
 from detcore.data.dataset import EVERYTHING, Dataset, Wanted
 from detcore.data.layouts import LAYOUTS, find_layout
@@ -27,6 +27,7 @@ from detcore.engine.evaluate import detect, evaluate
 from detcore.engine.scoring import score, watchers
 from detcore.engine.train import train
 from detcore.errors import DataError, DetcoreError, UsageError
+from detcore.pocket import pocket_zoo
 from detcore.structures import Detections, Images
 from detcore.zoo.index import all_entries
 
@@ -166,7 +167,7 @@ def test_boxes_alone_are_no_masks(roots):
 
 
 def test_unknown_layouts(roots, tmp_path):
-    with pytest.raises(UsageError, match="no layout 'abacus': it is one of coco, lvis, voc"):
+    with pytest.raises(UsageError, match="not drawn in the layout 'abacus': it is in coco, lvis, voc"):
         pocket_zoo.draw(tmp_path / "x", layout="abacus")
     root = pocket_zoo.draw(tmp_path / "x", images=2, val=1, workers=1, progress=False, layout="voc")
     pocket_zoo.draw(root, images=2, val=1, workers=1, progress=False, layout="cityscapes")

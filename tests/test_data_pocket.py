@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from detcore.pocket import pocket_zoo
 from detcore.data.coco import CocoDataset, fingerprint
-from detcore.pocket.scenes import STUFF
-from detcore.pocket.pocket_zoo import CLASSES, draw
 from detcore.errors import DataError, UsageError
+from detcore.pocket import pocket_zoo
+from detcore.pocket.names import STUFF
+from detcore.pocket.pocket_zoo import CLASSES, draw
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     with pytest.raises(UsageError, match="not a Pocket Zoo"):
         draw(tmp_path, images=2, val=0)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
-    with pytest.raises(UsageError, match="no layout 'abacus'"):
+    with pytest.raises(UsageError, match="not drawn in the layout 'abacus'"):
         draw(tmp_path / "x", layout="abacus")
     with pytest.raises(UsageError, match="at least one image"):
         draw(tmp_path / "x", images=0)

@@ -5,22 +5,38 @@ import gzip
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import detcore
+from detcore.backbones.resnet import ResNet
 from detcore.data import transforms as T
 from detcore.data.augment import CornerCrop, Expand, MinIoUCrop, PhotometricDistortion
 from detcore.data.instaboost import InstaBoost
 from detcore.data.sampling import ClassAware, ClassBalanced
-from detcore.errors import UsageError
-from detcore.zoo.index import published_results
-from detcore.zoo.models import BACKBONES, MODELS, find_backbones
+from detcore.errors import UsageError, WeightsError
+from detcore.methods.retinanet import retinanet
+from detcore.pocket.profile import Pocket, training
+from detcore.pocket.slim import slim_resnet
 from detcore.recipe import AdamW, parameter_groups
+from detcore.weights import save_weights
+from detcore.zoo.create import resolve, restore
+from detcore.zoo.entries import Backbone
+from detcore.zoo.index import (
+    all_backbones,
+    all_entries,
+    families,
+    find_backbones,
+    near_names,
+    published_results,
+    rows,
+)
 from detcore.zoo.summary import summarize
 
+MODELS = all_entries()
 REFERENCE = Path(__file__).parent / "reference"
 ROWS = {row["name"]: row for row in json.loads(gzip.decompress((REFERENCE / "zoo.json.gz").read_bytes()))}
 STATES = json.loads(gzip.decompress((REFERENCE / "states.json.gz").read_bytes()))
@@ -55,15 +71,159 @@ def test_list_models():
     assert detcore.list_models("nothing*") == []
 
 
-def test_unknown_name_offers_near_ones():
-    with pytest.raises(UsageError, match="mask-rcnn_r50_fpn_1x_coco"):
-        detcore.create_model("mask_rcnn_r50_fpn_1x_coco")
-    with pytest.raises(UsageError, match="detcore list"):
-        detcore.get_model_entry("zzz")
+def test_the_index_says_what_the_families_files_make():
+    """`published.csv` tells family and backbone without PyTorch; they are those of the entries, none is left out."""
+    assert {n: (r.family, r.backbone) for n, r in rows().items()} == {
+        n: (e.family, e.backbone.name) for n, e in MODELS.items()}
+    assert set(families()) == FAMILIES and list(families()) == list(dict.fromkeys(e.family for e in MODELS.values()))
+    files = {p.stem for p in Path(detcore.__file__).parent.joinpath("zoo/families").glob("[a-z]*.py")}
+    assert files == {family.replace("+", "_") for family in FAMILIES}
+
+
+def test_list_models_of_a_family():
+    assert len(detcore.list_models(family="mask_rcnn")) == 29
+    assert detcore.list_models("*r18*", family="retinanet") == sorted(
+        n for n in MODELS if n.startswith("retinanet_r18"))
+    with pytest.raises(UsageError, match="no family 'mask_rcn'; did you mean mask_rcnn"):
+        detcore.list_models(family="mask_rcn")
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    ("mask_rcnn_r50_fpn_1x_coco", "nearest names are: mask-rcnn_r50_fpn_1x_coco"),
+    ("maks-rcnn", "nearest names are: mask-rcnn_r50_fpn_1x_coco"),
+    ("maks-rcnn*", "No model matches 'maks-rcnn.*nearest names are: mask-rcnn_r50_fpn_1x_coco"),
+    ("mask_rcnn", "is a family of 29 models.*such as mask-rcnn_r50_fpn_1x_coco.*list --family mask_rcnn"),
+    ("gn+ws", "is a family of 12 models"),
+    ("retinanet_r50*", "stands for several models.*such as retinanet_r50_fpn_1x_coco"),
+    ("zzz", "`detcore list` shows all names"),
+])
+def test_a_wrong_name_offers_near_ones(wrong, told):
+    with pytest.raises(UsageError, match=told):
+        detcore.get_model_entry(wrong)
+
+
+def test_near_names():
+    assert near_names("RetinaNet_R50_FPN_1X_COCO", count=1) == ["retinanet_r50_fpn_1x_coco"]
+    assert near_names("fastr", ["fast_rcnn", "faster_rcnn", "gfl"])[0] in ("fast_rcnn", "faster_rcnn")
+    assert near_names("*") == [] and near_names("") == []
+
+
+def test_what_no_model_takes():
     with pytest.raises(UsageError, match="coco, pocket"):
         detcore.create_model("rpn_r50_fpn_1x_coco", profile="tiny")
     with pytest.raises(UsageError, match="at least one class"):
         detcore.create_model("retinanet_r50_fpn_1x_coco", num_classes=0)
+    with pytest.raises(UsageError, match="a name of the zoo, a ModelEntry or a Detector, not a int"):
+        detcore.create_model(3)
+
+
+def test_options_pass_through():
+    model = on_meta("retinanet_r50_fpn_1x_coco", profile="pocket", score_threshold=0.3, max_detections=7)
+    assert (model.bbox_head.postprocess.score_threshold, model.bbox_head.postprocess.max_detections) == (0.3, 7)
+    assert on_meta("retinanet_r50_fpn_1x_coco", width=64).neck.fpn_convs[0].conv.out_channels == 64
+    # Given options stand above those of the pocket profile, which stand above the model's own.
+    assert on_meta("retinanet_r50_fpn_1x_coco", profile="pocket", width=64).neck.fpn_convs[0].conv.out_channels == 64
+    with pytest.raises(UsageError, match="retinanet_r50_fpn_1x_coco has no option 'score_treshold'. Did you mean "
+                                         "score_threshold\\? It takes width, .*nms_threshold"):
+        on_meta("retinanet_r50_fpn_1x_coco", score_treshold=0.3)
+    for name in ("rpn_r50_fpn_1x_coco", "ssd300_coco"):  # builders that hand their options on
+        with pytest.raises(UsageError, match="It takes .*score_threshold"):
+            on_meta(name, profile="pocket", colour="red")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_takes_thresholds(family):
+    name = next(n for n, e in MODELS.items() if e.family == family)
+    for profile in ("coco", "pocket"):
+        assert on_meta(name, profile=profile, score_threshold=0.2, max_detections=3)
+
+
+def small_detector(num_classes: int = 3, *, width: int = 16, score_threshold: float = 0.05):
+    return retinanet(slim_resnet(), num_classes, width=width, depth=1, score_threshold=score_threshold)
+
+
+def test_an_entry_of_ones_own(tmp_path):
+    entry = detcore.ModelEntry("my-net", small_detector, detcore.Recipe(epochs=2), num_classes=3)
+    assert (entry.published, entry.checkpoint, entry.backbone_weights("coco")) == (None, None, None)
+    model = detcore.create_model(entry, width=24)
+    assert model.num_classes == 3 and model.neck.fpn_convs[0].conv.out_channels == 24
+    with pytest.raises(UsageError, match="my-net has no option 'depth'.*It takes width, score_threshold."):
+        detcore.create_model(entry, depth=2)
+    with pytest.raises(UsageError, match="my-net has no pocket profile: use the profile coco.*pocket=Pocket"):
+        detcore.create_model(entry, profile="pocket")
+    with pytest.raises(UsageError, match="No weights were published of my-net"):
+        detcore.create_model(entry, weights="published")
+    assert resolve(entry).profile == "coco" and resolve(entry).recipe.epochs == 2
+    assert resolve(entry, recipe=detcore.Recipe(epochs=5)).recipe.epochs == 5
+
+    path = tmp_path / "x.safetensors"
+    save_weights(path, model, {"model": "my-net", "profile": "coco", "classes": ["a", "b", "c"]})
+    with pytest.raises(WeightsError, match="is of 'my-net', which is not of the zoo: name the model"):
+        restore(path)
+    restored = restore(path, entry, width=24)
+    assert (restored.name, restored.profile, restored.classes) == ("my-net", "coco", ("a", "b", "c"))
+    assert all(torch.equal(v, model.state_dict()[n]) for n, v in restored.model.state_dict().items())
+    assert detcore.create_model(entry, weights=path, num_classes=5, width=24).num_classes == 5
+
+
+def test_an_entry_of_ones_own_with_backbone_and_pocket_settings():
+    backbone = Backbone("mine", "none", partial(ResNet, 18))
+    entry = detcore.ModelEntry("my-net", retinanet, detcore.Recipe(), backbone, options=dict(width=32),
+                               pocket=Pocket(dict(width=16, depth=1), training(30)))
+    model, small = detcore.create_model(entry), detcore.create_model(entry, profile="pocket")
+    assert (model.num_classes, small.num_classes) == (80, 8)
+    assert [m.neck.fpn_convs[0].conv.out_channels for m in (model, small)] == [32, 16]
+    assert resolve(entry).profile == "pocket" and resolve(entry).recipe.iterations == 30
+    assert resolve(entry, profile="coco").backbone_weights is None and resolve(entry).backbone_weights
+
+
+def test_a_detector_of_ones_own(tmp_path):
+    model = small_detector()
+    assert detcore.create_model(model) is model
+    with pytest.raises(UsageError, match="needs recipe=Recipe"):
+        resolve(model)
+    resolved = resolve(model, recipe=detcore.Recipe(epochs=3))
+    assert (resolved.name, resolved.profile, resolved.recipe.epochs) == ("OneStageDetector", "coco", 3)
+    assert resolved.build() is model and resolved.build(3) is model and resolved.entry is None
+    with pytest.raises(UsageError, match="takes no options"):
+        resolved.build(width=3)
+    with pytest.raises(UsageError, match="tells 3 classes apart, not 4"):
+        resolved.build(4)
+    with pytest.raises(UsageError, match="No weights were published"):
+        detcore.create_model(model, weights="published")
+    other = small_detector()
+    save_weights(tmp_path / "x.safetensors", other, {"classes": ["a", "b", "c"]})
+    assert restore(tmp_path / "x.safetensors", model, recipe=detcore.Recipe()).model is model
+    assert all(torch.equal(v, other.state_dict()[n]) for n, v in model.state_dict().items())
+
+
+def modules_after(code: str) -> set[str]:
+    """The names of the modules that are loaded once `code` has run in a process of its own."""
+    code += "\nimport sys\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(run.stdout.splitlines()[-1].split())
+
+
+def test_a_name_imports_its_family_alone():
+    loaded = modules_after("import detcore; detcore.get_model_entry('retinanet_r50_fpn_1x_coco')")
+    assert {m for m in loaded if m.startswith("detcore.zoo.families.")} == {"detcore.zoo.families.retinanet"}
+    assert {m for m in loaded if m.startswith("detcore.methods.")} == {"detcore.methods.retinanet"}
+    assert {m for m in loaded if m.startswith("detcore.backbones.")} == {"detcore.backbones.resnet"}
+    assert not {"detcore.pocket.pocket_zoo", "detcore.pocket.animals", "detcore.engine"} & loaded
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_family_imports_no_other(family):
+    """Nothing but its own file, in the sources: a process for each would take long."""
+    file = Path(detcore.__file__).parent / f"zoo/families/{family.replace('+', '_')}.py"
+    assert "zoo.families" not in file.read_text()
+
+
+@pytest.mark.parametrize("words", ["list", "list --family gfl", "list --backbone swin", "--help"])
+def test_the_command_line_lists_without_pytorch(words):
+    loaded = modules_after(f"import sys; sys.argv = ['detcore', *{words.split()!r}]\n"
+                           "from detcore.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass")
+    assert not {"torch", "numpy", "cv2"} & loaded
 
 
 def test_importing_is_free():
@@ -214,7 +374,7 @@ def test_schedule(case):
         recipe = MODELS[name].recipe
         assert recipe.optimizer.lr == case["base_lr"]
         for step, wanted in case["lr"].items():
-            rate = recipe.schedule.rate(int(step), case["steps_per_epoch"] or 1, recipe.optimizer.lr)
+            rate = recipe.optimizer.lr * recipe.schedule.factor(int(step), case["steps_per_epoch"] or 1)
             assert rate == pytest.approx(wanted, rel=1e-9)
 
 
@@ -275,14 +435,14 @@ CONVENTIONS = {
 
 
 def test_backbones_know_their_origin():
-    for backbone in BACKBONES:
+    for backbone in all_backbones():
         told = backbone.preprocess
         if backbone.origin in CONVENTIONS:
             assert (told.mean, told.std, told.rgb) == CONVENTIONS[backbone.origin], backbone.name
         assert (backbone.weights is None) == (backbone.origin == "none") == ("from scratch" in backbone.name)
         # The authors' own files of Swin do not tell their hash.
         assert (backbone.sha256 is None) == (backbone.origin in ("none", "Swin")), backbone.name
-    assert set(CONVENTIONS) <= {b.origin for b in BACKBONES}
+    assert set(CONVENTIONS) <= {b.origin for b in all_backbones()}
     assert find_backbones("resnet-18") == {"ResNet-18"} and len(find_backbones("regnetx")) == 9
 
 

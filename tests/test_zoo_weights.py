@@ -9,6 +9,7 @@ import threading
 import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,11 +19,12 @@ import torch
 from torch import nn
 
 import detcore
+from detcore import weights
 from detcore.backbones.resnet import ResNet
 from detcore.errors import UsageError, WeightsError
-from detcore.zoo import models, weights
+from detcore.zoo.backbones.resnet import R18
 from detcore.zoo.create import restore
-from detcore.zoo.entries import Published, published_results
+from detcore.zoo.index import Published, rows
 
 NAME = "retinanet_r18_fpn_1x_coco"
 
@@ -142,7 +144,7 @@ def test_published_weights(server, tmp_path, cache, mmengine, monkeypatch, zippe
     content = published_form(tmp_path / "x.pth", model, mmengine, _use_new_zipfile_serialization=zipped)
     assert b"HistoryBuffer" in content and b"multiarray" in content
     url = serve(server, content, "retinanet_r18")
-    monkeypatch.setitem(published_results(), NAME, Published(checkpoint=url))
+    monkeypatch.setitem(rows(), NAME, replace(rows()[NAME], published=Published(checkpoint=url)))
     assert_same(detcore.create_model(NAME, weights="published"), model)
     assert files(cache) == [Path(url).name]
     detcore.create_model(NAME, weights="published")
@@ -343,7 +345,7 @@ def test_backbone_of_torchvision(tmp_path, monkeypatch, server):
     torch.save(classifier(), tmp_path / "x.pth")
     asked = []
     monkeypatch.setattr(weights, "fetch", lambda url: asked.append(url) or tmp_path / "x.pth")
-    weights.load_backbone(detcore.create_model(NAME), models.R18.weights)
+    weights.load_backbone(detcore.create_model(NAME), R18.weights)
     assert asked == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
     with pytest.raises(WeightsError, match="no weights 'ResNet18_Weights.BEST'"):
         weights.find("ResNet18_Weights.BEST")

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
-
 from detcore.data.transforms import Flip, Resize
+from detcore.detectors import Detector
 from detcore.pocket.names import CLASSES
 from detcore.recipe import AdamW, Recipe, Schedule
 
@@ -33,7 +32,7 @@ class Pocket:
     options: Mapping[str, Any]
     recipe: Recipe
     num_classes: int = len(CLASSES)
-    builder: Callable[..., nn.Module] | None = field(default=None, repr=False)
+    builder: Callable[..., Detector] | None = field(default=None, repr=False)
 
 
 def training(iterations: int, rate: float = 2e-3, **fields: Any) -> Recipe:

@@ -60,8 +60,9 @@ def slim_mobilenet(out_stages: Sequence[int] = (4, 7), *, published_strides: boo
     """
     from detcore.backbones.mobilenet import STAGES, MobileNetV2, Stage
 
-    stages = (Stage(1, 8, 1, 1), Stage(4, 16, 1, 2), Stage(4, 24, 1, 2), Stage(4, 32, 1, 1), Stage(4, 48, 1, 1),
-              Stage(4, 64, 1, 2), Stage(4, 96, 1, 1))
+    stages: tuple[Stage, ...] = (
+        Stage(1, 8, 1, 1), Stage(4, 16, 1, 2), Stage(4, 24, 1, 2), Stage(4, 32, 1, 1), Stage(4, 48, 1, 1),
+        Stage(4, 64, 1, 2), Stage(4, 96, 1, 1))
     if published_strides:
         stages = tuple(s._replace(stride=published.stride) for s, published in zip(stages, STAGES))
     return MobileNetV2(out_stages, stages=stages, stem=8, last=128, **options)

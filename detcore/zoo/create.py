@@ -80,7 +80,7 @@ class Resolved:
         return self.detector
 
     def load(self, weights: str | Path, num_classes: int | None = None, **options: Any) -> Restored:
-        """The same with weights, and what their file says; see `load`."""
+        """The same with weights, and what their file says."""
         checkpoint = self._read(weights)
         return Restored(self._filled(checkpoint, num_classes, options), self, checkpoint.classes, checkpoint.meta)
 
@@ -194,16 +194,6 @@ class Restored:
     def entry(self) -> ModelEntry | None:
         """See `Resolved`."""
         return self.resolved.entry
-
-
-def load(model: Model, weights: str | Path, *, recipe: Recipe | None = None, profile: str = "coco",
-         num_classes: int | None = None, **options: Any) -> Restored:
-    """A model with weights, and the names of the classes that their file tells; arguments as of `create_model`.
-
-    Args:
-        recipe: as of `resolve`.
-    """
-    return resolve(model, recipe=recipe, profile=profile).load(weights, num_classes, **options)
 
 
 def restore(path: str | Path, model: Model | None = None, *, recipe: Recipe | None = None, profile: str | None = None,

@@ -21,7 +21,7 @@ from detcore.pocket.profile import Pocket
 from detcore.pocket.slim import SLIM, Slim
 from detcore.recipe import TORCHVISION, Recipe
 from detcore.weights import announced_hash, weights_file
-from detcore.zoo.index import Published, published_results
+from detcore.zoo.index import Published, rows
 from detcore.zoo.recipes import Change
 
 PROFILES = ("coco", "pocket")
@@ -139,7 +139,8 @@ class ModelEntry:
     @property
     def published(self) -> Published | None:
         """The published results, None where there are none."""
-        return published_results().get(self.name) if self.family else None
+        row = rows().get(self.name) if self.family else None
+        return row.published if row else None
 
     @property
     def checkpoint(self) -> str | None:
@@ -173,10 +174,10 @@ def row(name: str, backbone: Backbone, *changes: Change, num_classes: int | None
 
 
 def family(name: str, builder: Callable[..., Detector], recipe: Recipe, pocket: Pocket,
-           *rows: Callable[[ModelEntry], ModelEntry], num_classes: int = 80) -> list[ModelEntry]:
+           *models: Callable[[ModelEntry], ModelEntry], num_classes: int = 80) -> list[ModelEntry]:
     """The models of a family, or of one builder in it. What a row does not say is the family's."""
     shared = ModelEntry(name, builder, recipe, family=name, pocket=pocket, num_classes=num_classes)
-    return [entry(shared) for entry in rows]
+    return [entry(shared) for entry in models]
 
 
 def classless(builder: Callable[..., Detector]) -> Callable[..., Detector]:
