@@ -1,7 +1,7 @@
 """The contract of all detectors, and their three forms: one-stage, two-stage, queries.
 
-A detector is a `torch.nn.Module` made of parts: backbone, neck, heads. What the parts must do is said here as protocols;
-any object with these methods will do.
+A detector is a `torch.nn.Module` made of parts: backbone, neck, heads. What the parts must do is said here as
+protocols; any object with these methods will do.
 
     losses = model(images, targets)      # training: sum(losses.values()).backward()
     detections = model(images)           # inference
@@ -55,18 +55,6 @@ class RegionHead(Protocol):
 
     def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
                 output_sizes: Sizes | None) -> list[Detections]:
-        """Detections of each image, best first, in pixels of its `output_sizes` (h, w) or of the network's input."""
-
-
-class QueryHead(Protocol):
-    """A head whose queries each answer with one object or none."""
-
-    num_classes: int
-
-    def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
-        """Losses by name, after matching queries and objects one to one."""
-
-    def predict(self, features: Sequence[Tensor], images: Images, output_sizes: Sizes | None) -> list[Detections]:
         """Detections of each image, best first, in pixels of its `output_sizes` (h, w) or of the network's input."""
 
 
@@ -206,35 +194,42 @@ class TwoStageDetector(Detector):
 
 
 class QueryDetector(Detector):
-    """Backbone, neck and a head of queries; its published name decides under which attribute the head is kept.
+    """Backbone, neck, and queries that each end as one object or as none, after every layer of a decoder.
+
+    A method has to define `outputs`, `set_loss` and `detections`, which share one form of outputs.
 
     Args:
-        neck: from the backbone's maps to those of the head; None: the backbone's own.
-        head: a `QueryHead`; head_name: its attribute.
+        neck: from the backbone's maps to those that the queries look at; None: the backbone's own.
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module | None, head: nn.Module, head_name: str):
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None):
         super().__init__()
-        self.backbone, self.neck, self.head_name = backbone, neck, head_name
-        self.add_module(head_name, head)
-        self.num_classes = self.head.num_classes
-
-    @property
-    def head(self) -> Any:
-        """The head of queries."""
-        return self.get_submodule(self.head_name)
+        self.backbone, self.neck = backbone, neck
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = self.backbone(x)
         return maps if self.neck is None else self.neck(maps)
 
+    def outputs(self, features: Sequence[Tensor], images: Images) -> Any:
+        """What each query predicts after every decoder layer, the last one's at last."""
+        raise NotImplementedError
+
+    def set_loss(self, outputs: Any, images: Images, targets: list[Target]) -> dict[str, Tensor]:
+        """Losses by name, 0-dim each, after matching queries and objects one to one."""
+        raise NotImplementedError
+
+    def detections(self, outputs: Any, images: Images, output_sizes: Sizes) -> list[Detections]:
+        """Detections of each image, best first, in pixels of its `output_sizes` (h, w)."""
+        raise NotImplementedError
+
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
-        return self.head.loss(self.features(images.tensor), images, targets)
+        return self.set_loss(self.outputs(self.features(images.tensor), images), images, targets)
 
     @torch.no_grad()
     def predict(self, images: Images, *, output_sizes: Sizes | None = None,
                 proposals: list[Tensor] | None = None) -> list[Detections]:
-        return self.head.predict(self.features(images.tensor), images, output_sizes)
+        return self.detections(self.outputs(self.features(images.tensor), images), images,
+                               output_sizes or images.sizes)
 
 
 def batch_proposals(proposals: Sequence[Tensor | None]) -> Proposals:

@@ -11,13 +11,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from detcore.ops.boxes import size_tensor
 from detcore.layers.transformer import FeedForward, Layers
+from detcore.ops.boxes import size_tensor
 
 
-def sample_levels(values: Tensor, sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """[N, Q, C]: weighted sums of what lies at some points of each level, for each head by itself.
+def sample_levels(values: Tensor, sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """[N, Q, C]: weighted sums of what lies at some points of each level, for each head by itself (equation 3).
+
+    What is sampled would be kept for the backward pass: 0.36 GB a layer for an image of 800 x 1333 pixels. Instead it
+    is sampled again there, a level at a time.
 
     Args:
         values: [N, S, heads, d], the cells of all levels in a row, C = heads * d.
@@ -25,15 +29,24 @@ def sample_levels(values: Tensor, sizes: list[tuple[int, int]], locations: Tenso
         locations: [N, Q, heads, levels, points, 2], (x, y) in shares of the level's map, outside of which all is zero.
         weights: [N, Q, heads, levels, points].
     """
-    n, queries, heads = locations.shape[:3]
-    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [levels, N * heads, Q, points, 2]
-    sampled = []
-    for value, at, (h, w) in zip(values.split([h * w for h, w in sizes], 1), grid, sizes):
-        maps = value.permute(0, 2, 3, 1).reshape(n * heads, -1, h, w)
-        sampled.append(F.grid_sample(maps, at.to(maps.dtype), align_corners=False))  # [N * heads, d, Q, points]
-    share = weights.permute(0, 2, 1, 3, 4).reshape(n * heads, 1, queries, -1)
-    out = (torch.cat(sampled, 3) * share).sum(3)
-    return out.view(n, -1, queries).transpose(1, 2)
+    out: Tensor | float = 0.0
+    for i, (value, size) in enumerate(zip(values.split([h * w for h, w in sizes], 1), sizes)):
+        level = (value, size, locations[:, :, :, i], weights[:, :, :, i])
+        if torch.is_grad_enabled():
+            out = out + checkpoint(_sample_level, *level, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = out + _sample_level(*level)
+    return out.flatten(2)  # type: ignore[union-attr]
+
+
+def _sample_level(values: Tensor, size: tuple[int, int], locations: Tensor, weights: Tensor) -> Tensor:
+    """[N, Q, heads, d] from one level's values [N, h * w, heads, d], locations [N, Q, heads, points, 2] and weights."""
+    n, queries, heads, points = weights.shape
+    maps = values.permute(0, 2, 3, 1).reshape(n * heads, -1, *size)
+    grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # [N * heads, Q, points, 2]
+    sampled = F.grid_sample(maps, grid.to(maps.dtype), align_corners=False)  # [N * heads, d, Q, points]
+    weights = weights.transpose(1, 2).reshape(n * heads, 1, queries, points)
+    return (sampled * weights).sum(3).view(n, heads, -1, queries).permute(0, 3, 1, 2)
 
 
 class MSDeformAttention(nn.Module):
@@ -95,7 +108,7 @@ class MSDeformAttention(nn.Module):
 
 
 class MSDeformEncoderLayer(nn.Module):
-    """Each cell looks at points of all levels, then two layers for each cell, each with a shortcut and a norm."""
+    """Deformable attention of the cells to each other, two layers for each cell, each with a shortcut and a norm."""
 
     def __init__(self, width: int, hidden: int, *, heads: int = 8, levels: int = 4, points: int = 4,
                  dropout: float = 0.0):

@@ -35,6 +35,11 @@ def kaiming_normal(weight: Tensor) -> Tensor:
     return nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
 
 
+def kaiming_uniform(weight: Tensor) -> Tensor:
+    """Uniform weights that keep the variance of what goes in (Caffe2's "Xavier")."""
+    return nn.init.kaiming_uniform_(weight, a=1)
+
+
 def normal(weight: Tensor) -> Tensor:
     """Gaussian weights of standard deviation 0.01, as dense heads have them."""
     return nn.init.normal_(weight, 0, 0.01)

@@ -42,6 +42,15 @@ def focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2
     return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
+def dice(logits: Tensor, targets: Tensor) -> Tensor:
+    """[...] the dice loss of masks, logits and targets [..., P] of P pixels (Milletari et al., "V-Net", 2016).
+
+    One minus twice the overlap over the sum of both areas, with one pixel added above and below.
+    """
+    p, targets = logits.float().sigmoid(), targets.float()
+    return 1 - (2 * (p * targets).sum(-1) + 1) / (p.sum(-1) + targets.sum(-1) + 1)
+
+
 def log_loss(probability: Tensor) -> Tensor:
     """Elementwise -log p; what is impossible costs 100, as PyTorch's cross-entropy of probabilities has it."""
     return -probability.float().clamp(min=1e-12).log().masked_fill(probability <= 0, -100.0)

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -18,7 +16,6 @@ from detcore.ops import boxes as box
 from detcore.structures import Target
 
 BACKGROUND, IGNORE = -1, -2
-UNREACHABLE = 1e6  # a cost that no real one reaches
 INSIDE = 0.01  # pixels between a box's sides and a centre that counts as inside
 CHUNK = 2**24  # entries of a table of objects and anchors that are looked at together: 64 MB a tensor
 
@@ -185,33 +182,6 @@ class ATSSMatcher:
         overlap = box.iou(near, gt_boxes[:, :, None])
         chosen = overlap >= overlap.mean(2, keepdim=True) + overlap.std(2, keepdim=True)
         return chosen & (box.to_distances(box.centers(near), gt_boxes[:, :, None]).amin(-1) > INSIDE), overlap
-
-
-def hungarian(costs: Sequence[Tensor], valid: Tensor) -> list[Tensor]:
-    """One object for each query at most, and one query for each object, at the least cost in all (Carion et al. 2020).
-
-    All costs are moved to the CPU at once, where SciPy solves one problem after the other.
-
-    Args:
-        costs: [..., N, Q, G] each, of giving an object to a query; what is not finite counts as unreachable.
-        valid: [N, G], which objects are real.
-
-    Returns:
-        For each of the costs [..., N, Q] int64, the index of each query's object, or BACKGROUND.
-    """
-    tables = [cost.detach().float().nan_to_num(UNREACHABLE, UNREACHABLE, -UNREACHABLE) for cost in costs]
-    parts = [valid.float(), *tables]
-    together = torch.cat([p.flatten() for p in parts]).cpu().split([p.numel() for p in parts])
-    real = [row.nonzero()[0] for row in together[0].view(valid.shape).numpy()]
-    found = []
-    for table, flat in zip(tables, together[1:]):
-        match = np.full((table.shape[:-1].numel() // table.shape[-2], table.shape[-2]), BACKGROUND)
-        for i, one in enumerate(flat.view(-1, *table.shape[-2:]).numpy()):
-            objects = real[i % len(real)]
-            queries, chosen = linear_sum_assignment(one[:, objects])
-            match[i, queries] = objects[chosen]
-        found.append(torch.from_numpy(match).view(table.shape[:-1]).to(valid.device, non_blocking=True))
-    return found
 
 
 @dataclass
