@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Cascade R-CNN
 #
-# When does a box count as a hit? A region head trained with IoU 0.5 as its bar learns to be content with sloppy boxes.
+# When does a box count as a hit? An RoI head trained with IoU 0.5 as its bar learns to be content with sloppy boxes.
 # With 0.7 as its bar it would learn to be exact, but hardly any proposal is that good, and a head that has seen few
 # positives learns little.
 # Cascade R-CNN gets around this with three heads in a row.
@@ -84,7 +84,8 @@ names = ["proposals", "after stage 1", "after stage 2", "after stage 3"]
 # %% [markdown]
 # ## One object, stage by stage
 #
-# All proposals that overlap one object by at least 0.4, then the same boxes after each stage, with the truth in white.
+# All proposals that overlap one object by at least 0.4, then the same boxes after each stage, with the ground truth in
+# white.
 # The first stage does the coarse work. The others pull the bundle together.
 
 # %% tags=["nbval-ignore-output"]
@@ -100,7 +101,7 @@ draw.grid([draw.boxes(pictures[one], torch.cat([gt_box, b[one][near]]), scale=1.
 # %% [markdown]
 # ## What enters each stage
 #
-# The IoU with the truth of all regions that begin with an IoU of 0.3 or more, in all images of the batch.
+# The IoU with the ground truth of all regions that begin with an IoU of 0.3 or more, in all images of the batch.
 # The first curve is what the first head gets, the second what the second head gets, and so on.
 # The heap moves to the right from stage to stage, by less each time.
 
@@ -185,7 +186,7 @@ draw.lines({name: (torch.linspace(0, 1, 101), r["bbox"].curve(0.75)) for name, r
 assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.35
 
 # %% [markdown]
-# Detections above, truth below.
+# Detections above, ground truth below.
 
 # %% tags=["nbval-ignore-output"]
 detections = detector.predict(images)

@@ -3,7 +3,7 @@
 #
 # Fast R-CNN classified regions quickly, but the regions came from a slow program that knew nothing of the network.
 # Faster R-CNN lets the network find them itself.
-# A small proposal head reads the same feature maps as the region head, so that a proposal costs almost nothing.
+# A small proposal head reads the same feature maps as the RoI head, so that a proposal costs almost nothing.
 # The first stage says "there is something here" and hands over a rough box.
 # The second stage looks at that box alone, names the object and moves the box a second time.
 # Both stages and the backbone are trained together, in one pass, by the sum of four losses.
@@ -104,8 +104,8 @@ draw.grid([draw.boxes(pictures[one], proposals.boxes[one, :10], scale=1.4 * scal
            draw.detections(detections[one], pictures[one], scale=1.4 * scale)], columns=3)
 
 # %% [markdown]
-# One object in detail. Its proposals above IoU 0.5 with the truth, before the second stage and after it, with the truth
-# in white. A loose bundle becomes a tight one.
+# One object in detail. Its proposals above IoU 0.5 with the ground truth, before the second stage and after it, with
+# the ground truth in white. A loose bundle becomes a tight one.
 
 # %% tags=["nbval-ignore-output"]
 overlap = [box.pairwise_iou(p, t.boxes) for p, t in zip(proposals.boxes, batch.targets)]
@@ -174,7 +174,7 @@ draw.precision_recall(result["bbox"])
 assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.35
 
 # %% [markdown]
-# Detections above, truth below.
+# Detections above, ground truth below.
 
 # %% tags=["nbval-ignore-output"]
 draw.grid([draw.detections(d, p, scale=scale) for d, p in zip(detections[:3], pictures)]

@@ -165,7 +165,7 @@ assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.
 assert profile != "pocket" or steps is not None or result["segm"].headline >= 0.30
 
 # %% [markdown]
-# Detections with their masks above, truth below.
+# Detections with their masks above, ground truth below.
 
 # %% tags=["nbval-ignore-output"]
 detections = detector.predict(images)

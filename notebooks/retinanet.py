@@ -194,7 +194,7 @@ draw.precision_recall(result["bbox"])
 assert profile != "pocket" or steps is not None or result["bbox"].headline >= 0.35
 
 # %% [markdown]
-# Detections above, truth below.
+# Detections above, ground truth below.
 
 # %% tags=["nbval-ignore-output"]
 detections = detector.predict(images)

@@ -83,12 +83,12 @@ pd.DataFrame({"stride": head.anchors.strides, "cells": [c // head.anchors.counts
 # ## Which anchors are right
 #
 # To train, each anchor needs an answer. It is *positive* where it overlaps an object by 0.7 or more (intersection
-# over union), and *negative* below 0.3. In between it is neither, and does not train: to call it wrong would be
+# over union), and *negative* below 0.3. In between it is ignored and does not train: to call it wrong would be
 # unfair, to call it right as well. An object that no anchor overlaps so well keeps the best anchors that it has.
 #
 # In the upper row the positive anchors of three pictures, in the colours of their levels, on white boxes of the
 # objects.
-# In the lower row a quarter of those that are neither.
+# In the lower row a quarter of those that are ignored.
 
 # %% tags=["nbval-ignore-output"]
 anchors, matched, gt_boxes = head.assign(logits, images, batch.targets)
