@@ -14,14 +14,15 @@ import detcore
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import _target
 from detcore.data.panoptic import PanopticMaps, Segments
-from detcore.pocket.pocket_zoo import CLASSES, STUFF, draw
 from detcore.data.transforms import Flip, RandomCrop, Resize
 from detcore.engine.common import load_data
 from detcore.engine.evaluate import detect, evaluate
 from detcore.engine.scoring import PanopticWatcher
 from detcore.errors import DataError, UsageError
-from detcore.methods.panoptic_fpn import KEEP, LOSS_WEIGHT, STUFF_AREA, SemanticHead, merge
+from detcore.methods.panoptic_fpn import LOSS_WEIGHT, STUFF_AREA, SemanticHead, merge
 from detcore.metrics.panoptic import PanopticQuality, compare
+from detcore.ops.nms import PostProcess
+from detcore.pocket.pocket_zoo import CLASSES, STUFF, draw
 from detcore.structures import IGNORED, Detections, Images, Target
 from detcore.zoo.index import get_model_entry
 
@@ -128,7 +129,7 @@ def test_a_target_without_class_map_is_refused(head):
 def test_published_constants():
     with torch.device("meta"):
         model = detcore.create_model(NAME)
-    assert model.roi_head.keep == KEEP and (KEEP.score, KEEP.across_classes) == (0.6, True)
+    assert model.roi_head.postprocess == PostProcess(score_threshold=0.6, class_agnostic_nms=True)
     assert model.stuff_area == STUFF_AREA == 4096
     assert (model.semantic_head.things, model.semantic_head.stuff) == (80, 53)
 

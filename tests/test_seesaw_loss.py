@@ -10,7 +10,6 @@ from torch import nn
 
 import detcore
 from detcore.errors import UsageError
-from detcore.methods.fast_rcnn import Samples
 from detcore.methods.seesaw_loss import (
     COMPENSATION,
     LEAST_SCORE,
@@ -21,6 +20,7 @@ from detcore.methods.seesaw_loss import (
     SeesawHead,
     SeesawLoss,
 )
+from detcore.ops.regions import Regions
 from tests import parity
 
 MASK_RCNN = "mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1"
@@ -35,19 +35,19 @@ def counted(*counts: float) -> SeesawLoss:
     return loss
 
 
-def samples_of(labels: list[int], valid: list[bool], num_classes: int) -> Samples:
+def regions_of(labels: list[int], valid: list[bool], num_classes: int) -> Regions:
     """One image's regions with these labels."""
-    boxes = torch.tensor([[10.0, 10.0, 30.0, 40.0]]).repeat(len(labels), 1)[None]
-    label, there = torch.tensor([labels]), torch.tensor([valid])
-    return Samples(boxes=boxes, match=label.clamp(max=0), truth=boxes, labels=label, valid=there,
-                   positive=there & (label < num_classes), is_truth=torch.zeros_like(there))
+    boxes = torch.tensor([[10.0, 10.0, 30.0, 40.0]]).repeat(len(labels), 1)
+    label, there, zeros = torch.tensor(labels), torch.tensor(valid), torch.zeros(len(labels), dtype=torch.long)
+    return Regions(index=torch.arange(len(labels)), image=zeros, boxes=boxes, matched=zeros, gt_boxes=boxes,
+                   labels=label, valid=there, positive=there & (label < num_classes))
 
 
 def test_the_loss_by_its_definition():
     """A softmax in which each other class is weighed by both factors."""
     counts, logits = [900.0, 40.0, 0.0, 40.0], torch.randn(6, 4, generator=torch.manual_seed(0)) * 3
     labels = torch.tensor([0, 1, 2, 3, 0, 2])
-    wanted = []
+    targets = []
     for z, i in zip(logits.tolist(), labels.tolist()):
         score = torch.tensor(z).softmax(0).tolist()
         share = 0.0
@@ -55,8 +55,8 @@ def test_the_loss_by_its_definition():
             mitigation = min(max(counts[j], 1) / max(counts[i], 1), 1) ** MITIGATION
             compensation = max(score[j] / max(score[i], LEAST_SCORE), 1) ** COMPENSATION
             share += (1 if j == i else mitigation * compensation) * math.exp(z[j])
-        wanted.append(math.log(share) - z[i])
-    torch.testing.assert_close(counted(*counts)(logits, labels), torch.tensor(wanted))
+        targets.append(math.log(share) - z[i])
+    torch.testing.assert_close(counted(*counts)(logits, labels), torch.tensor(targets))
 
 
 def test_a_frequent_class_pushes_a_rarer_one_less():
@@ -87,21 +87,22 @@ def test_classes_never_seen_give_finite_losses():
 def test_a_head_counts_what_is_valid():
     torch.manual_seed(0)
     head = SeesawHead(4, 3, hidden=8)
-    samples = samples_of([1, 1, 2, 3, 3, 0], [True, True, True, True, True, False], 3)
-    _, boxes, _ = samples.rois()
-    logits, deltas = head(torch.randn(len(boxes), 4, 7, 7))
-    assert logits.shape == (5, 3 + 2)
+    regions = regions_of([1, 1, 2, 3, 3, 0], [True, True, True, True, True, False], 3)
+    logits, deltas = head(torch.randn(6, 4, 7, 7))
+    assert logits.shape == (6, 3 + 2)
     for _ in range(2):
-        losses = head.loss(logits, deltas, samples)
+        losses = head.loss(logits, deltas, regions)
     assert head.loss_cls.cum_samples.tolist() == [0, 4, 2, 4]
-    assert list(losses) == ["loss_cls_objectness", "loss_cls_classes", "acc_objectness", "acc_classes", "loss_bbox"]
+    assert list(losses) == ["loss_cls_objectness", "loss_cls_classes", "loss_bbox"]
+    assert list(head.accuracy(logits, regions)) == ["acc_objectness", "acc_classes"]
 
 
 def test_a_batch_of_background_teaches_objectness_alone():
-    head, samples = SeesawHead(4, 3, hidden=8), samples_of([3, 3], [True, True], 3)
+    head, regions = SeesawHead(4, 3, hidden=8), regions_of([3, 3], [True, True], 3)
     logits, deltas = head(torch.randn(2, 4, 7, 7))
-    losses = head.loss(logits, deltas, samples)
-    assert losses["loss_cls_classes"] == 0 and losses["loss_cls_objectness"] > 0 and losses["acc_classes"] == 0
+    losses = head.loss(logits, deltas, regions)
+    assert losses["loss_cls_classes"] == 0 and losses["loss_cls_objectness"] > 0
+    assert head.accuracy(logits, regions)["acc_classes"] == 0
     (losses["loss_cls_classes"] + losses["loss_cls_objectness"]).backward()
     grad = head.fc_cls.bias.grad
     assert (grad[:3] == 0).all() and (grad[3:] != 0).all()
@@ -149,7 +150,7 @@ def test_each_stage_of_a_cascade_counts_for_itself():
     images, targets, _ = parity.inputs(CASE)
     targets = [replace(t, labels=torch.full_like(t.labels, 2)) for t in targets]  # four classes without a sample
     losses = model.loss(images, targets)
-    sum(v for k, v in losses.items() if "loss" in k).backward()
+    sum(losses.values()).backward()
     assert {f"s{i}.loss_cls_{part}" for i in range(3) for part in ("objectness", "classes")} <= losses.keys()
     assert all(v.isfinite() for v in losses.values())
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -161,7 +162,8 @@ def test_each_stage_of_a_cascade_counts_for_itself():
 def test_published_models_keep_more_detections():
     with torch.device("meta"):
         models = [detcore.create_model(name) for name in (MASK_RCNN, CASCADE)]
-    assert [(m.roi_head.keep.score, m.roi_head.keep.number) for m in models] == [(1e-4, 300)] * 2
+    kept = [m.roi_head.postprocess for m in models]
+    assert [(k.score_threshold, k.max_detections) for k in kept] == [(1e-4, 300)] * 2
     kinds = [type(h.conv_logits) for h in (models[0].roi_head.mask_head, *models[1].roi_head.mask_head)]
     assert kinds == [nn.Conv2d] + [NormedConv2d] * 3
 

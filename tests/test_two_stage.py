@@ -9,26 +9,78 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from detcore.ops import boxes as box
 from detcore.backbones.regnet import DESIGNS, RegNet, stages
-from detcore.pocket import pocket_zoo
 from detcore.data.instaboost import InstaBoost, draw_shift, fill_holes, likeness
 from detcore.data.transforms import Sample
 from detcore.engine.train import train
 from detcore.errors import UsageError, WeightsError
-from detcore.methods.dcn import DeformConv2d, deform_conv
-from detcore.structures import Polygons
-from detcore.ops.matching import BACKGROUND, Sampler
 from detcore.methods import dynamic_rcnn, grid_rcnn, ms_rcnn
-from detcore.methods.dcn import GAMMA, DeformRoIPool, deform_roi_pool
-from detcore.methods.fast_rcnn import Samples
+from detcore.methods.dcn import GAMMA, DeformConv2d, DeformRoIAlign, DeformRoIPool, deform_roi_pool, samples_bound
 from detcore.methods.libra_rcnn import ALPHA, BalancedL1, BalancedPyramid, balanced_priority
 from detcore.methods.weight_standardization import WSConv2d
-from detcore.structures import Target
-from detcore.zoo.create import create_model
+from detcore.ops import boxes as box
+from detcore.ops.deform import deform_conv
+from detcore.ops.matching import BACKGROUND, IoUMatcher, Sampler
+from detcore.ops.regions import Samples, assign_regions, sample_regions
+from detcore.pocket import pocket_zoo
+from detcore.structures import Polygons, Proposals, Target
 from detcore.weights import load_backbone, save_weights
+from detcore.zoo.create import create_model
+from tests import parity
 
+CASE = parity.load_case(parity.REFERENCE / "cases" / "retinanet_r18_fpn_1x_coco.json.gz") | {"num_classes": 5}
 ROIS = torch.tensor([[0, 3.0, 5.0, 40.0, 61.0], [1, 0.0, 0.0, 90.0, 30.0], [1, 50.0, 20.0, 51.0, 22.0]])
+
+
+# What all have in common
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("faster-rcnn_r50_fpn_1x_coco", ["acc"]),
+    ("grid-rcnn_r50_fpn_gn-head_2x_coco", ["acc"]),
+    ("cascade-mask-rcnn_r50_fpn_1x_coco", ["s0.acc", "s1.acc", "s2.acc"]),
+    ("mask-rcnn_r50_fpn_seesaw-loss_random-ms-2x_lvis-v1", ["acc_objectness", "acc_classes"])])
+def test_accuracies_are_told_beside_the_losses(name, told):
+    torch.manual_seed(0)
+    model = create_model(name, profile="pocket", num_classes=5).train()
+    images, targets, _ = parity.inputs(CASE)
+    losses = model(images, targets)
+    assert all(loss.requires_grad and "loss" in key for key, loss in losses.items())
+    assert list(model.diagnostics) == told
+    assert all(0 <= v <= 100 and not v.requires_grad for v in model.diagnostics.values())
+
+
+@pytest.mark.parametrize("name", ["cascade-rcnn_r50_fpn_1x_coco", "cascade-mask-rcnn_r50_fpn_1x_coco",
+                                  "dynamic-rcnn_r50_fpn_1x_coco", "grid-rcnn_r50_fpn_gn-head_2x_coco",
+                                  "libra-faster-rcnn_r50_fpn_1x_coco", "ms-rcnn_r50_fpn_1x_coco",
+                                  "faster-rcnn_r50_fpn_dpool_1x_coco", "mask-rcnn_r50_fpn_gn-all_2x_coco"])
+def test_builders_take_the_options_of_a_detector(name):
+    model = create_model(name, profile="pocket", score_threshold=0.4, nms_threshold=0.6, max_detections=7,
+                         rpn_pre_nms_top_n_train=50, rpn_post_nms_top_n_test=20, rpn_nms_threshold=0.9)
+    kept, train_proposals, test_proposals = (
+        model.roi_head.postprocess, model.rpn_head.train_proposals, model.rpn_head.test_proposals)
+    assert (kept.score_threshold, kept.nms_threshold, kept.max_detections) == (0.4, 0.6, 7)
+    assert (train_proposals.pre_nms_top_n, test_proposals.post_nms_top_n) == (50, 20)
+    assert train_proposals.nms_threshold == test_proposals.nms_threshold == 0.9
+    with pytest.raises(UsageError, match="Did you mean score_threshold"):
+        create_model(name, profile="pocket", score_treshold=0.4)
+
+
+def test_samples_in_a_row():
+    """Two images, of which the second has two proposals only: what each region belongs to."""
+    gt_boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
+    targets = [Target(gt_boxes, torch.tensor([3, 1])), Target(gt_boxes[1:], torch.tensor([2]))]
+    boxes = torch.tensor([[0.0, 0, 10, 9], [20, 21, 40, 40], [60, 60, 70, 70]]).expand(2, 3, 4)
+    valid = torch.tensor([[True, True, True], [False, True, True]])
+    assigned = assign_regions(Proposals(boxes, torch.ones(2, 3), valid), targets, IoUMatcher(0.5, 0.5), 5)
+    samples = sample_regions(assigned, Sampler(None))
+    regions, positives = samples.regions(), samples.positives(None)
+    assert regions.image.tolist() == [0] * 5 + [1] * 3 and regions.valid.all()
+    assert regions.labels.tolist() == [3, 1, 3, 1, 5, 2, 2, 5]  # the objects' own boxes are regions too
+    assert positives.image.tolist() == [0] * 4 + [1] * 2 and positives.positive.all()
+    assert positives.matched.tolist() == [0, 1, 0, 1, 0, 0]
+    assert torch.equal(positives.gt_boxes[-1], gt_boxes[1])
+    assert samples.positives(3).index.tolist() == [0, 1, 2, 5, 6]
+    assert torch.equal(positives.at(torch.tensor([5, 0])).boxes, positives.boxes[[5, 0]])
 
 
 # Deformable convolution and pooling
@@ -83,6 +135,40 @@ def test_deformable_pooling_has_the_gradient_of_its_offsets():
         up, down = (deform_roi_pool(feature, roi, 2, 1.0, offsets + s).square().sum() for s in (step, -step))
         assert offsets.grad[place].item() == pytest.approx(((up - down) / 2e-2).item(), rel=2e-2, abs=1e-2)
     assert feature.grad.abs().sum() > 0
+
+
+def random_rois(height: float, width: float, max_area: float, seed: int) -> torch.Tensor:
+    """[200, 5] regions of any form within an image, of at most so many pixels."""
+    torch.manual_seed(seed)
+    limit = torch.tensor([width, height])
+    side = limit * torch.rand(200, 2) ** 2
+    side[:3] = torch.tensor([[width, height], [width, 1e-3], [1e-3, height]])
+    side[3:6] = torch.tensor([[width, max_area / width], [max_area / height, height], [0, 0]])
+    side = torch.minimum(side * (max_area / side.prod(1).clamp(min=1e-6)).sqrt().clamp(max=1)[:, None], limit)
+    corner = torch.rand(200, 2) * (limit - side)
+    return torch.cat([torch.zeros(200, 1), corner, corner + side], 1)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+@pytest.mark.parametrize(("height", "width", "max_area"), [(25, 38, 784), (25, 38, 1e9), (200, 304, 784), (3, 90, 50)])
+def test_no_bin_has_more_samples_than_the_bound(height, width, max_area, size):
+    bound = samples_bound(height, width, size, max_area)
+    for seed in range(20):
+        rois = random_rois(height, width, max_area, seed)
+        assert (box.sizes(rois[:, 1:]) / size).ceil().prod(1).max() <= bound
+    assert bound <= (-(-height // size) + 1) * (-(-width // size) + 1)
+
+
+def test_a_bound_on_the_samples_changes_nothing():
+    """As on a GPU, where they are not counted."""
+    pool, rois = DeformRoIAlign(2, (4, 8), 3, hidden=4), random_rois(80, 120, 9600, 0)
+    for layer in pool.roi_layers:
+        torch.nn.init.normal_(layer.offset_fc[-1].weight)
+    features, level = [torch.randn(1, 2, 20, 30), torch.randn(1, 2, 10, 15)], pool.level(rois[:, 1:])
+    for i, area in ((0, (2 * 56 / 4) ** 2), (1, 1e9)):
+        bound = samples_bound(*features[i].shape[2:], 3, area)
+        counted, bounded = (pool.roi_layers[i](features[i], rois[level == i], most) for most in (None, bound))
+        torch.testing.assert_close(counted, bounded, atol=1e-5, rtol=1e-5)
 
 
 def test_no_regions_pool_to_nothing_and_still_have_a_gradient():
@@ -170,15 +256,14 @@ def test_the_balanced_pyramid_starts_by_adding_the_mean():
 
 def test_grid_targets_lead_back_to_the_boxes():
     """A head that draws its targets finds the objects, up to the size of a cell."""
-    truth = torch.tensor([[20.0, 30.0, 84.0, 90.0], [5.0, 5.0, 45.0, 25.0]])
-    regions = truth + torch.tensor([[4.0, -6.0, -5.0, 8.0], [-2.0, 1.0, 3.0, 2.0]])
-    wanted = grid_rcnn.grid_targets(regions, truth)
-    assert wanted.shape == (2, 9, 28, 28) and ((wanted.sum((2, 3)) <= 5) & (wanted.sum((2, 3)) >= 3)).all()
+    gt_boxes = torch.tensor([[20.0, 30.0, 84.0, 90.0], [5.0, 5.0, 45.0, 25.0]])
+    regions = gt_boxes + torch.tensor([[4.0, -6.0, -5.0, 8.0], [-2.0, 1.0, 3.0, 2.0]])
+    target = grid_rcnn.grid_targets(regions, gt_boxes)
+    assert target.shape == (2, 9, 28, 28) and ((target.sum((2, 3)) <= 5) & (target.sum((2, 3)) >= 3)).all()
     # The middle of each cross, as a head would see it.
-    middle = nn.functional.conv2d(wanted.flatten(0, 1)[:, None], torch.ones(1, 1, 3, 3), padding=1).view_as(wanted)
-    found = grid_rcnn.grid_boxes(middle * 4 - 10, regions)
-    size = regions[:, 2:] - regions[:, :2]
-    assert ((found - truth).abs() <= size.repeat(1, 2) / 28).all()
+    middle = nn.functional.conv2d(target.flatten(0, 1)[:, None], torch.ones(1, 1, 3, 3), padding=1).view_as(target)
+    drawn = grid_rcnn.grid_boxes(middle * 4 - 10, regions)
+    assert ((drawn - gt_boxes).abs() <= box.sizes(regions).repeat(1, 2) / 28).all()
 
 
 def test_a_region_of_no_size_has_no_points():
@@ -200,12 +285,12 @@ def test_the_share_of_an_object_inside_a_region():
     masks = torch.zeros(2, 40, 60, dtype=torch.uint8)
     masks[0, 10:30, 10:50], masks[1, 0:4, 0:4] = 1, 1
     boxes = torch.tensor([[[10.0, 10.0, 30.0, 30.0], [0.0, 0.0, 60.0, 40.0], [2.9, 0.0, 9.0, 9.0]]])
-    samples = Samples(boxes, torch.tensor([[0, 0, 1]]), boxes, torch.zeros(1, 3, dtype=torch.long),
-                      *(torch.ones(1, 3, dtype=torch.bool),) * 3)
-    shares = ms_rcnn.share_inside([Target(boxes[0], torch.zeros(3), masks)], samples, torch.arange(3))
+    regions = Samples(boxes, torch.tensor([[0, 0, 1]]), boxes, torch.zeros(1, 3, dtype=torch.long),
+                      *(torch.ones(1, 3, dtype=torch.bool),) * 3).regions()
+    shares = ms_rcnn.share_inside([Target(boxes[0], torch.zeros(3), masks)], regions)
     assert shares.tolist() == pytest.approx([0.5, 1.0, 0.5])
     outlines = Polygons([[np.array([[10, 10], [50, 10], [50, 30], [10, 30]], float)], [np.zeros((0, 2))]], (40, 60))
-    shares = ms_rcnn.share_inside([Target(boxes[0], torch.zeros(3), outlines)], samples, torch.arange(2))
+    shares = ms_rcnn.share_inside([Target(boxes[0], torch.zeros(3), outlines)], regions.at(torch.arange(2)))
     assert shares.tolist() == pytest.approx([0.5, 1.0], abs=0.03)
 
 
