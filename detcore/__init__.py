@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from detcore.zoo.entries import ModelEntry
     from detcore.zoo.index import get_model_entry, list_models
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Detections", "Detector", "Images", "ModelEntry", "Predictor", "Recipe", "Target", "__version__",
            "benchmark", "create_model", "evaluate", "export", "get_model_entry", "list_models", "train"]
 

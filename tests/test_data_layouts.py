@@ -22,6 +22,7 @@ from detcore.data.openimages import OpenImagesDataset, read_table, read_tree
 from detcore.data.sampling import ClassAware, ClassBalanced, epoch_images, present
 from detcore.data.voc import VocDataset
 from detcore.data.widerface import WiderFaceDataset
+from detcore.detectors import Detector
 from detcore.engine.common import load_data
 from detcore.engine.evaluate import detect, evaluate
 from detcore.engine.scoring import score, watchers
@@ -121,13 +122,13 @@ def test_a_model_of_the_data_set_learns_and_is_measured(roots, layout, tmp_path)
     name = ROWS[layout]
     run = train(name, roots[layout], output=tmp_path / "run", device="cpu", steps=2, batch_size=4, workers=0,
                 progress=False, log_interval=1, validate=False)
-    found = evaluate(name, run.checkpoint, roots[layout], device="cpu", workers=0, progress=False, batch_size=4)
+    found = evaluate(name, roots[layout], weights=run.checkpoint, device="cpu", workers=0, progress=False, batch_size=4)
     assert found.record.metrics.keys() >= METRICS[layout]
     assert found.record.data.images == (VAL if layout != "openimages" else found.record.data.images)
     assert np.isfinite(run.log[-1]["loss"])
 
 
-class Oracle(torch.nn.Module):
+class Oracle(Detector):
     """Finds just what the data set says, with masks where it has some."""
 
     def __init__(self, data: Dataset, sizes: list[tuple[int, int]]) -> None:
