@@ -110,6 +110,8 @@ class CentripetalHead(nn.Module):
         UsageError: `soft_nms_sigma` is not positive, or `top_k_corners` is below 1.
     """
 
+    not_exportable = "how many corners it pairs depends on the picture"
+
     def __init__(self, channels: int, num_classes: int, *, maps: int = 2, pooling: int = 128,
                  postprocess: PostProcess | None = None, soft_nms_sigma: float = SIGMA, top_k_corners: int = CORNERS):
         super().__init__()

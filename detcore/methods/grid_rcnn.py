@@ -178,6 +178,8 @@ class GridRoIHead(RoIHead):
         jitter: share by which training regions are moved.
     """
 
+    not_exportable = "its grid points are read in a second round whose size depends on the picture"
+
     def __init__(self, roi_align: MultiScaleRoIAlign, bbox_head: BoxHead, grid_head: GridHead,
                  grid_roi_align: MultiScaleRoIAlign, *, most_regions: int | None = MOST_REGIONS, **options: Any):
         super().__init__(roi_align, bbox_head, **options)

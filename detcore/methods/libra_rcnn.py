@@ -88,6 +88,8 @@ class NonLocal(nn.Module):
     """Every cell becomes itself plus a mean of all cells, weighted by likeness (Wang et al., "Non-local neural
     networks", 2018, embedded Gaussian)."""
 
+    not_exportable = "ONNX's exporter has no translation of its attention with one head and no scaling"
+
     def __init__(self, channels: int):
         super().__init__()
         self.g, self.conv_out, self.theta, self.phi = (ConvBlock(channels, channels, 1, act=None) for _ in range(4))

@@ -103,6 +103,8 @@ class MaskScoringRoIHead(MaskRoIHead):
         mask_iou_head: scores masks. Others as in `MaskRoIHead`.
     """
 
+    not_exportable = "its masks are scored in a second round whose size depends on the picture"
+
     def __init__(self, *args: Any, mask_iou_head: MaskIoUHead, **options: Any):
         super().__init__(*args, **options)
         self.mask_iou_head = mask_iou_head

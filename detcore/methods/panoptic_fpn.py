@@ -121,6 +121,9 @@ class PanopticFPN(TwoStageDetector):
         stuff_area: pixels of the output that stuff must cover.
     """
 
+    not_exportable = ("its panoptic map is put together segment by segment, and their number depends on the "
+                      "picture")
+
     def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: nn.Module,
                  roi_head: nn.Module, semantic_head: SemanticHead, *, stuff_area: int = STUFF_AREA):
         super().__init__(backbone, neck, rpn_head, roi_head)
