@@ -1,6 +1,4 @@
 """Backbones with deformable convolutions."""
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

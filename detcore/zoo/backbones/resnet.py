@@ -3,8 +3,6 @@
 torchvision's weights are named as torchvision names them; files that were converted from elsewhere are named by their
 address, which ends with the first digits of their SHA-256 where it is known.
 """
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,6 +1,4 @@
 """Swin Transformers, with the weights of their authors."""
-from __future__ import annotations
-
 from functools import partial
 
 from detcore.backbones.swin import SWIN_B, SWIN_L, SWIN_S, SWIN_T, Size, Swin

@@ -1,6 +1,4 @@
 """AutoAssign."""
-from __future__ import annotations
-
 from detcore.methods.autoassign import autoassign
 from detcore.pocket.profile import Pocket, training
 from detcore.recipe import DETECTRON, SGD, Recipe, Schedule

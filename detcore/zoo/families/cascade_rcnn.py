@@ -1,6 +1,4 @@
 """Cascade R-CNN and Cascade Mask R-CNN."""
-from __future__ import annotations
-
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
 from detcore.pocket import profile as pocket
 from detcore.zoo.backbones.resnet import R18, R50, R50_CAFFE, R101, R101_CAFFE, X101_32X4D, X101_32X8D, X101_64X4D

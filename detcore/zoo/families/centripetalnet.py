@@ -1,6 +1,4 @@
 """CentripetalNet."""
-from __future__ import annotations
-
 from dataclasses import replace
 
 from detcore.backbones.hourglass import Hourglass

@@ -1,6 +1,4 @@
 """Cityscapes: Faster and Mask R-CNN."""
-from __future__ import annotations
-
 from detcore.data.transforms import Flip, Resize, ResizeRange
 from detcore.methods.faster_rcnn import faster_rcnn
 from detcore.methods.mask_rcnn import mask_rcnn

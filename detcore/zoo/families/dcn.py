@@ -1,6 +1,4 @@
 """Deformable ConvNets: deformable convolutions and deformable RoI pooling in two-stage models."""
-from __future__ import annotations
-
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn, cascade_rcnn
 from detcore.methods.dcn import faster_rcnn_dpool
 from detcore.methods.faster_rcnn import faster_rcnn

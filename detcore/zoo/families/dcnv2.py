@@ -1,6 +1,4 @@
 """Deformable ConvNets v2: modulated deformable convolutions and pooling in two-stage models."""
-from __future__ import annotations
-
 from detcore.methods.dcn import faster_rcnn_dpool
 from detcore.methods.faster_rcnn import faster_rcnn
 from detcore.methods.mask_rcnn import mask_rcnn

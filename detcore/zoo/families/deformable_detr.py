@@ -1,6 +1,4 @@
 """Deformable DETR."""
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,6 +1,4 @@
 """Dynamic R-CNN."""
-from __future__ import annotations
-
 from detcore.methods.dynamic_rcnn import dynamic_rcnn
 from detcore.pocket import profile as pocket
 from detcore.zoo.backbones.resnet import R50

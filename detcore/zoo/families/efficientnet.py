@@ -1,6 +1,4 @@
 """EfficientNet: RetinaNet on EfficientNet-B3."""
-from __future__ import annotations
-
 from dataclasses import replace
 
 from detcore.backbones.efficientnet import EfficientNet

@@ -1,6 +1,4 @@
 """Fast R-CNN, on precomputed proposals."""
-from __future__ import annotations
-
 from detcore.methods.fast_rcnn import fast_rcnn
 from detcore.pocket import profile as pocket
 from detcore.recipe import Recipe

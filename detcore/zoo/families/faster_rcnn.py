@@ -1,6 +1,4 @@
 """Faster R-CNN."""
-from __future__ import annotations
-
 from detcore.methods.faster_rcnn import faster_rcnn, faster_rcnn_single_map
 from detcore.methods.fcos import fcos_faster_rcnn
 from detcore.ops.losses import bounded_iou_loss, ciou_loss, giou_loss, iou_loss

@@ -1,6 +1,4 @@
 """FreeAnchor."""
-from __future__ import annotations
-
 from detcore.methods.free_anchor import free_anchor
 from detcore.pocket.profile import Pocket, training
 from detcore.recipe import SGD, Recipe

@@ -1,6 +1,4 @@
 """Generalized Focal Loss."""
-from __future__ import annotations
-
 from detcore.data.transforms import Flip, ResizeRange
 from detcore.methods.gfl import gfl
 from detcore.pocket.profile import Pocket, training

@@ -1,6 +1,4 @@
 """Group normalisation: Mask R-CNN with it."""
-from __future__ import annotations
-
 from functools import partial
 
 from detcore.backbones.resnet import ResNet

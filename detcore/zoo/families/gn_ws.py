@@ -1,6 +1,4 @@
 """Weight standardisation: Faster and Mask R-CNN with it and group normalisation."""
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,6 +1,4 @@
 """Grid R-CNN."""
-from __future__ import annotations
-
 from detcore.methods.grid_rcnn import grid_rcnn
 from detcore.pocket.profile import TWO_STAGE, Pocket, training
 from detcore.recipe import Schedule

@@ -1,6 +1,4 @@
 """Guided anchoring: in RPN, Fast and Faster R-CNN and RetinaNet."""
-from __future__ import annotations
-
 from dataclasses import replace
 
 from detcore.data.transforms import Flip, ResizeRange

@@ -1,6 +1,4 @@
 """InstaBoost: Mask and Cascade Mask R-CNN trained on pictures whose objects are moved about."""
-from __future__ import annotations
-
 from detcore.data.instaboost import InstaBoost
 from detcore.data.transforms import Flip, Resize
 from detcore.methods.cascade_rcnn import cascade_mask_rcnn

@@ -1,6 +1,4 @@
 """Libra R-CNN: balanced sampling, features and loss in Fast and Faster R-CNN and RetinaNet."""
-from __future__ import annotations
-
 from detcore.methods.libra_rcnn import libra_fast_rcnn, libra_faster_rcnn, libra_retinanet
 from detcore.pocket import profile as pocket
 from detcore.recipe import SGD, Recipe

@@ -1,6 +1,4 @@
 """Mask2Former, for instances and for panoptic segmentation."""
-from __future__ import annotations
-
 from dataclasses import replace
 
 from detcore.data.transforms import AsFloat, FilterBoxes, Flip, RandomCrop, Resize, ScaleJitter

@@ -1,6 +1,4 @@
 """Mask R-CNN."""
-from __future__ import annotations
-
 from detcore.methods.mask_rcnn import mask_rcnn, mask_rcnn_c4
 from detcore.ops.losses import SmoothL1
 from detcore.pocket import profile as pocket

@@ -1,6 +1,4 @@
 """MaskFormer."""
-from __future__ import annotations
-
 from dataclasses import replace
 
 from detcore.methods.maskformer import maskformer

@@ -1,6 +1,4 @@
 """Mask Scoring R-CNN."""
-from __future__ import annotations
-
 from detcore.methods.ms_rcnn import ms_rcnn
 from detcore.pocket import profile as pocket
 from detcore.pocket.profile import TWO_STAGE, Pocket, training

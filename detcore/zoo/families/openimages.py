@@ -1,6 +1,4 @@
 """Open Images: Faster R-CNN, RetinaNet and SSD on it and on its challenge of 2019."""
-from __future__ import annotations
-
 from detcore.data.sampling import ClassAware
 from detcore.data.transforms import Flip, Resize
 from detcore.methods.faster_rcnn import faster_rcnn

@@ -1,6 +1,4 @@
 """Panoptic FPN."""
-from __future__ import annotations
-
 from dataclasses import replace
 
 from detcore.data.transforms import Flip, ResizeRange

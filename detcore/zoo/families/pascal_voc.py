@@ -1,6 +1,4 @@
 """PASCAL VOC: Faster R-CNN, RetinaNet and SSD."""
-from __future__ import annotations
-
 from detcore.data import voc
 from detcore.data.transforms import Flip, Resize, ResizeChoice
 from detcore.methods.faster_rcnn import faster_rcnn, faster_rcnn_single_map

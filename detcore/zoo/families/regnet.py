@@ -1,6 +1,4 @@
 """RegNet: RegNetX as the backbone of two-stage models and RetinaNet."""
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

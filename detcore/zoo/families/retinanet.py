@@ -1,6 +1,4 @@
 """RetinaNet."""
-from __future__ import annotations
-
 from detcore.methods.retinanet import retinanet
 from detcore.pocket import profile as pocket
 from detcore.recipe import SGD, Recipe

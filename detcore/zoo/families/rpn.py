@@ -1,6 +1,4 @@
 """RPN: region proposal networks, whose proposals Fast R-CNN can train on."""
-from __future__ import annotations
-
 from detcore.methods.rpn import rpn
 from detcore.pocket import profile as pocket
 from detcore.recipe import Recipe

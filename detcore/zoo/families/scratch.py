@@ -1,6 +1,4 @@
 """Training from scratch: Faster and Mask R-CNN from random weights, with group normalisation."""
-from __future__ import annotations
-
 from functools import partial
 
 from detcore.backbones.resnet import ResNet

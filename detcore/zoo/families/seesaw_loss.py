@@ -1,6 +1,4 @@
 """Seesaw loss: Mask and Cascade Mask R-CNN on LVIS."""
-from __future__ import annotations
-
 from typing import Any
 
 from detcore.data.sampling import ClassBalanced

@@ -1,6 +1,4 @@
 """SSD and SSDLite."""
-from __future__ import annotations
-
 from dataclasses import replace
 
 from detcore.backbones.mobilenet import MobileNetV2

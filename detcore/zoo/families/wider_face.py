@@ -1,6 +1,4 @@
 """WIDER FACE: RetinaNet and SSD."""
-from __future__ import annotations
-
 from detcore.data.transforms import Flip, Resize
 from detcore.methods.retinanet import retinanet
 from detcore.methods.ssd import ssd

@@ -1,6 +1,4 @@
 """YOLOv3."""
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
