@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from workflow import contents
+
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = '''# %% [markdown]
 # # {title}
@@ -42,7 +44,8 @@ class Tree:
         shutil.copytree(ROOT / "detcore", root / "detcore", ignore=shutil.ignore_patterns("__pycache__"))
         (root / "book").mkdir()
         config = yaml.safe_load((root / "workflow/config.yaml").read_text())
-        config |= dict(chapters={"first": [], "second": ["first"]})
+        (root / "_toc.yml").write_text("root: book/index.md\nparts:\n  - chapters:\n    - file: notebooks/first.ipynb\n"
+                                       "    - file: notebooks/second.ipynb\n")
         config["profiles"]["pocket"] |= dict(
             threads=1, pocket_zoo=dict(root="data/pocket", images=4, val=2, seed=0, size=64))
         (root / "workflow/config.yaml").write_text(yaml.safe_dump(config))
@@ -105,7 +108,7 @@ def test_changed_code_runs_the_chapters_that_read_from_it(tree: Tree) -> None:
 
 
 def test_a_changed_library_runs_everything_but_not_for_a_comment(tree: Tree) -> None:
-    path = tree.root / "detcore/boxes.py"
+    path = tree.root / "detcore/ops/boxes.py"
     path.write_text(path.read_text() + "\n# a remark\n")
     assert tree.ran() == []
     path.write_text(path.read_text() + "\nHERE = 1\n")
@@ -140,7 +143,7 @@ def test_a_broken_run_leaves_what_was_there_and_continues(tree: Tree) -> None:
 
 def test_a_killed_run_continues(tree: Tree) -> None:
     tree.write("first", "First", 'Path("runs/first/made").write_text("4")')
-    tree.write("second", "Second", "import time; time.sleep(600)")
+    tree.write("second", "Second", "import time; time.sleep(600)  # before: runs/first/made")
     log = tree.root / "log.txt"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "snakemake", "--profile", "workflow/profiles/default", "chapters"]
@@ -171,6 +174,14 @@ def test_the_generic_cluster_executor_submits_each_chapter(tree: Tree) -> None:
     logs = [path.read_text() for path in tree.root.glob("build/jobs/*/log")]
     assert len(logs) == 3, "the data and two chapters"
     assert all(path.read_text() == "0\n" for path in tree.root.glob("build/jobs/*/status"))
+
+
+def test_chapters_follow_the_table_of_contents() -> None:
+    chapters = contents.chapters()
+    assert {f"notebooks/{name}.ipynb" for name in chapters} < set(contents.pages())
+    assert contents.pages()[0] == "book/index.md"
+    assert chapters["fast_rcnn"] == ["rpn"] and chapters["mask_rcnn"] == []
+    assert chapters["benchmark"] == list(chapters)[:list(chapters).index("benchmark")], "it reads their records"
 
 
 def test_every_lock_line_pins_a_package() -> None:

@@ -1,7 +1,8 @@
 """Bring the catalogues in `book/locale` up to date with the pages: `make translations`.
 
-Every page has a catalogue; the book's own extension has `zoobook.po`, the pages' frame `sphinx.po`. Prints each
-message that is not translated, or only guessed (fuzzy), and exits with 1 if there are any.
+Every page has a catalogue; the book's own extension has `zoobook.po`, the pages' frame `sphinx.po`. What another
+catalogue has translated already is translated in the same way. Prints each message that is not translated, or only
+guessed (fuzzy), and exits with 1 if there are any.
 """
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from sphinx_intl import basic
 from workflow.fingerprint import ROOT
 from workflow.pages import BUILD, sphinx
 
+WIDTH = 100  # of the catalogues' lines
 LOCALE = ROOT / "book/locale"
 TEMPLATES = BUILD / "gettext"
 # What Sphinx and the theme leave in English.
@@ -53,6 +55,21 @@ def missing(language: str) -> list[tuple[str, str]]:
             if message.id and (not message.string or message.fuzzy)]
 
 
+def repeat(language: str) -> None:
+    """Translate messages as another catalogue has translated them already."""
+    found = catalogues(language)
+    known = {str(message.id): message.string for catalogue in found.values() for message in catalogue
+             if message.id and message.string and not message.fuzzy}
+    for name, catalogue in found.items():
+        new = [m for m in catalogue if m.id and (not m.string or m.fuzzy) and str(m.id) in known]
+        for message in new:
+            message.string = known[str(message.id)]
+            message.flags.discard("fuzzy")
+        if new:
+            with (LOCALE / name).open("wb") as file:
+                write_po(file, catalogue, width=WIDTH)
+
+
 def templates(folder: Path = TEMPLATES) -> None:
     """Write the pages' and the extension's messages to a folder."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -73,11 +90,12 @@ def main() -> None:
     templates()
     left = 0
     for language in languages:
-        basic.update(str(LOCALE), str(TEMPLATES), [language])
-        wanted = {path.relative_to(TEMPLATES).with_suffix(".po") for path in TEMPLATES.rglob("*.pot")}
+        basic.update(str(LOCALE), str(TEMPLATES), [language], line_width=WIDTH)
+        repeat(language)
+        expected = {path.relative_to(TEMPLATES).with_suffix(".po") for path in TEMPLATES.rglob("*.pot")}
         for path in sorted((LOCALE / language / "LC_MESSAGES").rglob("*.po")):
             relative = path.relative_to(LOCALE / language / "LC_MESSAGES")
-            if relative not in wanted:
+            if relative not in expected:
                 print(f"{relative} belongs to no page: remove it")
         for name, message in missing(language):
             print(f"{name}: {message!r}")
