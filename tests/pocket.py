@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from detcore.pocket.pocket_zoo import CLASSES, draw
 from detcore.engine.evaluate import evaluate, make_proposals
 from detcore.engine.train import train
+from detcore.pocket.pocket_zoo import CLASSES, draw
 from detcore.records import Record
 
 RAREST = CLASSES[-round(len(CLASSES) / 3):]  # in the long-tailed data
@@ -101,9 +101,10 @@ def run(method: Method, data_root: Path, output: Path, seed: int) -> tuple[Recor
         weights = output / RPN.name / "model.safetensors"
         if not weights.exists():
             run(RPN, data_root, output, seed)
-        proposals = make_proposals(RPN.model, weights, data_root, output / "proposals.npz")
-    trained = train(method.model, train_root, seed=seed, output=folder, proposals=proposals, validate=False)
-    found = evaluate(method.model, trained.checkpoint, data_root, proposals=proposals)
+        proposals = make_proposals(RPN.model, data_root, output / "proposals.npz", weights=weights)
+    trained = train(method.model, train_root, seed=seed, output=folder, proposals=proposals, validate=False,
+                    overwrite=True)
+    found = evaluate(method.model, data_root, weights=trained.checkpoint, proposals=proposals)
     return found.record, trained.record.duration_s
 
 

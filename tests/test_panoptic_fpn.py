@@ -15,6 +15,7 @@ from detcore.data.coco import CocoDataset
 from detcore.data.loader import _target
 from detcore.data.panoptic import PanopticMaps, Segments
 from detcore.data.transforms import Flip, RandomCrop, Resize
+from detcore.detectors import Detector
 from detcore.engine.common import load_data
 from detcore.engine.evaluate import detect, evaluate
 from detcore.engine.scoring import PanopticWatcher
@@ -376,7 +377,7 @@ def test_the_recipe_asks_for_panoptic_data(zoo):
     assert data.panoptic.things == CLASSES and data.panoptic.stuff == STUFF
 
 
-class Oracle(torch.nn.Module):
+class Oracle(Detector):
     """Predicts Pocket Zoo's own maps, at the sizes asked for, and no boxes."""
 
     num_classes = len(CLASSES)
@@ -409,7 +410,8 @@ def test_the_evaluation_of_the_truth_is_perfect(zoo):
 def test_evaluate_writes_the_quality(zoo, tmp_path):
     torch.manual_seed(0)
     model = detcore.create_model(NAME, profile="pocket")
-    found = evaluate(NAME, model, zoo, profile="pocket", output=tmp_path, workers=0, progress=False)
+    found = evaluate(model, zoo, recipe=get_model_entry(NAME).recipe_for("pocket"), output=tmp_path, workers=0,
+                     progress=False)
     names = {f"panoptic_{q}{s}" for q in ("PQ", "SQ", "RQ") for s in ("", "_th", "_st")}
     assert names <= found.record.metrics.keys() and "bbox_AP" in found.record.metrics
     assert set(found.record.per_class["panoptic"]) == {*CLASSES, *STUFF}
