@@ -63,7 +63,7 @@ images = recipe.preprocess(batch.images, batch.sizes)
 detector = create_model(model, weights=trained.checkpoint, profile=profile).to(images.tensor.device).eval()
 head = detector.bbox_head
 with torch.no_grad():
-    logits, deltas = output = head(detector.features(images.tensor))
+    logits, deltas = outputs = head(detector.features(images.tensor))
 grids, counts = head.anchors(logits), [m[0].numel() for m in logits]
 pictures = [draw.pixels(images, i, recipe.preprocess) for i in range(len(images))]
 shown = sorted(range(len(images)), key=lambda i: -len(batch.targets[i].boxes))[:3]
@@ -141,7 +141,7 @@ scores = torch.cat([per_anchor(m, 1)[..., 0] for m in logits], 1)
 offsets = torch.cat([per_anchor(m, 4) for m in deltas], 1)
 best = scores.topk(30, 1).indices
 moved = box.decode(anchors[best], box.gather(offsets, best))
-kept = head.select(output, images, head.test_proposals).boxes[:, :30]
+kept = head.select(outputs, images, head.test_proposals).boxes[:, :30]
 
 
 def over_objects(i, boxes):

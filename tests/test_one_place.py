@@ -11,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jupytext
-import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,9 +68,16 @@ class Copy:
         assert done.returncode == any(not s.startswith(("Written", "Nothing")) for s in sentences)
         return sentences
 
-    def write_chapter_as_notebook(self, name: str) -> None:
-        """What `make chapter` would write, without running it."""
-        nbformat.write(jupytext.read(self.root / f"notebooks/{name}.py"), self.root / f"notebooks/{name}.ipynb")
+    def write_notebooks(self) -> None:
+        """What `make chapters` would write, without running them."""
+        code = """
+from workflow import chapter
+for path in (chapter.ROOT / "notebooks").glob("*.py"):
+    if path.stem != "conftest":
+        chapter.write(chapter.read(path.stem), path.with_suffix(".ipynb"))
+"""
+        done = self.run("-c", code)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +101,12 @@ def test_what_is_missing_is_said_and_written(copy: Copy) -> None:
         f"published.csv has no row of {MODEL}, which detcore/zoo/families/{NAME}.py has. (--write writes it)",
         f"notebooks/{NAME}.ipynb is not in _toc.yml. (--write writes it)"]
     assert [s for s in copy.check("--write") if not s.startswith("Written: ")] == [
-        f"notebooks/{NAME}.ipynb is in _toc.yml, but is not there: make chapter NAME={NAME}.",
         f"book/locale/ja/LC_MESSAGES/book/zoo/{NAME}.po is missing: make translations.",
+        f"notebooks/{NAME}.ipynb is in _toc.yml, but is not there: make chapter NAME={NAME}.",
         f"book/locale/ja/LC_MESSAGES/notebooks/{NAME}.po is missing: make translations.",
         f"No reference case is of the family {NAME}, or of another with its builder: add "
         "tests/reference/cases/MODEL.json.gz."]
-    copy.write_chapter_as_notebook(NAME)
+    copy.write_notebooks()
     (copy.root / f"tests/reference/cases/{MODEL}.json.gz").write_bytes(gzip.compress(b"{}"))
     assert copy.check() == [
         f"book/locale/ja/LC_MESSAGES/book/zoo/{NAME}.po is missing: make translations.",
@@ -128,14 +133,11 @@ assert "{NAME}" in chapters()["benchmark"]
 
 def test_the_book_has_its_tables_and_asks_for_its_new_sentences_alone(copy: Copy) -> None:
     """All pages are built, with the family's tables; what other pages say in the same words is translated already."""
-    for path in (copy.root / "notebooks").glob("*.py"):
-        if path.stem != "conftest":
-            copy.write_chapter_as_notebook(path.stem)
     done = copy.run("-m", "workflow.translations")
     assert done.returncode == 1, done.stderr
     asked = [line for line in done.stdout.splitlines() if ".po: '" in line or '.po: "' in line]
     pages = f"ja/LC_MESSAGES/book/zoo/{NAME}.po", f"ja/LC_MESSAGES/notebooks/{NAME}.po"
-    assert {line.partition(": ")[0] for line in asked} == set(pages), done.stdout
+    assert {line.partition(": ")[0] for line in asked} == set(pages), done.stdout + done.stderr
     assert sorted(line.partition(": ")[2] for line in asked) == sorted([
         "'Made-up'", "'Made-up'", "'A method that nobody has published.'",
         f"'{{doc}}`The chapter </notebooks/{NAME}>` shows it at work.'"])
