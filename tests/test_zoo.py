@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import subprocess
 import sys
 from functools import partial
@@ -132,8 +133,10 @@ def test_options_pass_through():
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_takes_thresholds(family):
+def test_every_family_takes_thresholds_and_travels(family):
+    """Entries go to the other processes of a training as pickles."""
     name = next(n for n, e in MODELS.items() if e.family == family)
+    assert pickle.loads(pickle.dumps(MODELS[name])).recipe == MODELS[name].recipe
     for profile in ("coco", "pocket"):
         assert on_meta(name, profile=profile, score_threshold=0.2, max_detections=3)
 

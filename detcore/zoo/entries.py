@@ -16,7 +16,7 @@ from torch import nn
 from detcore.data.transforms import Preprocess
 from detcore.detectors import Detector
 from detcore.errors import UsageError
-from detcore.options import check_options, forwards
+from detcore.options import check_options
 from detcore.pocket.profile import Pocket
 from detcore.pocket.slim import SLIM, Slim
 from detcore.recipe import TORCHVISION, Recipe
@@ -178,11 +178,3 @@ def family(name: str, builder: Callable[..., Detector], recipe: Recipe, pocket: 
     """The models of a family, or of one builder in it. What a row does not say is the family's."""
     shared = ModelEntry(name, builder, recipe, family=name, pocket=pocket, num_classes=num_classes)
     return [entry(shared) for entry in models]
-
-
-def classless(builder: Callable[..., Detector]) -> Callable[..., Detector]:
-    """The builder of a proposal network, which tells objects from background however many classes the data has."""
-    @forwards(builder)
-    def build(backbone: nn.Module, num_classes: int, **options: Any) -> Detector:
-        return builder(backbone, **options)
-    return build

@@ -1,13 +1,17 @@
 """Guided anchoring: in RPN, Fast and Faster R-CNN and RetinaNet."""
 from dataclasses import replace
+from typing import Any
 
+from detcore.backbones.resnet import ResNet
 from detcore.data.transforms import Flip, ResizeRange
+from detcore.detectors import OneStageDetector
 from detcore.methods.guided_anchoring import ga_fast_rcnn, ga_faster_rcnn, ga_retinanet, ga_rpn
+from detcore.options import forwards
 from detcore.pocket import profile as pocket
 from detcore.pocket.profile import TWO_STAGE, Pocket, training
 from detcore.recipe import SGD, TORCHVISION, Recipe, Schedule
 from detcore.zoo.backbones.resnet import R50, R50_CAFFE, R101_CAFFE, X101_32X4D, X101_64X4D
-from detcore.zoo.entries import classless, family, row
+from detcore.zoo.entries import family, row
 from detcore.zoo.recipes import change
 
 CLIPPED_BOXES = Recipe(clip_norm=35.0)
@@ -16,9 +20,16 @@ POCKET = Pocket(TWO_STAGE, training(140))
 # Feature adaption is one layer more; with two before it, learning starts late.
 RETINA_POCKET = Pocket(dict(width=48, depth=1, anchor_scale=4), training(350))
 
+
+@forwards(ga_rpn)
+def any_class_ga_rpn(backbone: ResNet, num_classes: int, **options: Any) -> OneStageDetector:
+    """The proposal network, which tells objects from background however many classes the data has."""
+    return ga_rpn(backbone, **options)
+
+
 MODELS = [
     *family(
-        "guided_anchoring", classless(ga_rpn), replace(CLIPPED_BOXES, metric=("proposal",)), pocket.RPN,
+        "guided_anchoring", any_class_ga_rpn, replace(CLIPPED_BOXES, metric=("proposal",)), pocket.RPN,
         row("ga-rpn_r50_fpn_1x_coco", R50),
         row("ga-rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
         row("ga-rpn_r101-caffe_fpn_1x_coco", R101_CAFFE),
