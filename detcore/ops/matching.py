@@ -17,7 +17,9 @@ from detcore.structures import Target
 
 BACKGROUND, IGNORE = -1, -2
 INSIDE = 0.01  # pixels between a box's sides and a centre that counts as inside
-CHUNK = 2**24  # entries of a table of objects and anchors that are looked at together: 64 MB a tensor
+# Entries of a table of objects and anchors that are looked at together: 64 MB a tensor. The CPU takes fewer, so that
+# tables are made in memory that it has already, which is four times as fast.
+CHUNK, CPU_CHUNK = 2**24, 2**21
 
 
 def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,7 +34,8 @@ def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def object_chunks(gt_valid: Tensor, columns: int) -> Iterator[tuple[Tensor | slice, slice]]:
-    """Images and objects to look at together, so that a table of them by `columns` anchors stays below `CHUNK` entries.
+    """Images and objects to look at together, so that a table of them by `columns` anchors stays below `CHUNK`
+    entries.
 
     On the CPU images whose objects are all done are left out; elsewhere asking for that would wait for the device.
 
@@ -40,7 +43,8 @@ def object_chunks(gt_valid: Tensor, columns: int) -> Iterator[tuple[Tensor | sli
         gt_valid: [N, G] bool, each image's objects first.
     """
     n, objects = gt_valid.shape
-    if n * objects * columns <= CHUNK or torch.compiler.is_compiling():
+    chunk = min(CHUNK, CPU_CHUNK) if gt_valid.device.type == "cpu" else CHUNK
+    if n * objects * columns <= chunk or torch.compiler.is_compiling():
         yield slice(None), slice(None)
         return
     counts = gt_valid.sum(1) if gt_valid.device.type == "cpu" else None
@@ -52,7 +56,7 @@ def object_chunks(gt_valid: Tensor, columns: int) -> Iterator[tuple[Tensor | sli
             n = len(images)
             if n == 0:
                 return
-        step = max(CHUNK // max(n * columns, 1), 1)
+        step = max(chunk // max(n * columns, 1), 1)
         yield images, slice(start, start + step)
         start += step
 
