@@ -212,4 +212,4 @@ def test_gaussian_soft_nms_weakens_every_box_that_overlaps_a_better_one():
 
 def test_a_model_with_masks_is_refused():
     with pytest.raises(UsageError, match="boxes alone"):
-        evaluate("mask-rcnn_r50_fpn_1x_coco", "nowhere", weights="missing.pth", tta=True)
+        evaluate("mask-rcnn_r50_fpn_1x_coco", "nowhere", weights="random", tta=True)
