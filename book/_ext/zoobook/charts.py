@@ -68,7 +68,8 @@ class Chart(SphinxDirective):
         x_title, y_title = self.titles()
         axis = dict(gridcolor="rgba(128,128,128,.25)", zeroline=False)
         figure.update_layout(
-            margin=dict(l=56, r=8, t=8, b=48), height=430, paper_bgcolor="rgba(0,0,0,0)",
+            # On a phone the legend has a line for each or two families.
+            margin=dict(l=56, r=8, t=8, b=48), height=360 + 12 * len(figure.data), paper_bgcolor="rgba(0,0,0,0)",
             plot_bgcolor="rgba(0,0,0,0)", font=dict(color="#808080", size=13), xaxis=dict(title=x_title, **axis),
             yaxis=dict(title=y_title, **axis), legend=dict(orientation="h", y=1.02, yanchor="bottom"),
             template="none", dragmode=False)
