@@ -239,7 +239,7 @@ def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
 
 @app.command()
 def predict(model: Model, images: Annotated[list[Path], typer.Argument(help="Picture files.")],
-            output: Annotated[Path, typer.Option(help="Folder for detections.json and pictures.")] = Path("found"),
+            output: Annotated[Path, typer.Option(help="Folder for detections.json and pictures.")] = Path("detections"),
             weights: Weights = None, profile: AnyProfile = None, device: Device = None,
             score_threshold: Annotated[float | None, typer.Option(
                 help="Leave out detections below; 0.3, or a higher published one, by default.")] = None,
@@ -262,12 +262,12 @@ def predict(model: Model, images: Annotated[list[Path], typer.Argument(help="Pic
         ids = tuple(range(1, predictor.model.num_classes + 1))
     least, table = 0.3 if score_threshold is None else score_threshold, []
     for number, image in enumerate(tqdm(images, desc="detecting", unit="img", disable=len(images) < 2), 1):
-        found = cast("Detections", predictor(image)).above(least)
+        detections = cast("Detections", predictor(image)).above(least)
         records = [r | ({"category": names[c]} if names else {})
-                   for r, c in zip(found.to_coco(number, ids), found.labels.tolist())]
+                   for r, c in zip(detections.to_coco(number, ids), detections.labels.tolist())]
         table.append(dict(file=str(image), detections=records))
         if paint:
-            found.draw(score_threshold=least).save(folder / f"{image.stem}.found.png")
+            detections.draw(score_threshold=least).save(folder / f"{image.stem}.detections.png")
     save_json(folder / "detections.json", table)
     print(f"{sum(len(t['detections']) for t in table)} objects in {len(table)} pictures: {folder}")
 

@@ -61,7 +61,7 @@ def pixels(images: Images, index: int, preprocess: Preprocess) -> np.ndarray:
     return picture if preprocess.rgb else picture[..., ::-1].copy()
 
 
-def detections(found: Detections, image: Any = None, *, score_threshold: float = 0.3,
+def detections(results: Detections, image: Any = None, *, score_threshold: float = 0.3,
                scale: float | None = None) -> Image.Image:
     """Boxes, names, scores and masks of the detections whose score is at least `score_threshold`.
 
@@ -72,17 +72,17 @@ def detections(found: Detections, image: Any = None, *, score_threshold: float =
     Raises:
         UsageError: there is no picture to draw on.
     """
-    image = found.image if image is None else image
+    image = results.image if image is None else image
     if image is None:
         raise UsageError("These detections carry no picture: give the image they belong to.")
     picture = to_pil(image)
     scale = scale or max(1.0, LEAST_SIDE / min(picture.size))
-    found = found.above(score_threshold)
-    if found.masks is not None:
-        picture = _tint(picture, found.masks.cpu().numpy(), found.labels.tolist())
-    names = None if found.class_names is None else [found.class_names[c] for c in found.labels.tolist()]
-    words = [f"{name} {100 * s:.0f}" for name, s in zip(names or [""] * len(found), found.scores.tolist())]
-    return boxes(picture, found.boxes, colors=[colour(c) for c in found.labels.tolist()], width=2, scale=scale,
+    results = results.above(score_threshold)
+    if results.masks is not None:
+        picture = _tint(picture, results.masks.cpu().numpy(), results.labels.tolist())
+    names = None if results.class_names is None else [results.class_names[c] for c in results.labels.tolist()]
+    words = [f"{name} {100 * s:.0f}" for name, s in zip(names or [""] * len(results), results.scores.tolist())]
+    return boxes(picture, results.boxes, colors=[colour(c) for c in results.labels.tolist()], width=2, scale=scale,
                  labels=words)
 
 
@@ -226,16 +226,16 @@ def precision_recall(result: CocoResult, *, size: tuple[float, float] = (5, 3.2)
     return figure
 
 
-def detections_html(found: Detections) -> str:
+def detections_html(results: Detections) -> str:
     """What a notebook shows for detections: the picture, if there is one, and the ten best as a table."""
     rows = []
-    for b, s, c in zip(found.boxes.tolist()[:10], found.scores.tolist(), found.labels.tolist()):
-        name = found.class_names[c] if found.class_names else str(c)
+    for b, s, c in zip(results.boxes.tolist()[:10], results.scores.tolist(), results.labels.tolist()):
+        name = results.class_names[c] if results.class_names else str(c)
         rows.append(f"<tr><td>{escape(name)}</td><td>{s:.3f}</td><td>{', '.join(f'{v:.1f}' for v in b)}</td></tr>")
     table = ("<table><thead><tr><th>class</th><th>score</th><th>x1, y1, x2, y2</th></tr></thead>"
              f"<tbody>{''.join(rows)}</tbody></table>")
-    if found.image is None:
+    if results.image is None:
         return table
     data = io.BytesIO()
-    detections(found).save(data, "JPEG", quality=85)
+    detections(results).save(data, "JPEG", quality=85)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}">{table}'

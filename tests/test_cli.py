@@ -105,7 +105,8 @@ def test_train_evaluate_benchmark_predict(run, zoo, tmp_path):
                            0, "--max-detections", 5, "--device", "cpu")
     assert status == 0 and "Note:" not in err, err
     [told] = json.loads((tmp_path / "painted/detections.json").read_text())
-    assert told["file"] == str(picture) and cv2.imread(str(tmp_path / f"painted/{picture.stem}.found.png")) is not None
+    assert told["file"] == str(picture)
+    assert cv2.imread(str(tmp_path / f"painted/{picture.stem}.detections.png")) is not None
     assert len(told["detections"]) == 5
     ids = {name: i for i, name in enumerate(pocket_zoo.CLASSES, 1)}
     assert all(ids[found["category"]] == found["category_id"] for found in told["detections"])

@@ -104,7 +104,7 @@ def test_from_training_to_a_file(zoo, tmp_path, how):
     model = ENTRY if how == "entry" else center_detector(CLASSES)
     name, recipe = ("center", None) if how == "entry" else ("OneStageDetector", RECIPE)
     options = dict(recipe=recipe, output=tmp_path / "run", steps=10, device="cpu", workers=0, progress=False,
-                   log_interval=1)
+                   log_interval=1, mixed_precision="no" if how == "entry" else "bf16")
     run = train(model, zoo, **options)
     assert run.record.model == name and run.record.curves.keys() == {"step", "lr", "classes", "sides", "loss"}
     first, *_, last, metrics = run.log

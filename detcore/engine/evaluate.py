@@ -1,4 +1,4 @@
-"""Evaluation: a detector over a data set, its detections against the truth."""
+"""Evaluation: a detector over a data set, its detections against the ground truth."""
 from __future__ import annotations
 
 import copy
@@ -125,16 +125,16 @@ def detect(model: Detector, dataset: Dataset, preprocess: Preprocess, *, batch_s
     The model runs where it is, in evaluation mode, and goes back to its mode. Of several processes each takes its
     share; all get the whole, also what the measures in `watched` have counted.
     """
-    found, watching = [], list((watched or {}).values())
+    results, watching = [], list((watched or {}).values())
     for image_id, detections in _predict(model, dataset, preprocess, batch_size, workers, rank, world_size,
                                          progress and rank == 0, title):
-        found += detections.to_coco(image_id, dataset.category_ids)
+        results += detections.to_coco(image_id, dataset.category_ids)
         for watcher in watching:
             watcher.add(image_id, detections)
     if world_size > 1:
         for watcher in watching:
             watcher.take(gather_object([watcher.share()]))
-    return found if world_size == 1 else gather_object(found)
+    return results if world_size == 1 else gather_object(results)
 
 
 def detect_views(model: Detector, dataset: Dataset, recipe: Recipe, *, batch_size: int = 1,
@@ -142,15 +142,15 @@ def detect_views(model: Detector, dataset: Dataset, recipe: Recipe, *, batch_siz
     """As `detect`, with the boxes of several views of each image merged (see `TestTimeAugmentation`)."""
     augmentation = recipe.tta or TestTimeAugmentation()
     widths = dict(zip(dataset.image_ids.tolist(), dataset.sizes[:, 1].tolist()))
-    found: dict[int, list[Detections]] = {}
+    views_of: dict[int, list[Detections]] = {}
     views = list(augmentation.views(recipe.test_transforms))
     for number, (transforms, flipped) in enumerate(views, 1):
         view = copy.copy(dataset)
         view.transforms = transforms
         for image_id, one in _predict(model, view, recipe.preprocess, batch_size, workers, 0, 1, progress,
                                       f"{title}, view {number} of {len(views)}"):
-            found.setdefault(image_id, []).append((mirrored(one, widths[image_id]) if flipped else one).to("cpu"))
-    return [result for image_id, several in found.items()
+            views_of.setdefault(image_id, []).append((mirrored(one, widths[image_id]) if flipped else one).to("cpu"))
+    return [result for image_id, several in views_of.items()
             for result in augmentation.merge(several).to_coco(image_id, dataset.category_ids)]
 
 
@@ -164,8 +164,8 @@ def _predict(model: Detector, dataset: Dataset, preprocess: Preprocess, batch_si
     try:
         with tqdm(total=len(dataset), desc=title, unit="img", disable=not progress, dynamic_ncols=True) as bar:
             for batch in loader:
-                found = predict_batch(model, batch.to(device), preprocess)
-                yield from zip([meta.image_id for meta in batch.metas], found)
+                detections = predict_batch(model, batch.to(device), preprocess)
+                yield from zip([meta.image_id for meta in batch.metas], detections)
                 bar.update(min(len(batch) * world_size, len(dataset) - bar.n))
     finally:
         model.train(training)
@@ -239,9 +239,9 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
     table: dict[int, np.ndarray] = {}
     for split in splits:
         dataset = load_data(data_root, recipe, split)
-        for image_id, found in _predict(ready.model.to(where), dataset, recipe.preprocess,
+        for image_id, one in _predict(ready.model.to(where), dataset, recipe.preprocess,
                                         batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu), workers,
                                         0, 1, progress, f"proposals of {split}"):
-            table[image_id] = torch.cat([found.boxes, found.scores[:, None]], 1).float().cpu().numpy()
+            table[image_id] = torch.cat([one.boxes, one.scores[:, None]], 1).float().cpu().numpy()
     save_proposals(output, table)
     return Path(output)

@@ -45,8 +45,8 @@ class Predictor:
             model does not have, or for a `Detector`, whose thresholds are set where it is built.
 
     Example:
-        found = Predictor("faster-rcnn_r50_fpn_1x_coco")("street.jpg")
-        found.draw().save("found.jpg")
+        detections = Predictor("faster-rcnn_r50_fpn_1x_coco")("street.jpg")
+        detections.draw().save("detections.jpg")
     """
 
     def __init__(self, model: Model | Path, *, weights: str | Path | None = None, recipe: Recipe | None = None,
@@ -78,19 +78,19 @@ class Predictor:
         """
         if isinstance(pictures, (str, Path, np.ndarray, Image.Image)):
             return self._batch([to_bgr(pictures)])[0]
-        found: list[Detections] = []
+        results: list[Detections] = []
         for i in range(0, len(pictures), self.batch_size):
-            found += self._batch([to_bgr(p) for p in pictures[i:i + self.batch_size]])
-        return found
+            results += self._batch([to_bgr(p) for p in pictures[i:i + self.batch_size]])
+        return results
 
     def _batch(self, pictures: list[np.ndarray]) -> list[Detections]:
         rng = np.random.default_rng(0)  # test transforms draw nothing, but are called like all
         samples = [apply(self.recipe.test_transforms, Sample(p), rng) for p in pictures]
         batch, sizes = self.recipe.preprocess.collate([s.image for s in samples if s is not None])
         images = self.recipe.preprocess(batch.to(self.device), sizes)
-        found = self.model.predict(images, output_sizes=[(p.shape[0], p.shape[1]) for p in pictures])
+        batch_detections = self.model.predict(images, output_sizes=[(p.shape[0], p.shape[1]) for p in pictures])
         result = []
-        for detections, picture in zip(found, pictures):
+        for detections, picture in zip(batch_detections, pictures):
             detections = detections.to("cpu").above(self.least_score)
             detections.class_names, detections.image = self.class_names, picture[..., ::-1].copy()
             result.append(detections)

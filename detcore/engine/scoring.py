@@ -1,7 +1,7 @@
-"""Detections against the truth, by the rules of the data set they were made in.
+"""Detections against the ground truth, by the rules of the data set they were made in.
 
 COCO's layout is counted as COCO does it; VOC, LVIS, Cityscapes, Open Images and WIDER FACE have rules of their own.
-What is found comes as COCO's results (a dict for each detection), whatever the data set.
+Detections come as COCO's results (a dict for each detection), whatever the data set.
 """
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from detcore.structures import Detections
 
 Result = CocoResult | ranking.Result
 Results = dict[str, Result]
-Found = Sequence[Mapping[str, Any]]
+Rows = Sequence[Mapping[str, Any]]
 
 
 class Watcher(Protocol):
     """A measure that looks at each image's detections as they come, because masks and maps are too large to be kept."""
 
-    def add(self, image_id: int, found: Detections) -> None:
-        """Compare an image's detections, on any device, with its truth."""
+    def add(self, image_id: int, detections: Detections) -> None:
+        """Compare an image's detections, on any device, with its ground truth."""
 
     def share(self) -> Any:
         """What this process has counted so far."""
@@ -56,9 +56,9 @@ class PanopticWatcher:
 
     quality: PanopticQuality
 
-    def add(self, image_id: int, found: Detections) -> None:
-        assert found.panoptic is not None
-        self.quality.add(image_id, found.panoptic.cpu().numpy())
+    def add(self, image_id: int, detections: Detections) -> None:
+        assert detections.panoptic is not None
+        self.quality.add(image_id, detections.panoptic.cpu().numpy())
 
     def share(self) -> Any:
         return self.quality.counts, self.quality.images
@@ -77,10 +77,10 @@ class CityscapesWatcher:
     dataset: CityscapesDataset
     measure: CityscapesAP
 
-    def add(self, image_id: int, found: Detections) -> None:
-        assert found.masks is not None
-        self.measure.add(self.dataset.instance_map(image_id), found.masks.cpu().numpy(), found.labels.cpu().numpy(),
-                         found.scores.float().cpu().numpy())
+    def add(self, image_id: int, detections: Detections) -> None:
+        assert detections.masks is not None
+        self.measure.add(self.dataset.instance_map(image_id), detections.masks.cpu().numpy(),
+                         detections.labels.cpu().numpy(), detections.scores.float().cpu().numpy())
 
     def share(self) -> Any:
         return self.measure.counted
@@ -94,17 +94,17 @@ class CityscapesWatcher:
 
 def watchers(dataset: Dataset, kinds: Iterable[str]) -> dict[str, Watcher]:
     """The measures that must see every image, by name."""
-    found: dict[str, Watcher] = {}
+    needed: dict[str, Watcher] = {}
     if dataset.panoptic is not None:
-        found["panoptic"] = PanopticWatcher(PanopticQuality(dataset.panoptic))
+        needed["panoptic"] = PanopticWatcher(PanopticQuality(dataset.panoptic))
     if isinstance(dataset, CityscapesDataset) and "segm" in kinds:
-        found["cityscapes"] = CityscapesWatcher(dataset, CityscapesAP(dataset.category_ids, dataset.class_names))
-    return found
+        needed["cityscapes"] = CityscapesWatcher(dataset, CityscapesAP(dataset.category_ids, dataset.class_names))
+    return needed
 
 
-def score(detections: Found, dataset: Dataset, kinds: Iterable[str], backend: str = DEFAULT_BACKEND,
+def score(detections: Rows, dataset: Dataset, kinds: Iterable[str], backend: str = DEFAULT_BACKEND,
           watched: Mapping[str, Watcher] | None = None, progress: bool = False) -> Results:
-    """Detections against the truth of the data set's images, by name of the measure.
+    """Detections against the ground truth of the data set's images, by name of the measure.
 
     Args:
         kinds: what the model gives: "bbox", "segm", "proposal", "panoptic".
@@ -117,10 +117,10 @@ def score(detections: Found, dataset: Dataset, kinds: Iterable[str], backend: st
     return results | {name: watcher.result() for name, watcher in (watched or {}).items()}
 
 
-def coco(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+def coco(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
     """COCO's average precision, or recall of proposals; of data in other forms as of its boxes."""
-    truth = dataset.annotation_file if isinstance(dataset, CocoDataset) else as_coco(dataset)
-    return {kind: evaluate_coco(truth, detections, kind, backend=backend,  # type: ignore[arg-type]
+    gt = dataset.annotation_file if isinstance(dataset, CocoDataset) else as_coco(dataset)
+    return {kind: evaluate_coco(gt, detections, kind, backend=backend,  # type: ignore[arg-type]
                                 category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist(),
                                 progress=progress)
             for kind in kinds}
@@ -138,7 +138,7 @@ def as_coco(dataset: Dataset) -> dict[str, Any]:
                                                         objects["labels"].tolist(), objects["flags"].tolist())])
 
 
-def columns(detections: Found, dataset: Dataset) -> Boxes:
+def columns(detections: Rows, dataset: Dataset) -> Boxes:
     """Results as columns of arrays, with labels in place of category ids."""
     label = {category: i for i, category in enumerate(dataset.category_ids)}
     boxes = np.array([d["bbox"] for d in detections], float).reshape(-1, 4)
@@ -148,19 +148,19 @@ def columns(detections: Found, dataset: Dataset) -> Boxes:
                  np.array([d["score"] for d in detections], float))
 
 
-def voc(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+def voc(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
     """VOC 2007's average precision: eleven points, boxes that end with their last pixel."""
     return {"voc": evaluate_voc(Boxes(**dataset.objects()), columns(detections, dataset), dataset.class_names,
                                 images=len(dataset), progress=progress)}
 
 
-def lvis(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+def lvis(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
     """LVIS's average precision."""
     return {kind: evaluate_lvis(dataset.annotation_file, detections, kind,  # type: ignore[arg-type]
                                 image_ids=dataset.image_ids.tolist(), progress=progress) for kind in kinds}
 
 
-def openimages(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+def openimages(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
     """Open Images' average precision."""
     assert isinstance(dataset, OpenImagesDataset)
     image, label = dataset.verified()
@@ -170,16 +170,16 @@ def openimages(detections: Found, dataset: Dataset, kinds: Sequence[str], backen
                                               progress=progress)}
 
 
-def wider_face(detections: Found, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+def wider_face(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
     """VOC's average precision, as the zoo publishes it, and the data set's own where its files are there."""
     assert isinstance(dataset, WiderFaceDataset)
     results = voc(detections, dataset, kinds, backend, progress)
     try:
-        truth, counts = dataset.official_truth()
+        gt, counts = dataset.official_truth()
     except DataError as error:
         warnings.warn(f"Easy, medium and hard faces are not told apart. {error}", stacklevel=2)
         return results
-    return results | {"wider_face": evaluate_wider_face(Boxes(**truth), columns(detections, dataset), counts,
+    return results | {"wider_face": evaluate_wider_face(Boxes(**gt), columns(detections, dataset), counts,
                                                         images=len(dataset), progress=progress)}
 
 

@@ -153,8 +153,8 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     if sync_bn and world > 1:
         detector = nn.SyncBatchNorm.convert_sync_batchnorm(detector)
     detector.to(where).train()
-    module, optimizer = accelerator.prepare(detector, build_optimizer(detector, recipe.optimizer, lr))
-    base_rates = [group["lr"] for group in optimizer.param_groups]
+    plain_optimizer = build_optimizer(detector, recipe.optimizer, lr)
+    base_rates = [group["lr"] for group in plain_optimizer.param_groups]
 
     # How long, and what happens how often
     shown = len(epoch_images(data, recipe.repeat, recipe.sampling))
@@ -188,7 +188,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     else:
         if state["run"].get("code") != told["code"] and accelerator.is_main_process:
             warnings.warn(f"The library's code has changed since the run in {folder} began; it goes on.", stacklevel=2)
-        load_state(state, detector, optimizer, accelerator, folder)
+        load_state(state, detector, plain_optimizer, accelerator, folder)
         step, elapsed, best = state["step"], state["elapsed"], state["best"]
         meter = Meter(state["window"], state["losses"])
 
@@ -206,6 +206,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with (disk_errors(folder), Interruption() as interruption,
+          prepared(accelerator, detector, plain_optimizer) as (module, optimizer),
           closing(Journal(folder, step, steps, write=accelerator.is_main_process, progress=progress,
                           title=subject.name)) as journal):
         began = time.perf_counter()
@@ -256,11 +257,11 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
             # Evaluate, and keep the weights where they are the best so far
             if val_data is not None and not stop and (step == steps or step % val_interval == 0):
                 meter.flush()
-                found = detect(detector, val_data, recipe.preprocess, batch_size=batch_size, workers=workers,
+                detections = detect(detector, val_data, recipe.preprocess, batch_size=batch_size, workers=workers,
                                rank=rank, world_size=world, progress=progress,
                                watched=(watched := watchers(val_data, recipe.metric)))
                 if accelerator.is_main_process:
-                    results = score(found, val_data, recipe.metric, watched=watched, progress=progress)
+                    results = score(detections, val_data, recipe.metric, watched=watched, progress=progress)
                     journal.write(step, flat(results))
                     value = next(iter(results.values())).headline
                     if value > best:
@@ -280,7 +281,6 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
             if stop:
                 break
             began = time.perf_counter()
-        accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         if interruption.requested:
             raise KeyboardInterrupt
 
@@ -411,6 +411,19 @@ def load_state(state: Mapping[str, Any], detector: nn.Module, optimizer: Any, ac
 
 
 # In the loop and after it
+
+@contextmanager
+def prepared(accelerator: Accelerator, detector: Detector, optimizer: torch.optim.Optimizer) -> Iterator[Any]:
+    """Accelerate's versions of a model and its optimiser; afterwards the model has its own `forward` again."""
+    own = vars(detector).get("forward")
+    try:
+        yield accelerator.prepare(detector, optimizer)
+    finally:
+        for name in ("forward", "_original_forward"):
+            vars(detector).pop(name, None)
+        if own is not None:
+            detector.forward = own  # type: ignore[method-assign]
+
 
 def batches(loader: Callable[[int, int], Iterable[Batch]], step: int, steps: int, per_epoch: int) -> Iterator[Batch]:
     """The batches of the steps from `step` on, epoch after epoch; `loader` takes an epoch and the steps to skip."""
