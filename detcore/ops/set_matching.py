@@ -72,8 +72,8 @@ def hungarian(costs: Sequence[Sequence[Tensor]], gt_valid: Sequence[Tensor]) -> 
                 order = chosen.argsort()
                 layers.append(np.stack([np.full_like(query, image), query[order], starts[image] + real[chosen[order]]]))
             pairs.append(np.stack(layers, 1))
-        on_device = torch.from_numpy(np.concatenate(pairs, 2)).to(tables[0].device, non_blocking=True)
-        matches.append(Matches(*on_device, [p.shape[2] for p in pairs]))
+        together = torch.from_numpy(np.concatenate(pairs, 2)).to(tables[0].device, non_blocking=True)
+        matches.append(Matches(together[0], together[1], together[2], [p.shape[2] for p in pairs]))
     return matches
 
 

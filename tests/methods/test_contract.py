@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ import detcore
 from detcore.detectors import Detector
 from detcore.methods import deformable_detr, maskformer
 from detcore.methods.centripetalnet import CentripetalHead
-from detcore.ops import matching, nms
 from detcore.ops import boxes as box
+from detcore.ops import nms, set_matching
 from detcore.pocket.pocket_zoo import STUFF
 from detcore.structures import Detections, Images, Target
 from detcore.zoo.index import all_entries, families
@@ -228,18 +229,24 @@ def first_boxes(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, io
     return index, valid.gather(1, index)
 
 
-def first_queries(costs: list[Tensor], valid: Tensor) -> list[Tensor]:
+def first_queries(costs: list[list[Tensor]], gt_valid: list[Tensor]) -> list[set_matching.Matches]:
     """In place of the Hungarian matching, whose one transfer to the CPU is what SciPy takes."""
-    return [torch.arange(c.shape[-2], device=c.device).expand(c.shape[:-1]).masked_fill(
-        torch.arange(c.shape[-2], device=c.device) >= c.shape[-1], matching.BACKGROUND) for c in costs]
+    starts = np.cumsum([0, *map(len, gt_valid)])
+    matches = []
+    for one_set in costs:
+        counts = [min(c.shape[1:]) for c in one_set]
+        pairs = torch.tensor([(i, q, starts[i] + q) for i, n in enumerate(counts) for q in range(n)]).view(-1, 3)
+        pairs = pairs.T[:, None].expand(-1, len(one_set[0]), -1).to(one_set[0].device, non_blocking=True)
+        matches.append(set_matching.Matches(*pairs.unbind(), counts))
+    return matches
 
 
 @contextmanager
 def no_waiting_by_design(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(nms, "nms_per_image", first_boxes)
-    for module in (matching, deformable_detr, maskformer):
-        if hasattr(module, "hungarian"):
-            monkeypatch.setattr(module, "hungarian", first_queries)
+    monkeypatch.setattr(nn.init, "trunc_normal_", nn.init.normal_)  # draws until all lie inside
+    for module in (deformable_detr, maskformer):
+        monkeypatch.setattr(module, "hungarian", first_queries)
     yield
 
 
@@ -248,8 +255,11 @@ def test_losses_ask_nothing_of_the_device(name: str, monkeypatch: pytest.MonkeyP
     """On tensors that only pretend to lie on a GPU, whatever needs their values (`item`, `nonzero`) raises."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    # A copied layer stays in the same pretence.
+    monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, raising=False)
     with FakeTensorMode(allow_non_fake_inputs=False), no_waiting_by_design(monkeypatch):
-        model = detcore.create_model(name, profile="pocket", num_classes=CASE["num_classes"]).train().to("cuda")
+        with torch.device("cuda"):
+            model = detcore.create_model(name, profile="pocket", num_classes=CASE["num_classes"]).train()
         images = Images(torch.zeros(2, 3, 128, 160, device="cuda"), [(128, 150), (120, 160)])
         targets = [Target(torch.zeros(n, 4, device="cuda"), torch.zeros(n, dtype=torch.long, device="cuda"),
                           torch.zeros(n, 128, 160, dtype=torch.uint8, device="cuda"),
