@@ -132,6 +132,12 @@ def test_options_pass_through():
             on_meta(name, profile="pocket", colour="red")
 
 
+def test_the_pocket_profile_may_build_in_its_own_way():
+    small, published = (detcore.create_model("ssd300_coco", profile=p, num_classes=2) for p in ("pocket", "coco"))
+    assert all(m.weight.std() < 0.004 for m in small.bbox_head.modules() if isinstance(m, torch.nn.Conv2d))
+    assert all(m.weight.std() > 0.01 for m in published.bbox_head.modules() if isinstance(m, torch.nn.Conv2d))
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_takes_thresholds_and_travels(family):
     """Entries go to the other processes of a training as pickles."""

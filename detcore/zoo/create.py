@@ -241,6 +241,11 @@ def _count_classes(state: Mapping[str, Tensor], heads: Mapping[str, tuple[torch.
     return int(count) if count >= 1 and count == int(count) else None
 
 
+def _names(state: Mapping[str, Tensor]) -> set[str]:
+    """The entries that every file of a model has; older ones lack batch norm's counter."""
+    return {n for n in state if not n.endswith("num_batches_tracked")}
+
+
 def _explain(checkpoint: Checkpoint, expected: ModelEntry, profile: str) -> str:
     """Which model of the zoo a checkpoint is of, as a sentence."""
     told = checkpoint.meta.get("model"), checkpoint.meta.get("profile", "coco")
@@ -252,11 +257,15 @@ def _explain(checkpoint: Checkpoint, expected: ModelEntry, profile: str) -> str:
         return max(SequenceMatcher(None, name, checkpoint.path.stem).ratio() for name in known)
 
     tried = set()
-    for entry in sorted(all_entries().values(), key=likeness, reverse=True):
+    names = _names(checkpoint.state)
+    candidates = all_entries().values() if any(n.startswith("backbone.") for n in names) else ()
+    for entry in sorted(candidates, key=likeness, reverse=True):
         kind = entry.builder, entry.backbone, str(entry.options)
         if kind in tried:
             continue
         tried.add(kind)
+        if names != _names(_meta_state(entry, 2, "coco")):
+            continue
         count = _count_classes(checkpoint.state, heads := _class_entries(entry, "coco"))
         if (count or not heads) and not compare(checkpoint.state, _meta_state(entry, count, "coco")):
             return f"It fits {entry.name}" + (f" with {count} classes." if heads else ".")
