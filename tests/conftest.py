@@ -1,0 +1,14 @@
+"""What several rooms' tests share: Pocket Zoo, drawn once for each process that runs tests."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detcore.pocket.pocket_zoo import draw
+
+
+@pytest.fixture(scope="session")
+def pocket_zoo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pocket Zoo in COCO's layout: 40 images to train on, 8 to evaluate on. Copy it before you change it."""
+    return draw(tmp_path_factory.mktemp("pocket_zoo") / "data", images=40, val=8, workers=1, progress=False)
