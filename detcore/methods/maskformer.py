@@ -299,12 +299,13 @@ class MaskFormerHead(nn.Module):
             probability = logits.float().softmax(-1)
             scores, labels, instance = self.instance_candidates(probability)
             segment = self.segment_candidates(probability)
-            query, position = torch.cat([instance, segment]).unique(return_inverse=True)
-            masks = resize(resize(masks[query].float(), padded)[:, :h, :w], output_size)
-            instance, of_segment = position[:len(instance)], position[len(instance):]
-            detections = instances(scores, labels, masks, instance, self.postprocess.score_threshold)
+            needed = torch.zeros_like(probability[:, 0], dtype=torch.bool)
+            needed = needed.index_fill(0, torch.cat([instance, segment]), True)
+            masks = resize(resize(masks[needed].float(), padded)[:, :h, :w], output_size)
+            position = needed.cumsum(0) - 1  # of a needed query's mask among those
+            detections = instances(scores, labels, masks, position[instance], self.postprocess.score_threshold)
             if self.stuff:
-                detections.panoptic = panoptic(probability[segment], masks[of_segment], self.num_classes,
+                detections.panoptic = panoptic(probability[segment], masks[position[segment]], self.num_classes,
                                                self.void_outside_masks)
             result.append(detections)
         return result
@@ -405,7 +406,7 @@ def panoptic(probability: Tensor, masks: Tensor, things: int, void_outside_masks
     (score, label), masks = probability.max(1), masks.sigmoid()
     # Segment 0 is void; it has the pixels only where there is no other.
     owner = F.pad(score[:, None, None] * masks, (0, 0, 0, 0, 1, 0), value=-1.0).argmax(0)
-    area = label.new_zeros(len(label) + 1).index_add(0, owner.flatten(), torch.ones_like(owner).flatten())[1:]
+    area = label.new_zeros(label.shape[0] + 1).index_add(0, owner.flatten(), torch.ones_like(owner).flatten())[1:]
     mask_area = (masks >= MASK_THRESHOLD).flatten(1).sum(1)
     kept = (area > 0) & (mask_area > 0) & (area / mask_area >= VISIBLE)
     thing = label < things
