@@ -127,11 +127,12 @@ class OneStageDetector(Detector):
         neck: from the backbone's maps to those of the head; None: the backbone's own.
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module | None, bbox_head: nn.Module):
+    bbox_head: DenseHead
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, bbox_head: DenseHead):
         super().__init__()
         self.backbone, self.neck = backbone, neck
-        self.bbox_head: Any = bbox_head  # a `DenseHead`
-        self.num_classes = self.bbox_head.num_classes
+        self.bbox_head, self.num_classes = bbox_head, bbox_head.num_classes
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = self.backbone(x)
@@ -151,16 +152,19 @@ class TwoStageDetector(Detector):
 
     Args:
         neck: from the backbone's maps to those of the heads; None: the backbone's own.
-        rpn_head: a `ProposalHead`; None: proposals are precomputed and given.
-        roi_head: a `RegionHead`.
+        rpn_head: proposes regions; None: proposals are precomputed and given.
+        roi_head: looks at each of them.
     """
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: nn.Module | None, roi_head: nn.Module):
+    rpn_head: ProposalHead | None
+    roi_head: RegionHead
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: ProposalHead | None,
+                 roi_head: RegionHead):
         super().__init__()
         self.backbone, self.neck = backbone, neck
-        self.rpn_head: Any = rpn_head
-        self.roi_head: Any = roi_head
-        self.num_classes, self.needs_proposals = self.roi_head.num_classes, rpn_head is None
+        self.rpn_head, self.roi_head = rpn_head, roi_head
+        self.num_classes, self.needs_proposals = roi_head.num_classes, rpn_head is None
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = self.backbone(x)

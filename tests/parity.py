@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,35 @@ def expected_state(model_name: str) -> dict[str, list[int]]:
     """Name and shape of every state-dict entry of a model."""
     row = next(r for r in reference("zoo.json.gz") if r["name"] == model_name)
     return dict(reference("states.json.gz")[row["architecture"]]["entries"])
+
+
+def kinds(path: Path) -> set[str]:
+    """What is of its own in the model of a case: its builder, the builder's options, its backbone and that one's."""
+    entry = detcore.get_model_entry(path.name.removesuffix(".json.gz"))
+    assert entry.backbone is not None
+    found, build = {f"builder {entry.builder.__module__}.{entry.builder.__qualname__}"}, entry.backbone.build
+    if inner := getattr(entry.builder, "__wrapped__", None):
+        found.add(f"builder {inner.__qualname__}")
+    options = dict(entry.options)
+    while isinstance(build, partial):
+        options |= {f"backbone {key}": value for key, value in build.keywords.items()}
+        build = build.func
+    found.add(f"backbone {build.__qualname__}")
+    return found | {f"{key}={value}" if isinstance(value, (str, bool)) else key for key, value in options.items()}
+
+
+def one_of_each_kind(paths: list[Path]) -> list[Path]:
+    """Some of the cases that together have every kind that there is among all, small models first."""
+    rest = {path: kinds(path) for path in paths}
+    rows = {row["name"]: row for row in reference("zoo.json.gz")}
+    size = {path: reference("states.json.gz")[rows[path.name.removesuffix(".json.gz")]["architecture"]]["parameters"]
+            for path in paths}
+    left, chosen = set().union(*rest.values()), []
+    while left:
+        best = max(rest, key=lambda path: len(rest[path] & left) / size[path] ** 0.3)
+        chosen.append(best)
+        left -= rest.pop(best)
+    return sorted(chosen)
 
 
 def load_case(path: Path) -> dict:

@@ -39,6 +39,7 @@ BUILDS_ON = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the library by its name without `detcore.`."""
     return {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))

@@ -11,8 +11,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
 from detcore.layers.conv import ConvBlock
+from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
 
 STEM = 32
 STAGE_BLOCKS = (1, 2, 8, 8, 4)  # table 1

@@ -193,8 +193,8 @@ def init_backbone(network: nn.Module, norm_fixed: bool = False) -> None:
     """Initial weights; `norm_fixed` keeps batch norm's scale and shift from training."""
     init_weights(network, kaiming_normal)
     for module in network.modules():
-        if hasattr(module, "reset_offsets"):  # a deformable convolution starts from the rigid grid
-            module.reset_offsets()
+        if callable(reset := getattr(module, "reset_offsets", None)):  # a deformable convolution starts rigid
+            reset()
         elif isinstance(module, nn.BatchNorm2d) and norm_fixed:
             module.requires_grad_(False)
 

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 
 from detcore.data.transforms import Masks, Sample, crop, map_rings
-from detcore.structures import Polygons
-from detcore.structures import IGNORED
+from detcore.structures import IGNORED, Polygons
 
 ATTEMPTS = 50  # at a window, before another overlap is drawn
 MAX_ASPECT = 2.0  # of a window's sides

@@ -20,8 +20,7 @@ from detcore.data.dataset import Dataset
 from detcore.data.sampling import Sampling, epoch_images
 from detcore.data.transforms import Meta, Preprocess, Sample
 from detcore.errors import DataError, DetcoreError
-from detcore.structures import Polygons
-from detcore.structures import IGNORED, Target
+from detcore.structures import IGNORED, Polygons, Target
 
 
 @dataclass

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcore.structures import Polygons
-from detcore.structures import Images
+from detcore.structures import Images, Polygons
 
 Masks = np.ndarray | Polygons
 

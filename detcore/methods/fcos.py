@@ -147,7 +147,8 @@ def fcos_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 25
                      rpn_pre_nms_top_n_test: int = 1000, rpn_post_nms_top_n_train: int = 1000,
                      rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
     """Faster R-CNN whose proposals come from an FCOS head (section 5); arguments as in `faster_rcnn`."""
-    rpn_head = FCOSHead(width, 1, ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
+    rpn_head = FCOSHead(width, 1,
+                        ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
                         ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold))
     head = RoIHead(MultiScaleRoIAlign(STRIDES, sampling_ratio=sampling_ratio),
                    BoxHead(width, num_classes, hidden=hidden), samples=samples,

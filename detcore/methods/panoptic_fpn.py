@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
-from detcore.detectors import Sizes, TwoStageDetector
+from detcore.detectors import ProposalHead, RegionHead, Sizes, TwoStageDetector
 from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
 from detcore.layers.init import init_normal
@@ -124,8 +124,8 @@ class PanopticFPN(TwoStageDetector):
     not_exportable = ("its panoptic map is put together segment by segment, and their number depends on the "
                       "picture")
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: nn.Module,
-                 roi_head: nn.Module, semantic_head: SemanticHead, *, stuff_area: int = STUFF_AREA):
+    def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: ProposalHead | None,
+                 roi_head: RegionHead, semantic_head: SemanticHead, *, stuff_area: int = STUFF_AREA):
         super().__init__(backbone, neck, rpn_head, roi_head)
         self.semantic_head, self.stuff_area = semantic_head, stuff_area
 

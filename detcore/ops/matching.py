@@ -115,16 +115,19 @@ class IoUMatcher:
             if self.low_quality is not None:
                 # Where several objects claim a box, the last one has it.
                 claimed[images] = torch.maximum(
-                    claimed[images], self._claims(overlap, gt_valid[images][:, objects], first))
+                    claimed[images], self._claims(overlap, gt_valid[images][:, objects], first, self.low_quality))
         match = torch.where(best >= self.positive, index, torch.where(best < self.negative, BACKGROUND, IGNORE))
         match = torch.where(claimed > 0, claimed - 1, match)
         return match if candidates is None else match.masked_fill(~candidates, IGNORE)
 
-    def _claims(self, overlap: Tensor, gt_valid: Tensor, first: int) -> Tensor:
-        """[n, A] 1 + the last object whose best box this is, 0 where there is none; object 0 has the number `first`."""
+    def _claims(self, overlap: Tensor, gt_valid: Tensor, first: int, least: float) -> Tensor:
+        """[n, A] 1 + the last object whose best box this is, if IoU >= `least`; 0 where there is none.
+
+        Objects are counted from `first` on.
+        """
         top, at = overlap.max(2, keepdim=True)
         is_top = overlap == top if self.ties else torch.arange(overlap.shape[2], device=top.device) == at
-        is_top &= (top >= self.low_quality) & gt_valid[:, :, None]
+        is_top &= (top >= least) & gt_valid[:, :, None]
         number = torch.arange(first + 1, first + 1 + overlap.shape[1], device=overlap.device)[:, None]
         return (is_top * number).amax(1)
 

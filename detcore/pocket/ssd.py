@@ -24,7 +24,7 @@ def small_ssd(backbone: SSDVGG, num_classes: int, **options: Any) -> OneStageDet
     VGG's features are large, so the first losses are, and a short training has no time to recover from them.
     """
     model = ssd(backbone, num_classes, **options)
-    init_weights(model.bbox_head, partial(nn.init.normal_, std=HEAD_STD))
+    init_weights(model.get_submodule("bbox_head"), partial(nn.init.normal_, std=HEAD_STD))
     return model
 
 

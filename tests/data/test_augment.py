@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from detcore.data.augment import Expand, MinIoUCrop, PhotometricDistortion, centred_in, iou_with
 from detcore.data.transforms import Flip, Resize, Sample, apply, tight_boxes
-from detcore.structures import Polygons
-from detcore.structures import IGNORED
-from tests.reference import recipe
+from detcore.structures import IGNORED, Polygons
 from tests.data.test_transforms import calm, inside, rng, samples
+from tests.reference import recipe
 
 SEEDS = st.integers(0, 2**32 - 1)
 

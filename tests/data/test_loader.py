@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import build_loader, collate, plan_epoch
-from detcore.pocket.pocket_zoo import draw
 from detcore.data.transforms import Flip, Preprocess, ResizeRange, Sample
 from detcore.errors import DataError
+from detcore.pocket.pocket_zoo import draw
 from detcore.structures import Polygons
 
 PREPROCESS = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

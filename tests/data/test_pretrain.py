@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import detcore
 from detcore.pocket import pocket_zoo
 from detcore.pocket.pretrain import class_map, pretrain
-from detcore.structures import Target
 from detcore.pocket.slim import SLIM
+from detcore.structures import Target
 from detcore.weights import load_backbone
 
 

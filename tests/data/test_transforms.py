@@ -22,8 +22,8 @@ from detcore.data.transforms import (
     tight_boxes,
 )
 from detcore.ops.masks import Polygons, rasterise
-from detcore.zoo.index import all_entries
 from detcore.recipe import TORCHVISION
+from detcore.zoo.index import all_entries
 from tests.reference import recipe
 
 CASES = json.loads((Path(__file__).parent.parent / "reference/transforms.json").read_text())

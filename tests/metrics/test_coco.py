@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detcore.errors import DataError, UsageError
-from detcore.structures import encode_rle
 from detcore.metrics.coco import BACKENDS, evaluate_coco
+from detcore.structures import encode_rle
 
 REFERENCE = json.loads((Path(__file__).parent.parent / "reference" / "evaluation.json").read_text())
 
