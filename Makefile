@@ -8,6 +8,7 @@ SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/default
 PROFILE ?= pocket
 PORT ?= 8000
 JOBS ?= 2
+ALL ?=
 # The set-up is done anew when these files' content changes; their dates say nothing.
 STAMP := $(VENV)/.setup-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
@@ -16,6 +17,7 @@ STAMP := $(VENV)/.setup-$(shell cat requirements.lock pyproject.toml | cksum | c
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
 	@echo "  make chapter NAME=mask_rcnn    runs one chapter and what it reads from"
+	@echo "  make test ALL=1                with every reference case instead of one of each kind of architecture"
 
 setup: $(STAMP) ## .venv with the pinned packages and this project (the other commands call it)
 
@@ -42,7 +44,7 @@ chapter: setup
 
 test: setup lint ## ruff, mypy, then all tests; runs chapters and builds pages where they are not up to date
 	@$(SNAKEMAKE)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(JOBS) --dist loadfile
+	ALL=$(ALL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(JOBS) --dist worksteal
 	$(BIN)/python -m pytest notebooks --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
 
 lint: setup
