@@ -52,14 +52,14 @@ def pad_to(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[2] % multiple, 0, -x.shape[1] % multiple))
 
 
-def windows(x: Tensor, side: int) -> Tensor:
+def window_partition(x: Tensor, side: int) -> Tensor:
     """[N, H, W, C] as [N * windows, side * side, C]."""
     x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
-def joined(x: Tensor, height: int, width: int, side: int) -> Tensor:
-    """What `windows` took apart, [N, H, W, C]."""
+def window_reverse(x: Tensor, height: int, width: int, side: int) -> Tensor:
+    """[N, H, W, C] from what `window_partition` made of it, [N * windows, side * side, C]."""
     x = x.view(-1, height // side, width // side, side, side, x.shape[-1])
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
@@ -73,20 +73,20 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, span = heads, 2 * window - 1
         self.relative_position_bias_table = nn.Parameter(torch.zeros(span * span, heads))
-        at = torch.arange(window)
-        shift = at[:, None] - at + window - 1  # [from, to], along one axis
-        index = shift[:, None, :, None] * span + shift[None, :, None, :]  # [y, x, to y, to x]
+        cells = torch.arange(window)
+        distance = cells[:, None] - cells + window - 1  # [from, to], along one axis
+        index = distance[:, None, :, None] * span + distance[None, :, None, :]  # [y, x, to y, to x]
         self.register_buffer("relative_position_index", index.reshape(window**2, window**2))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, x: Tensor, blocked: Tensor | None) -> Tensor:
-        """[N * windows, cells, C] of the same shape; blocked: [windows, 1, cells, cells], added to the logits."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """[N * windows, cells, C] of the same shape; mask: [windows, 1, cells, cells], added to the logits."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
-        if blocked is not None:
-            bias = (bias + blocked).repeat(len(x) // len(blocked), 1, 1, 1)
+        if mask is not None:
+            bias = (bias + mask).repeat(len(x) // len(mask), 1, 1, 1)
         out = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype).expand(len(x), -1, -1, -1))
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -106,22 +106,28 @@ class ShiftedWindows(nn.Module):
         """[N, H, W, C] of the same shape."""
         height, width = x.shape[1:3]
         x = pad_to(x, self.window)
-        size, blocked = (x.shape[1], x.shape[2]), None
+        size, mask = (x.shape[1], x.shape[2]), None
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-            blocked = self.blocked(size, x.device)
-        x = joined(self.w_msa(windows(x, self.window), blocked), *size, self.window)
+            mask = self.attention_mask(size, x.device)
+        x = window_reverse(self.w_msa(window_partition(x, self.window), mask), *size, self.window)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
 
-    def blocked(self, size: tuple[int, int], device: torch.device) -> Tensor:
-        """[windows, 1, cells, cells]: zero between cells that were neighbours before rolling, else `BLOCKED`."""
-        y, x = ((at >= n - self.window).int() + (at >= n - self.shift).int()
-                for n in size for at in [torch.arange(n, device=device)])
-        region = windows((y[:, None] * 3 + x)[None, :, :, None], self.window)[..., 0]
-        apart = region[:, None, :, None] != region[:, None, None, :]
-        return apart * BLOCKED
+    def attention_mask(self, size: tuple[int, int], device: torch.device) -> Tensor:
+        """[windows, 1, cells, cells]: zero between cells of one region before rolling, else `BLOCKED`.
+
+        Args:
+            size: (h, w) of the map, in cells.
+        """
+        def regions(n: int) -> Tensor:
+            cells = torch.arange(n, device=device)
+            return (cells >= n - self.window).int() + (cells >= n - self.shift).int()
+
+        region = regions(size[0])[:, None] * 3 + regions(size[1])
+        region = window_partition(region[None, :, :, None], self.window)[..., 0]
+        return (region[:, None, :, None] != region[:, None, None, :]) * BLOCKED
 
 
 class Block(nn.Module):
@@ -136,6 +142,7 @@ class Block(nn.Module):
         self.drop = StochasticDepth(drop, "row")
 
     def forward(self, x: Tensor) -> Tensor:
+        """[N, H, W, C] of the same shape."""
         x = x + self.drop(self.attn(self.norm1(x)))
         return x + self.drop(self.ffn(self.norm2(x)))
 
@@ -155,7 +162,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks whose windows stand still and shift by turns, then the next stage's smaller map."""
+    """Blocks with regular and shifted windows by turns, then the next stage's smaller map."""
 
     def __init__(self, channels: int, heads: int, window: int, drops: Sequence[float], last: bool):
         super().__init__()
@@ -164,7 +171,7 @@ class Stage(nn.Module):
         self.downsample = None if last else PatchMerging(channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The map that the blocks give, and what the next stage starts from."""
+        """The map [N, H, W, C] that the blocks give, and what the next stage starts from."""
         for block in self.blocks:
             x = block(x)
         return x, x if self.downsample is None else self.downsample(x)
@@ -220,8 +227,8 @@ class Swin(nn.Module):
         """Maps [N, channels[i], H / s, W / s], s = 4, 8, 16, 32, rounded up."""
         x, out = self.patch_embed(x), []
         for i, stage in enumerate(self.stages):
-            found, x = stage(x)
-            out.append(getattr(self, f"norm{i}")(found).permute(0, 3, 1, 2).contiguous())
+            stage_map, x = stage(x)
+            out.append(getattr(self, f"norm{i}")(stage_map).permute(0, 3, 1, 2).contiguous())
         return tuple(out)
 
     @staticmethod

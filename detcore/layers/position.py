@@ -21,23 +21,24 @@ def sine_positions(valid: Tensor, features: int, offset: float = 0.0) -> Tensor:
         features: for each direction.
         offset: added to the count, which begins at 1.
     """
-    inside = valid.float()
-    rows, columns = inside.cumsum(1), inside.cumsum(2)
+    counted = valid.float()
+    rows, columns = counted.cumsum(1), counted.cumsum(2)
     rows = (rows + offset) / (rows[:, -1:] + EPS) * 2 * math.pi
     columns = (columns + offset) / (columns[:, :, -1:] + EPS) * 2 * math.pi
     return torch.cat([waves(rows, features), waves(columns, features)], 3)
 
 
-def waves(at: Tensor, features: int) -> Tensor:
-    """[..., features] sines and cosines, by turns, of places [...] in longer and longer waves."""
-    index = torch.arange(features, device=at.device)
-    angle = at[..., None] / TEMPERATURE ** (index // 2 * 2 / features)
+def waves(position: Tensor, features: int) -> Tensor:
+    """[..., features] sines and cosines, by turns, in longer and longer waves, of positions [...] in radians of the
+    shortest one."""
+    index = torch.arange(features, device=position.device)
+    angle = position[..., None] / TEMPERATURE ** (index // 2 * 2 / features)
     return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], -1).flatten(-2)
 
 
 def not_padding(size: tuple[int, int], images: Images) -> Tensor:
-    """[N, h, w] bool: which cells of a map of `size` begin inside the image."""
+    """[N, h, w] bool: which cells of a map of `size` (h, w) begin inside their image."""
     device, padded = images.tensor.device, images.tensor.shape[2:]
     rows, columns = (torch.arange(cells, device=device) * side // cells for cells, side in zip(size, padded))
-    own = torch.tensor(images.sizes).to(device, non_blocking=True)
-    return (rows < own[:, :1])[:, :, None] & (columns < own[:, 1:])[:, None]
+    sizes = torch.tensor(images.sizes).to(device, non_blocking=True)
+    return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]

@@ -60,7 +60,11 @@ class FeedForward(nn.Module):
 
 
 class Layers(nn.Module):
-    """Layers one after the other, and a norm for what is read off after each of them, if wanted."""
+    """Layers one after the other.
+
+    Args:
+        post_norm: for what is predicted from after each of them; None: nothing.
+    """
 
     def __init__(self, layers: Sequence[nn.Module], post_norm: nn.Module | None = None):
         super().__init__()
@@ -70,5 +74,5 @@ class Layers(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def norm(self, x: Tensor) -> Tensor:
-        """What is read off after a layer."""
+        """What is predicted from after a layer, [..., C] like what the layer gives."""
         return x if self.post_norm is None else self.post_norm(x)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.backbones import swin
-from detcore.backbones.swin import ShiftedWindows, Size, Swin, WindowAttention, joined, pad_to, windows
+from detcore.backbones.swin import ShiftedWindows, Size, Swin, WindowAttention, pad_to, window_partition, window_reverse
 from detcore.layers.transformer import Attention
 from detcore.weights import load_backbone
 
@@ -15,11 +15,11 @@ SMALL = Size(16, (1, 2), (2, 4), 4)
 
 def test_windows_come_apart_and_together():
     x = torch.arange(2 * 8 * 12 * 3.0).view(2, 8, 12, 3)
-    parts = windows(x, 4)
+    parts = window_partition(x, 4)
     assert parts.shape == (2 * 2 * 3, 16, 3)
     assert torch.equal(parts[1].view(4, 4, 3), x[0, :4, 4:8])
     assert torch.equal(parts[6].view(4, 4, 3), x[1, :4, :4])
-    assert torch.equal(joined(parts, 8, 12, 4), x)
+    assert torch.equal(window_reverse(parts, 8, 12, 4), x)
     padded = pad_to(x[:, :7, :9], 4)
     assert padded.shape == (2, 8, 12, 3) and not padded[:, 7:].any() and not padded[:, :, 9:].any()
 
@@ -39,14 +39,15 @@ def test_shifted_windows_are_plain_attention_of_the_cells_that_belong_together()
     layer = ShiftedWindows(8, 2, 4, 2)
     nn.init.normal_(layer.w_msa.relative_position_bias_table)
     x = torch.randn(1, 8, 8, 8)
-    found = layer(x)
+    out = layer(x)
     # A window in the middle, and the corner of two by two cells that lies before the first window.
-    assert torch.allclose(found[:, 2:6, 2:6], layer.w_msa(windows(x[:, 2:6, 2:6], 4), None).view(1, 4, 4, 8), atol=1e-6)
+    middle = layer.w_msa(window_partition(x[:, 2:6, 2:6], 4), None).view(1, 4, 4, 8)
+    assert torch.allclose(out[:, 2:6, 2:6], middle, atol=1e-6)
     moved = x.clone()
     moved[:, 2:] += 1  # what no cell of the corner may see
     moved[:, :, 2:] += 1
-    assert torch.allclose(layer(moved)[:, :2, :2], found[:, :2, :2], atol=1e-6)
-    assert not torch.allclose(layer(moved)[:, 2:, 2:], found[:, 2:, 2:], atol=1e-2)
+    assert torch.allclose(layer(moved)[:, :2, :2], out[:, :2, :2], atol=1e-6)
+    assert not torch.allclose(layer(moved)[:, 2:, 2:], out[:, 2:, 2:], atol=1e-2)
 
 
 def test_maps_of_any_size():
@@ -97,7 +98,7 @@ def test_attention_is_pytorchs():
     layer = Attention(16, 4).eval()
     x, memory, position = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
     mask = torch.rand(2, 1, 5, 7) > 0.3
-    wanted, _ = layer.attn(x.transpose(0, 1), (memory + position).transpose(0, 1), memory.transpose(0, 1),
+    expected, _ = layer.attn(x.transpose(0, 1), (memory + position).transpose(0, 1), memory.transpose(0, 1),
                            attn_mask=~mask.repeat(1, 4, 1, 1).flatten(0, 1))
-    found = layer(x, memory, key_pos=position, mask=mask)
-    assert torch.allclose(found, wanted.transpose(0, 1), atol=1e-6)
+    out = layer(x, memory, key_pos=position, mask=mask)
+    assert torch.allclose(out, expected.transpose(0, 1), atol=1e-6)

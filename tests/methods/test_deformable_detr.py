@@ -101,7 +101,7 @@ def test_hungarian():
     assert pairs(matched, 0, 1) == {2: 1, 3: 2, 4: 0}  # 1 + 9 + 4: nan is out of reach
     assert pairs(matched, 1, 0).keys() == {0, 1} and pairs(other, 0, 1).keys() == {2, 3, 4}
     labels = matched.labels(torch.tensor([7, 8, 4, 5, 6]), 3, no_object=99)
-    assert labels[0].tolist() == [[8, 7, 99], [6, 5, 4]]
+    assert labels[0].tolist() == [[8, 7, 99], [6, 4, 5]]
     # What is not real takes no query; with more objects than queries some objects stay alone.
     masked, = hungarian([costs], [torch.tensor([False, True]), torch.zeros(3, dtype=torch.bool)])
     assert masked.counts == [1, 0] and pairs(masked, 0, 0) == {1: 0}
