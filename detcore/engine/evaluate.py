@@ -24,6 +24,7 @@ from detcore.engine.common import (
     VAL,
     check_counts,
     describe,
+    is_file,
     load_data,
     loading_processes,
     pick_device,
@@ -38,7 +39,7 @@ from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
 from detcore.runs import output_folder
 from detcore.structures import Detections
-from detcore.zoo.create import Model
+from detcore.zoo.create import Model, Resolved, resolve
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,12 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
     check_counts(0, workers=workers)
     load_backend(backend)
     where = pick_device(device)
+    if tta and not is_file(model):  # before weights are fetched
+        check_tta(resolve(model, recipe=recipe, profile=profile, weights=weights))
     ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile, **options)
     recipe, detector = ready.recipe, ready.model
-    if tta and recipe.metric != ("bbox",):
-        raise UsageError(f"Test-time augmentation merges boxes alone, but {ready.name} is evaluated by "
-                         f"{', '.join(recipe.metric)}.")
+    if tta:
+        check_tta(ready.resolved)
     folder = None if output is None else output_folder(output)
     dataset = first_images(load_data(data_root, recipe, split, proposals=proposals), images)
     if "proposal" not in recipe.metric and detector.num_classes != len(dataset.class_names):
@@ -115,6 +117,13 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
         save_json(folder / "detections.json", detections)
         record.write(folder / "record.json")
     return Evaluation(results, detections, record)
+
+
+def check_tta(subject: Resolved) -> None:
+    """Raise a sentence for a model whose views cannot be merged."""
+    if subject.recipe.metric != ("bbox",):
+        raise UsageError(f"Test-time augmentation merges boxes alone, but {subject.name} is evaluated by "
+                         f"{', '.join(subject.recipe.metric)}.")
 
 
 def detect(model: Detector, dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1,

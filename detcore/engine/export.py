@@ -24,7 +24,8 @@ from detcore.engine.common import check_counts, is_file, ready_model
 from detcore.errors import DetcoreError, UsageError
 from detcore.recipe import Recipe
 from detcore.runs import output_folder
-from detcore.zoo.create import Model
+from detcore.zoo.create import Model, resolve
+from detcore.zoo.entries import ModelEntry
 
 Format = Literal["onnx", "torch"]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -80,6 +81,10 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
         check_counts(1, height=size[0], width=size[1])
     if not is_file(model):
         profile = profile or "coco"
+    if isinstance(model, (str, ModelEntry)) and not is_file(model):  # before weights are fetched
+        subject = resolve(model, recipe=recipe, profile=profile)
+        with torch.device("meta"):
+            refuse(subject.build(**{n: v for n, v in options.items() if v is not None}), subject.name)
     ready = ready_model(model, weights, recipe=recipe, profile=profile, **options)
     refuse(ready.model, ready.name)
     name, classes = ready.name, ready.classes

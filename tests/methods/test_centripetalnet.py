@@ -39,7 +39,7 @@ def corners(heat: torch.Tensor, offset: torch.Tensor, shift: torch.Tensor) -> Co
 
 
 def test_decoding_gives_the_references_boxes():
-    case = json.loads((Path(__file__).parent / "reference/corner_decode.json").read_text())
+    case = json.loads((Path(__file__).parent.parent / "reference/corner_decode.json").read_text())
     maps = {name: torch.full((1, channels, 64, 64), value) for name, (channels, value) in case["fill"].items()}
     for name, channel, y, x, value in case["points"]:
         maps[name][0, channel, y, x] = value
