@@ -19,7 +19,7 @@ from sphinx import locale
 from detcore.records import read_records
 from detcore.zoo.index import all_entries, families, get_model_entry, list_models, rows
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 BOOK = ROOT / "build/book"
 LOCALE = ROOT / "book/locale"
 HTML = sorted(path for path in BOOK.rglob("*.html") if "_static" not in path.parts)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 NAME, MODEL = "made_up", "made-up_r50_1x_coco"
 FAMILY = f'''"""Made-up: center points once more."""
 from __future__ import annotations

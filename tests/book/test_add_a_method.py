@@ -21,7 +21,7 @@ from detcore.pocket import pocket_zoo
 from detcore.recipe import Schedule
 from detcore.zoo.index import list_models
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLE = ROOT / "examples/center_points.py"
 PAGE = (ROOT / "book/add_a_method.md").read_text("utf-8")
 STEPS = 48

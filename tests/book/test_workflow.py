@@ -15,7 +15,7 @@ import yaml
 
 from workflow import contents
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 CHAPTER = '''# %% [markdown]
 # # {title}
 

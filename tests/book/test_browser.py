@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-BOOK = Path(__file__).resolve().parent.parent / "build/book"
+BOOK = Path(__file__).resolve().parent.parent.parent / "build/book"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 PAGES = sorted(str(path.relative_to(BOOK / "en")) for path in (BOOK / "en").glob("*/**/*.html")
