@@ -148,8 +148,10 @@ class DecoderLayer(nn.Module):
         return self.norms[2](x + self.ffn(x))
 
 
+# The segmentation module (section 3.3) and the head that holds all of them.
+
 class MaskPredictions(NamedTuple):
-    """The pairs that an image's queries predict.
+    """The pairs of class and mask that queries predict.
 
     Attributes:
         logits: [N, Q, C + 1] of the classes, the last for no object.
@@ -327,6 +329,8 @@ class MaskFormerHead(nn.Module):
         return kept.nonzero()[:, 0] if self.stuff else label[:0]
 
 
+# What the loss compares with.
+
 def gt_segments(targets: list[Target], images: Images, things: int, stuff: int) -> Segments:
     """The true segments of a batch. Nothing here waits for the device.
 
@@ -362,6 +366,8 @@ def full_mask_losses(logits: Tensor, gt_masks: Tensor, index: Tensor) -> tuple[T
     logits = resize(logits.float(), (targets.shape[1], targets.shape[2]))
     return focal(logits, targets, ALPHA, GAMMA).mean((1, 2)), dice(logits.flatten(1), targets.flatten(1))
 
+
+# From masks to detections and panoptic map.
 
 def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Mask logits [n, h, w] in another `size` (h, w)."""
@@ -418,6 +424,8 @@ def panoptic(probability: Tensor, masks: Tensor, things: int, void_outside_masks
         result = torch.where(own_mask >= MASK_THRESHOLD, result, void)
     return result
 
+
+# The detector.
 
 class MaskFormer(QueryDetector):
     """Backbone and head; there is no other neck than the pixel decoder."""
