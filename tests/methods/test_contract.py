@@ -11,11 +11,13 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import detcore
 from detcore.detectors import Detector
@@ -250,6 +252,16 @@ def no_waiting_by_design(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+class NoWaitingCopies(TorchDispatchMode):
+    """Refuses copies from the CPU that wait, as those of `torch.tensor(..., device="cuda")` do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu":
+            assert "cuda" not in str(kwargs.get("device")) or kwargs.get("non_blocking"), "a copy that waits"
+        return func(*args, **kwargs)
+
+
 @every_model
 def test_losses_ask_nothing_of_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On tensors that only pretend to lie on a GPU, whatever needs their values (`item`, `nonzero`) raises."""
@@ -260,13 +272,17 @@ def test_losses_ask_nothing_of_the_device(name: str, monkeypatch: pytest.MonkeyP
     with FakeTensorMode(allow_non_fake_inputs=False), no_waiting_by_design(monkeypatch):
         with torch.device("cuda"):
             model = detcore.create_model(name, profile="pocket", num_classes=CASE["num_classes"]).train()
+        for module in model.modules():
+            for key, value in module._buffers.items():
+                module._buffers[key] = None if value is None else torch.empty_like(value, device="cuda")
         images = Images(torch.zeros(2, 3, 128, 160, device="cuda"), [(128, 150), (120, 160)])
         targets = [Target(torch.zeros(n, 4, device="cuda"), torch.zeros(n, dtype=torch.long, device="cuda"),
                           torch.zeros(n, 128, 160, dtype=torch.uint8, device="cuda"),
                           semantic=torch.zeros(128, 160, dtype=torch.long, device="cuda"),
                           proposals=torch.zeros(40, 4, device="cuda") if model.needs_proposals else None)
                    for n in (3, 5)]
-        losses = model(images, targets)
+        with NoWaitingCopies():
+            losses = model(images, targets)
         assert all(v.device.type == "cuda" for v in losses.values())
 
 
