@@ -108,7 +108,7 @@ def test_methods_stand_alone(path: Path) -> None:
 
 
 def test_size() -> None:
-    """One can read it."""
+    """Lines that one has to read, without the small profile: more are added on purpose only."""
     lines = sum(len(p.read_text("utf-8").splitlines()) for name, p in modules().items()
                 if not name.startswith("pocket."))
-    assert lines <= 16_500
+    assert lines <= 18_200

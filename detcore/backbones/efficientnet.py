@@ -48,9 +48,9 @@ class Scaling(NamedTuple):
 
     def channels(self, number: int) -> int:
         """Channels, rounded to multiples of 8, at most a tenth less."""
-        wanted = number * self.width
-        rounded = max(8, int(wanted + 4) // 8 * 8)
-        return rounded if rounded >= 0.9 * wanted else rounded + 8
+        scaled = number * self.width
+        rounded = max(8, int(scaled + 4) // 8 * 8)
+        return rounded if rounded >= 0.9 * scaled else rounded + 8
 
     def blocks(self, number: int) -> int:
         """Blocks of a stage."""

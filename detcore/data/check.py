@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from detcore.data.dataset import Dataset, Wanted
+from detcore.data.dataset import Dataset, ReadOptions
 from detcore.data.layouts import Layout, find_layout, get_layout
 from detcore.errors import DataError, DetcoreError
 
@@ -63,7 +63,7 @@ def _split(root: Path, form: Layout, split: str, progress: bool) -> Iterator[Fin
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            data = form.open(root, split, Wanted())
+            data = form.open(root, split, ReadOptions())
         except DetcoreError as error:
             yield Finding("broken", split, str(error))
             return

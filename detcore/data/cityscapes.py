@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
-from detcore.data.dataset import Wanted
+from detcore.data.dataset import ReadOptions
 from detcore.errors import DataError
 from detcore.records import write_atomically
 from detcore.structures import encode_rle
@@ -34,7 +34,7 @@ class CityscapesDataset(CocoDataset):
     """Cityscapes' images with their objects; groups that are not told apart are ignored."""
 
     @classmethod
-    def open(cls, root: str | Path, split: str, wanted: Wanted) -> CityscapesDataset:
+    def open(cls, root: str | Path, split: str, options: ReadOptions) -> CityscapesDataset:
         """The training or validation images.
 
         Raises:
@@ -43,7 +43,7 @@ class CityscapesDataset(CocoDataset):
         file = annotation_file(Path(root), split)
         if not file.exists() and (Path(root) / "gtFine" / split).is_dir():
             convert(root, split)
-        data = cls.read(root, str(file.relative_to(root)), f"leftImg8bit/{split}", wanted, layout="cityscapes")
+        data = cls.read(root, str(file.relative_to(root)), f"leftImg8bit/{split}", options, layout="cityscapes")
         assert isinstance(data, CityscapesDataset)
         data.split = split
         return data

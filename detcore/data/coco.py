@@ -16,7 +16,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from detcore.data.dataset import Dataset, Wanted
+from detcore.data.dataset import Dataset, ReadOptions
 from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import Proposals
 from detcore.data.transforms import Transform
@@ -155,18 +155,18 @@ class CocoDataset(Dataset):
         self.panoptic = None if panoptic is None else PanopticMaps(root, panoptic, self.category_ids)
 
     @classmethod
-    def open(cls, root: str | Path, split: str, wanted: Wanted) -> CocoDataset:
+    def open(cls, root: str | Path, split: str, options: ReadOptions) -> CocoDataset:
         """A split of a data set in COCO's own layout: "train" is `train2017`, or else `train`, and so on."""
         name = next((n for n in (f"{split}2017", split) if (Path(root) / f"annotations/instances_{n}.json").exists()),
                     f"{split}2017")
-        return cls.read(root, f"annotations/instances_{name}.json", name, wanted, panoptic=name)
+        return cls.read(root, f"annotations/instances_{name}.json", name, options, panoptic=name)
 
     @classmethod
-    def read(cls, root: str | Path, annotations: str, images: str, wanted: Wanted, *, layout: str = "coco",
+    def read(cls, root: str | Path, annotations: str, images: str, options: ReadOptions, *, layout: str = "coco",
              panoptic: str | None = None) -> CocoDataset:
-        """What is wanted of an annotation file; `panoptic` names the split of its panoptic maps, if there are any."""
-        options = {f.name: getattr(wanted, f.name) for f in fields(wanted) if f.name != "panoptic"}
-        return cls(root, annotations, images, layout=layout, panoptic=panoptic if wanted.panoptic else None, **options)
+        """An annotation file as `options` say; `panoptic` names the split of its panoptic maps, if there are any."""
+        given = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "panoptic"}
+        return cls(root, annotations, images, layout=layout, panoptic=panoptic if options.panoptic else None, **given)
 
     def _choose_classes(self, categories: list[_Category], classes: Sequence[str] | None) -> None:
         by_name = {c.name: c.id for c in categories}

@@ -22,8 +22,8 @@ from detcore.structures import Polygons
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a reader is asked for.
+class ReadOptions:
+    """What a reader gives.
 
     Attributes:
         transforms: what every image goes through in `Dataset.load`.
@@ -46,7 +46,7 @@ class Wanted:
     max_proposals: int | None = None
     panoptic: bool = False
 
-    def boxes_alone(self, title: str) -> Wanted:
+    def boxes_alone(self, title: str) -> ReadOptions:
         """The same, once it is sure that no more than boxes are asked for.
 
         Raises:
@@ -59,7 +59,7 @@ class Wanted:
         return self
 
 
-EVERYTHING = Wanted()
+ALL_OBJECTS = ReadOptions()
 
 
 class Columns(TypedDict):
@@ -227,11 +227,11 @@ class Dataset:
 
     def _picture(self, index: int) -> np.ndarray:
         """The decoded picture, upright unless width and height of the annotations are those before turning it."""
-        wanted, path = tuple(self.sizes[index]), self.path(index)
+        expected, path = tuple(self.sizes[index]), self.path(index)
         image = read_image(path)
-        if image.shape[:2] != wanted and image.shape[1::-1] == wanted:
+        if image.shape[:2] != expected and image.shape[1::-1] == expected:
             image = read_image(path, upright=False)
-        if image.shape[:2] != wanted:
+        if image.shape[:2] != expected:
             raise DataError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels, but {self.annotation_file} says "
-                            f"{wanted[1]} x {wanted[0]} (image {self.image_ids[index]}).")
+                            f"{expected[1]} x {expected[0]} (image {self.image_ids[index]}).")
         return image

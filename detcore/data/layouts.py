@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from detcore.data import cityscapes, coco, lvis, openimages, voc, widerface
-from detcore.data.dataset import Dataset, Wanted
+from detcore.data.dataset import Dataset, ReadOptions
 from detcore.errors import UsageError
 
 
@@ -42,7 +42,7 @@ class Layout:
     title: str
     marks: tuple[str, ...]
     needed: tuple[Needed, ...] = field(repr=False)
-    open: Callable[[Path, str, Wanted], Dataset] = field(repr=False)
+    open: Callable[[Path, str, ReadOptions], Dataset] = field(repr=False)
     home: Callable[[Path], Path] = field(default=Path, repr=False)
 
     def fits(self, root: Path) -> bool:

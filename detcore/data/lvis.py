@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from detcore.data.coco import CocoDataset
-from detcore.data.dataset import Wanted
+from detcore.data.dataset import ReadOptions
 
 
-def open_lvis(root: Path, split: str, wanted: Wanted) -> CocoDataset:
+def open_lvis(root: Path, split: str, options: ReadOptions) -> CocoDataset:
     """LVIS's training or validation images; pictures are where COCO has them."""
-    return CocoDataset.read(root, f"annotations/lvis_v1_{split}.json", "", wanted, layout="lvis")
+    return CocoDataset.read(root, f"annotations/lvis_v1_{split}.json", "", options, layout="lvis")

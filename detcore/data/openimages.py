@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from detcore.data.dataset import EVERYTHING, Dataset, Wanted
+from detcore.data.dataset import ALL_OBJECTS, Dataset, ReadOptions
 from detcore.data.images import picture_sizes
 from detcore.errors import DataError
 
@@ -62,14 +62,14 @@ class OpenImagesDataset(Dataset):
 
     ancestors: np.ndarray
 
-    def __init__(self, root: str | Path, split: str = "train", wanted: Wanted = EVERYTHING, *,
+    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = ALL_OBJECTS, *,
                  challenge: bool = False) -> None:
         """
         Args:
             split: "train" or "val".
             challenge: the 500 classes and the boxes of the challenge of 2019.
         """
-        super().__init__(root, FOLDERS[split], transforms=wanted.boxes_alone("Open Images").transforms)
+        super().__init__(root, FOLDERS[split], transforms=options.boxes_alone("Open Images").transforms)
         self.layout, self.split, self.challenge = f"openimages{'-challenge' * challenge}", split, challenge
         self.annotation_file = self.root / (CHALLENGE_BOXES if challenge else BOXES)[split]
         self._label, self.class_names = read_classes(self.root / (CHALLENGE_CLASSES if challenge else CLASSES))
@@ -87,8 +87,8 @@ class OpenImagesDataset(Dataset):
         group = np.array(rows.groups, bool)
         self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=np.zeros(len(boxes), bool), flags=group,
                      title=lambda row: f"one in {rows.names[image[row]]}")
-        self.ignore_small(wanted.min_box)
-        self.leave_out(wanted.filter_empty, wanted.min_size)
+        self.ignore_small(options.min_box)
+        self.leave_out(options.filter_empty, options.min_size)
 
     def _read_ancestors(self) -> np.ndarray:
         tree, named = self.root / CHALLENGE_TREE, self.root / (CHALLENGE_HIERARCHY if self.challenge else HIERARCHY)

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
-from detcore.data.dataset import EVERYTHING, Dataset, Wanted
+from detcore.data.dataset import ALL_OBJECTS, Dataset, ReadOptions
 from detcore.errors import DataError
 
 CLASSES = (
@@ -58,20 +58,20 @@ class VocDataset(Dataset):
     Classes are those that `ImageSets/Main` has lists for, in alphabetical order, or else VOC's own twenty.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", wanted: Wanted = EVERYTHING) -> None:
+    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = ALL_OBJECTS) -> None:
         """
         Args:
             root: the folder that holds `VOC2007` and `VOC2012`, or one that holds it as `VOCdevkit`.
             split: "train" or "val".
         """
         root = devkit(root)
-        super().__init__(root, "", transforms=wanted.boxes_alone("PASCAL VOC").transforms)
+        super().__init__(root, "", transforms=options.boxes_alone("PASCAL VOC").transforms)
         self.layout = "voc"
         years = [(year, part) for year, part in SPLITS[split] if (root / year).is_dir()]
         if not years:
             raise DataError(f"{root} holds none of the folders {', '.join(year for year, _ in SPLITS[split])}.")
         self.annotation_file = lists(root, *years[0])
-        self.class_names = tuple(wanted.classes or class_names(self.annotation_file.parent))
+        self.class_names = tuple(options.classes or class_names(self.annotation_file.parent))
         self.category_ids = list(range(1, len(self.class_names) + 1))
         found = Described()
         for year, part in years:
@@ -79,8 +79,8 @@ class VocDataset(Dataset):
             read_xml([(root / year / f"Annotations/{name}.xml", f"{year}/JPEGImages/{name}.jpg") for name in names],
                      root, self.class_names, found, offset=-1, title=f"{year} {part}")
         found.fill(self)
-        self.ignore_small(wanted.min_box)
-        self.leave_out(wanted.filter_empty, wanted.min_size)
+        self.ignore_small(options.min_box)
+        self.leave_out(options.filter_empty, options.min_size)
 
 
 def devkit(root: str | Path) -> Path:
@@ -152,12 +152,12 @@ def _text(element: ElementTree.Element, name: str) -> str:
     return text.strip()
 
 
-def open_coco_format(root: Path, split: str, wanted: Wanted) -> CocoDataset:
+def open_coco_format(root: Path, split: str, options: ReadOptions) -> CocoDataset:
     """VOC converted to COCO's format: `annotations/voc0712_trainval.json` and `voc07_test.json`, with pictures named
     from the root on, or from `VOC2007` on."""
     root = devkit(root)
     data = CocoDataset.read(root, f"annotations/{'voc0712_trainval' if split == 'train' else 'voc07_test'}.json", "",
-                            wanted, layout="voc-coco")
+                            options, layout="voc-coco")
     if len(data) and not data.path(0).exists() and (root / "VOC2007" / data.files[0]).exists():
         data.image_folder = root / "VOC2007"
     return data

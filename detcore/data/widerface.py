@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detcore.data.dataset import EVERYTHING, Columns, Dataset, Wanted
+from detcore.data.dataset import ALL_OBJECTS, Columns, Dataset, ReadOptions
 from detcore.data.images import picture_sizes
 from detcore.data.voc import Described, read_xml
 from detcore.errors import DataError
@@ -27,14 +27,14 @@ TRUTH_FOLDERS = ("wider_face_split", "eval_tools/ground_truth")
 class WiderFaceDataset(Dataset):
     """WIDER FACE's images with their faces."""
 
-    def __init__(self, root: str | Path, split: str = "train", wanted: Wanted = EVERYTHING) -> None:
+    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = ALL_OBJECTS) -> None:
         """
         Args:
             split: "train" or "val".
         """
         own = next(Path(root).glob(f"WIDER_{split}/*--*"), None) is not None
         super().__init__(root, f"WIDER_{split}" if own else f"WIDER_{split}/images",
-                         transforms=wanted.boxes_alone("WIDER FACE").transforms)
+                         transforms=options.boxes_alone("WIDER FACE").transforms)
         self.layout, self.class_names, self.category_ids = "wider_face", CLASSES, [1]
         if not self.image_folder.is_dir():
             raise DataError(f"There is no image folder {self.image_folder}.")
@@ -54,10 +54,10 @@ class WiderFaceDataset(Dataset):
             read_xml([(folder / f"{name}.xml", f"{events.get(name.partition('_')[0], '.')}/{name}.jpg")
                       for name in listed], self.image_folder, CLASSES, found, offset=0, title=f"faces of {split}")
         found.fill(self)
-        self.ignore_small(wanted.min_box)
-        self.leave_out(wanted.filter_empty, wanted.min_size)
+        self.ignore_small(options.min_box)
+        self.leave_out(options.filter_empty, options.min_size)
 
-    def official_truth(self) -> tuple[Columns, dict[str, np.ndarray]]:
+    def official_ground_truth(self) -> tuple[Columns, dict[str, np.ndarray]]:
         """All faces of the images as the official evaluation has them, and which of them count as easy, medium, hard.
 
         Raises:

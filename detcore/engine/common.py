@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import torch
 
 from detcore.data.coco import fingerprint
-from detcore.data.dataset import Dataset, Wanted
+from detcore.data.dataset import Dataset, ReadOptions
 from detcore.data.layouts import find_layout
 from detcore.detectors import Detector
 from detcore.errors import UsageError
@@ -112,7 +112,7 @@ def load_data(root: str | Path, recipe: Recipe, split: str = VAL, *, training: b
     if recipe.max_proposals and proposals is None:
         raise UsageError("This model takes precomputed proposals: make a file of them with `detcore proposals` and "
                          "name it.")
-    return find_layout(root, recipe.layout).open(Path(root), split, Wanted(
+    return find_layout(root, recipe.layout).open(Path(root), split, ReadOptions(
         classes=recipe.classes, transforms=recipe.train_transforms if training else recipe.test_transforms,
         masks=recipe.masks if training else None, filter_empty=training and recipe.filter_empty,
         min_size=recipe.min_size if training else 0, min_box=recipe.min_box if training else 0,

@@ -175,7 +175,7 @@ def wider_face(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend
     assert isinstance(dataset, WiderFaceDataset)
     results = voc(detections, dataset, kinds, backend, progress)
     try:
-        gt, counts = dataset.official_truth()
+        gt, counts = dataset.official_ground_truth()
     except DataError as error:
         warnings.warn(f"Easy, medium and hard faces are not told apart. {error}", stacklevel=2)
         return results

@@ -53,15 +53,15 @@ class CityscapesAP:
         self.class_ids, self.class_names = list(class_ids), list(class_names)
         self.counted: list[Counted] = []
 
-    def add(self, truth: np.ndarray, masks: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
+    def add(self, gt: np.ndarray, masks: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> None:
         """Compare the detections of an image.
 
         Args:
-            truth: int [h, w], the official map of instances.
+            gt: int [h, w], the official map of instances.
             masks: bool or uint8 [p, h, w]; labels: int [p]; scores: [p].
         """
-        values, place = np.unique(truth, return_inverse=True)
-        place, pixels = place.reshape(truth.shape), np.bincount(place.ravel())
+        values, place = np.unique(gt, return_inverse=True)
+        place, pixels = place.reshape(gt.shape), np.bincount(place.ravel())
         number = np.where(values >= INSTANCE, values // INSTANCE, values)
         label = np.array([self.class_ids.index(n) if n in self.class_ids else -1 for n in number.tolist()], np.int64)
         void, known = np.isin(values, VOID), np.flatnonzero(label >= 0)
@@ -110,18 +110,18 @@ def average_precision(whole: Counted, label: int, overlap: float) -> float:
     """Average precision of a class at a threshold; NaN where it has no object."""
     objects, (_, score, pixels, void) = whole.objects, whole.masks.T
     mask, thing, shared = whole.pairs[whole.masks[whole.pairs[:, 0], 0] == label].T
-    mine, wanted = whole.masks[:, 0] == label, countable(objects)
-    there = wanted & (objects[:, 0] == label)
+    mine, expected = whole.masks[:, 0] == label, countable(objects)
+    there = expected & (objects[:, 0] == label)
     if not there.any():
         return np.nan
     hit = shared / (objects[thing, 1] + pixels[mask] - shared) > overlap
 
     # Of the masks that hit an object the best is right, the others are wrong.
-    right = hit & wanted[thing]
+    right = hit & expected[thing]
     order = np.lexsort((-score[mask[right]], thing[right]))
     found, first = np.unique(thing[right][order], return_index=True)
-    truth = np.zeros(right.sum())
-    truth[first] = 1
+    gt = np.zeros(right.sum())
+    gt[first] = 1
     scores = score[mask[right]][order]
 
     excused = void.copy()
@@ -129,23 +129,23 @@ def average_precision(whole: Counted, label: int, overlap: float) -> float:
     matched = np.zeros(len(score), bool)
     matched[mask[hit]] = True
     wrong = mine & ~matched & (excused <= overlap * pixels)
-    truth, scores = np.append(truth, np.zeros(wrong.sum())), np.append(scores, score[wrong])
-    return steps(truth, scores, int(there.sum()) - len(found))
+    gt, scores = np.append(gt, np.zeros(wrong.sum())), np.append(scores, score[wrong])
+    return steps(gt, scores, int(there.sum()) - len(found))
 
 
-def steps(truth: np.ndarray, scores: np.ndarray, missed: int) -> float:
+def steps(gt: np.ndarray, scores: np.ndarray, missed: int) -> float:
     """The area below precision over recall, each precision counting for half a step to either side.
 
     Args:
-        truth: [n] 1 or 0 of detections; scores: [n]; missed: objects without any.
+        gt: [n] 1 or 0 of detections; scores: [n]; missed: objects without any.
     """
-    if len(truth) == 0:
+    if len(gt) == 0:
         return 0.0
     order = np.argsort(scores, kind="stable")
     _, first = np.unique(scores[order], return_index=True)
-    below = np.append(0, truth[order].cumsum())
+    below = np.append(0, gt[order].cumsum())
     rights = below[-1] - below[first]
-    precision = np.append(rights / (len(truth) - first), 1)
+    precision = np.append(rights / (len(gt) - first), 1)
     recall = np.append(rights / max(below[-1] + missed, 1), 0)
     ends = np.concatenate([recall[:1], recall, [0]])
     return float(precision @ ((ends[:-2] - ends[2:]) / 2))

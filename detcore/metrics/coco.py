@@ -67,14 +67,14 @@ class CocoResult:
         return at[:, known].mean(1) if known.any() else np.full(len(RECALLS), np.nan)
 
 
-def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind = "bbox", *,
+def evaluate_coco(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind = "bbox", *,
                   backend: str = DEFAULT_BACKEND, category_ids: Sequence[int] | None = None,
                   image_ids: Sequence[int] | None = None, limits: tuple[int, int, int] | None = None,
                   progress: bool = False) -> CocoResult:
     """Compare detections with the ground truth of a COCO annotation file.
 
     Args:
-        truth: the annotation file, or its content. Objects without a positive, finite size are left out, as in
+        gt: the annotation file, or its content. Objects without a positive, finite size are left out, as in
             `detcore.data.coco`.
         results: as in COCO's results files: image_id, category_id, score, bbox (x, y, width, height) and, for "segm",
             segmentation (run lengths). For "proposal" the category does not matter.
@@ -89,7 +89,7 @@ def evaluate_coco(truth: str | Path | Mapping[str, Any], results: Sequence[Mappi
     """
     if kind not in KINDS:
         raise UsageError(f"There is no COCO evaluation {kind!r}: it is one of {', '.join(KINDS)}.")
-    content = read_truth(truth, results)
+    content = read_ground_truth(gt, results)
     limits = limits or (PROPOSAL_LIMITS if kind == "proposal" else DETECTION_LIMITS)
     counts = count(content, results, kind, backend, category_ids, image_ids, limits, progress)
     metrics = {} if kind == "proposal" else counts.average_precision()
@@ -137,10 +137,10 @@ class Counts:
 def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: str,
           category_ids: Sequence[int] | None, image_ids: Sequence[int] | None, limits: Sequence[int],
           progress: bool, **options: Any) -> Counts:
-    """Let a library compare results with the truth, a group of classes after the other.
+    """Let a library compare results with the ground truth, a group of classes after the other.
 
     Args:
-        content: from `read_truth`; the other arguments as in `evaluate_coco`.
+        content: from `read_ground_truth`; the other arguments as in `evaluate_coco`.
         options: of the library's evaluation.
     """
     coco_class, eval_class = load_backend(backend)
@@ -166,24 +166,24 @@ def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: K
             precision.append(_nan(run.eval["precision"]).reshape(shape))
             recall.append(_nan(run.eval["recall"]).reshape(shape[:1] + shape[2:]))
             bar.update(len(group))
-    wanted, shown = set(classes), set(images)
-    number = sum(not a["iscrowd"] and a["image_id"] in shown and (kind == "proposal" or a["category_id"] in wanted)
+    counted, shown = set(classes), set(images)
+    number = sum(not a["iscrowd"] and a["image_id"] in shown and (kind == "proposal" or a["category_id"] in counted)
                  for a in content["annotations"])
     return Counts(np.concatenate(precision, 2), np.concatenate(recall, 1), limits, [names[c] for c in classes],
                   len(shown), number)
 
 
-def read_truth(truth: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def read_ground_truth(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The sound content of an annotation file, or of what it would hold, that has the images of all results.
 
     Raises:
         DataError: it cannot be read, or a result is of an image that it does not have.
     """
-    content = _clean(truth if isinstance(truth, Mapping) else _read(Path(truth)))
+    content = _clean(gt if isinstance(gt, Mapping) else _read(Path(gt)))
     known = {image["id"] for image in content["images"]}
     stray = next((r["image_id"] for r in results if r["image_id"] not in known), None)
     if stray is not None:
-        name = "the ground truth" if isinstance(truth, Mapping) else truth
+        name = "the ground truth" if isinstance(gt, Mapping) else gt
         raise DataError(f"There are detections of image {stray}, which {name} does not have.")
     return content
 

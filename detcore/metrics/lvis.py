@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from detcore.errors import DataError
-from detcore.metrics.coco import DEFAULT_BACKEND, CocoResult, count, mean, read_truth
+from detcore.metrics.coco import DEFAULT_BACKEND, CocoResult, count, mean, read_ground_truth
 
 LIMIT = 300  # detections of an image, of all classes together
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # in up to 10, up to 100, more training images
 
 
-def evaluate_lvis(truth: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]],
+def evaluate_lvis(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]],
                   kind: Literal["bbox", "segm"] = "bbox", *, image_ids: Sequence[int] | None = None,
                   progress: bool = False) -> CocoResult:
     """Compare detections with the ground truth of an LVIS annotation file; arguments as in `evaluate_coco`.
@@ -31,7 +31,7 @@ def evaluate_lvis(truth: str | Path | Mapping[str, Any], results: Sequence[Mappi
     Raises:
         DataError: the annotation file cannot be read, does not say how frequent a class is, or lacks a result's image.
     """
-    content = read_truth(truth, results)
+    content = read_ground_truth(gt, results)
     order = sorted(content["categories"], key=lambda category: category["id"])
     unknown = next((c["name"] for c in order if c.get("frequency") not in FREQUENCIES), None)
     if unknown is not None:

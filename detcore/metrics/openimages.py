@@ -18,26 +18,26 @@ IOU = 0.5
 INSIDE = 0.5  # share of a detection that must lie in a group's box
 
 
-def evaluate_openimages(truth: Boxes, detections: Boxes, class_names: Sequence[str], ancestors: np.ndarray,
+def evaluate_openimages(gt: Boxes, detections: Boxes, class_names: Sequence[str], ancestors: np.ndarray,
                         verified: Boxes, *, images: int, iou: float = IOU,
                         inside: float = INSIDE, progress: bool = False) -> Result:
-    """Compare detections with the truth.
+    """Compare detections with the ground truth.
 
     Args:
-        truth: its flags mark boxes around groups.
+        gt: its flags mark boxes around groups.
         detections: with scores.
         ancestors: bool [C, C]: [i, j] where j is i or above it.
         verified: image and label of what people have looked for in an image (boxes do not matter).
         images: how many were looked at.
         progress: show a bar.
     """
-    truth, detections = spread(truth, ancestors), spread(detections, ancestors)
+    gt, detections = spread(gt, ancestors), spread(detections, ancestors)
     detections = detections[np.argsort(-detections.scores, kind="stable")]
-    seen, known, looked_for = key(detections, truth, verified)
+    seen, known, looked_for = key(detections, gt, verified)
     detections = detections[np.isin(seen, np.concatenate([known, looked_for]))]
-    group = truth.flags if len(truth.flags) else np.zeros(len(truth), bool)
+    group = gt.flags if len(gt.flags) else np.zeros(len(gt), bool)
 
-    single, groups = truth[~group], truth[group]
+    single, groups = gt[~group], gt[group]
     index, overlap = best(detections, single, progress=progress)
     hits = np.flatnonzero((index >= 0) & (overlap >= iou))
     right = np.zeros(len(detections), bool)
@@ -50,7 +50,7 @@ def evaluate_openimages(truth: Boxes, detections: Boxes, class_names: Sequence[s
     counted = np.ones(len(detections), bool)
     counted[members] = False
     counted[leaders] = True
-    objects = np.bincount(truth.labels, minlength=len(class_names))
+    objects = np.bincount(gt.labels, minlength=len(class_names))
     ranked = curves(detections.labels[counted], detections.scores[counted], right[counted], objects)
     return summary(class_names, ranked, False, images)
 

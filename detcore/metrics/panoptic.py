@@ -45,29 +45,29 @@ class PanopticQuality:
                           int((hit + missed).sum()))
 
 
-def compare(truth: Segments, found: np.ndarray, classes: int) -> np.ndarray:
+def compare(gt: Segments, found: np.ndarray, classes: int) -> np.ndarray:
     """One image's share of `PanopticQuality.counts`, [classes, 4].
 
-    Pixels without truth count neither for nor against a segment. A segment that lies mostly on such pixels, or in a
-    crowd of its class, is not held against the detector.
+    Pixels without ground truth count neither for nor against a segment. A segment that lies mostly on such pixels,
+    or in a crowd of its class, is not held against the detector.
     """
     values, place = np.unique(found, return_inverse=True)
-    shared = np.bincount(truth.place.ravel() * len(values) + place.ravel(),
-                         minlength=(len(truth.labels) + 1) * len(values)).reshape(-1, len(values)).astype(float)
+    shared = np.bincount(gt.place.ravel() * len(values) + place.ravel(),
+                         minlength=(len(gt.labels) + 1) * len(values)).reshape(-1, len(values)).astype(float)
     area, true_area = shared.sum(0), shared[1:].sum(1)
     labels = values % 1000
     shared, area, labels = shared[:, labels < classes], area[labels < classes], labels[labels < classes]
-    same = truth.labels[:, None] == labels
+    same = gt.labels[:, None] == labels
     union = area + true_area[:, None] - shared[1:] - shared[0]
-    iou = np.where(same & ~truth.crowd[:, None], shared[1:] / np.maximum(union, 1), 0)
+    iou = np.where(same & ~gt.crowd[:, None], shared[1:] / np.maximum(union, 1), 0)
     hit = iou > IOU
-    excused = shared[0] + (shared[1:] * (same & truth.crowd[:, None])).sum(0)
+    excused = shared[0] + (shared[1:] * (same & gt.crowd[:, None])).sum(0)
     invented = ~hit.any(0) & (excused <= IOU * area)
-    missed = ~hit.any(1) & ~truth.crowd
+    missed = ~hit.any(1) & ~gt.crowd
 
     counts = np.zeros((classes, 4))
-    np.add.at(counts[:, 0], truth.labels, (iou * hit).sum(1))
-    np.add.at(counts[:, 1], truth.labels, hit.any(1))
+    np.add.at(counts[:, 0], gt.labels, (iou * hit).sum(1))
+    np.add.at(counts[:, 1], gt.labels, hit.any(1))
     np.add.at(counts[:, 2], labels, invented)
-    np.add.at(counts[:, 3], truth.labels, missed)
+    np.add.at(counts[:, 3], gt.labels, missed)
     return counts

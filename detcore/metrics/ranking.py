@@ -15,14 +15,14 @@ BLOCK = 2**17  # detections compared at a time, so that memory is bounded
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of a data set: the truth, or detections.
+    """Boxes of a data set: the ground truth, or detections.
 
     Attributes:
         image: int64 [n], the image of each, by any number.
         boxes: float [n, 4], (x1, y1, x2, y2) in pixels.
         labels: int64 [n].
         scores: float [n], of detections.
-        flags: bool [n], of the truth: difficult objects (VOC), groups of objects (Open Images).
+        flags: bool [n], of the ground truth: difficult objects (VOC), groups of objects (Open Images).
     """
 
     image: np.ndarray
@@ -70,18 +70,18 @@ def overlap(a: np.ndarray, b: np.ndarray, *, pixels: bool = False, of_first: boo
     return inter / np.maximum(area if of_first else area + other - inter, 1e-6)
 
 
-def best(detections: Boxes, truth: Boxes, *, progress: bool = False, **how: bool) -> tuple[np.ndarray, np.ndarray]:
+def best(detections: Boxes, gt: Boxes, *, progress: bool = False, **how: bool) -> tuple[np.ndarray, np.ndarray]:
     """The object of its image and class that each detection overlaps most, and how much; -1 and 0 where there is none.
 
     Of equals the first counts. `progress` shows a bar.
     """
-    mine, theirs = key(detections, truth)
+    mine, theirs = key(detections, gt)
     index, most = np.full(len(detections), -1), np.zeros(len(detections))
     with tqdm(total=len(detections), desc="comparing boxes", unit="box", disable=not progress, leave=False) as bar:
         for start in range(0, len(detections), BLOCK):
             left, right = pairs(mine[start:start + BLOCK], theirs)
             left += start
-            value = overlap(detections.boxes[left].astype(float), truth.boxes[right].astype(float), **how)
+            value = overlap(detections.boxes[left].astype(float), gt.boxes[right].astype(float), **how)
             np.maximum.at(most, left, value)
             tops = np.flatnonzero(value == most[left])[::-1]
             index[left[tops]] = right[tops]

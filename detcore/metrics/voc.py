@@ -15,13 +15,13 @@ from detcore.metrics.ranking import Boxes, Curve, Result, best, curves, first_of
 IOU = 0.5
 
 
-def evaluate_voc(truth: Boxes, detections: Boxes, class_names: Sequence[str], *, images: int,
+def evaluate_voc(gt: Boxes, detections: Boxes, class_names: Sequence[str], *, images: int,
                  iou: float = IOU, eleven_points: bool = True, pixels: bool = True,
                  progress: bool = False) -> Result:
-    """Compare detections with the truth.
+    """Compare detections with the ground truth.
 
     Args:
-        truth: its flags mark difficult objects.
+        gt: its flags mark difficult objects.
         detections: with scores.
         images: how many were looked at.
         eleven_points: VOC 2007's precision at eleven recalls; else the area below the curve.
@@ -29,15 +29,15 @@ def evaluate_voc(truth: Boxes, detections: Boxes, class_names: Sequence[str], *,
         progress: show a bar.
     """
     detections = detections[np.argsort(-detections.scores, kind="stable")]
-    index, overlap = best(detections, truth, pixels=pixels, progress=progress)
-    difficult = truth.flags if len(truth.flags) else np.zeros(len(truth), bool)
+    index, overlap = best(detections, gt, pixels=pixels, progress=progress)
+    difficult = gt.flags if len(gt.flags) else np.zeros(len(gt), bool)
     hits = np.flatnonzero((index >= 0) & (overlap >= iou))
     counted = np.ones(len(detections), bool)
     counted[hits] = ~difficult[index[hits]]
     hits = hits[counted[hits]]
     right = np.zeros(len(detections), bool)
     right[hits[first_of_each(index[hits])]] = True
-    objects = np.bincount(truth.labels[~difficult], minlength=len(class_names))
+    objects = np.bincount(gt.labels[~difficult], minlength=len(class_names))
     ranked = curves(detections.labels[counted], detections.scores[counted], right[counted], objects)
     return summary(class_names, ranked, eleven_points, images)
 

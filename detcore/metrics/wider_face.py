@@ -17,13 +17,13 @@ IOU = 0.5
 THRESHOLDS = 1000
 
 
-def evaluate_wider_face(truth: Boxes, detections: Boxes, counts: Mapping[str, np.ndarray], *, images: int,
+def evaluate_wider_face(gt: Boxes, detections: Boxes, counts: Mapping[str, np.ndarray], *, images: int,
                         progress: bool = False) -> Result:
-    """Compare detections with the truth.
+    """Compare detections with the ground truth.
 
     Args:
-        truth: all faces; detections: with scores.
-        counts: for each setting bool [n], which faces of the truth are to be found.
+        gt: all faces; detections: with scores.
+        counts: for each setting bool [n], which faces of the ground truth are to be found.
         images: how many were looked at.
         progress: show a bar.
 
@@ -31,7 +31,7 @@ def evaluate_wider_face(truth: Boxes, detections: Boxes, counts: Mapping[str, np
         A result whose metrics and curves are those of the settings.
     """
     detections = detections[np.argsort(-detections.scores, kind="stable")]
-    index, overlap = best(detections, truth, pixels=True, progress=progress)
+    index, overlap = best(detections, gt, pixels=True, progress=progress)
     seen = index >= 0  # in a picture with faces
     hit = seen & (overlap >= IOU)
     low = detections.scores.min(initial=np.inf)
@@ -40,14 +40,14 @@ def evaluate_wider_face(truth: Boxes, detections: Boxes, counts: Mapping[str, np
 
     found = {}
     for setting, counted in counts.items():
-        wanted = np.zeros(len(index), bool)
-        wanted[hit] = counted[index[hit]]
-        places = np.flatnonzero(wanted)
+        in_setting = np.zeros(len(index), bool)
+        in_setting[hit] = counted[index[hit]]
+        places = np.flatnonzero(in_setting)
         right = np.zeros(len(index), bool)
         right[places[first_of_each(index[places])]] = True
         # How many detections, and how many right ones, reach each threshold; they are sorted by falling score.
         reach = np.searchsorted(-scores, -thresholds, "right")
-        proposed, rights = (np.append(0, part.cumsum())[reach] for part in (seen & (wanted | ~hit), right))
+        proposed, rights = (np.append(0, part.cumsum())[reach] for part in (seen & (in_setting | ~hit), right))
         found[setting] = Curve(rights / np.maximum(proposed, 1), rights / max(counted.sum(), 1), int(counted.sum()))
     metrics = {setting: curve.area() if curve.objects else None for setting, curve in found.items()}
     return Result(metrics, {}, images, max((c.objects for c in found.values()), default=0), found)

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from detcore.data import cityscapes
 from detcore.data.check import check
-from detcore.data.dataset import EVERYTHING, Dataset, Wanted
+from detcore.data.dataset import ALL_OBJECTS, Dataset, ReadOptions
 from detcore.data.layouts import LAYOUTS, find_layout
 from detcore.data.openimages import OpenImagesDataset, read_table, read_tree
 from detcore.data.sampling import ClassAware, ClassBalanced, epoch_images, present
@@ -75,8 +75,8 @@ def objects(data: Dataset) -> dict[str, list[tuple[str, tuple[float, ...], bool]
 @every
 @pytest.mark.parametrize("split", ("train", "val"))
 def test_what_is_read_is_what_was_drawn(roots, layout, split):
-    wanted = objects(LAYOUTS["coco"].open(roots["coco"], split, EVERYTHING))
-    found = objects(LAYOUTS[layout].open(roots[layout], split, EVERYTHING))
+    wanted = objects(LAYOUTS["coco"].open(roots["coco"], split, ALL_OBJECTS))
+    found = objects(LAYOUTS[layout].open(roots[layout], split, ALL_OBJECTS))
     # WIDER FACE has whole pixels, VOC too, of which the last one is inside; a map of instances shows what is seen, a
     # polygon what was drawn.
     far = {"wider_face": 0.51, "voc": 1.51, "cityscapes": 3}.get(layout, 0.01)
@@ -150,7 +150,7 @@ class Oracle(Detector):
 def test_whoever_knows_the_truth_has_full_marks(roots, layout):
     recipe = all_entries()[ROWS[layout]].recipe_for("pocket")
     kinds = ("bbox", "segm") if recipe.masks else ("bbox",)
-    data = LAYOUTS[layout].open(roots[layout], "val", Wanted(masks="bitmap" if recipe.masks else None))
+    data = LAYOUTS[layout].open(roots[layout], "val", ReadOptions(masks="bitmap" if recipe.masks else None))
     watched = watchers(data, kinds)
     found = detect(Oracle(data, data.sizes.tolist()), data, recipe.preprocess, batch_size=2, workers=0,
                    progress=False, watched=watched)
@@ -217,7 +217,7 @@ def test_a_fault_is_a_sentence(own, layout, file, change, sentence):
     for kept in root.rglob("*.sizes.npz"):
         kept.unlink()
     with pytest.raises(DetcoreError, match=sentence) as error:
-        LAYOUTS[layout].open(root, "train", EVERYTHING)
+        LAYOUTS[layout].open(root, "train", ALL_OBJECTS)
     assert "\n" not in str(error.value)
     assert any(f.verdict in ("missing", "broken") for f in check(root, layout, progress=False))
 
@@ -225,7 +225,7 @@ def test_a_fault_is_a_sentence(own, layout, file, change, sentence):
 @every
 def test_a_missing_picture_is_named(own, layout):
     root = own(layout)
-    data = LAYOUTS[layout].open(root, "train", EVERYTHING)
+    data = LAYOUTS[layout].open(root, "train", ALL_OBJECTS)
     data.path(3).unlink()
     with pytest.raises(DataError, match="There is no image file"):
         data.sample(3)
@@ -248,7 +248,7 @@ def test_voc_has_twenty_classes_where_no_list_says_otherwise(own):
         path.unlink()
     data = VocDataset(root)
     assert len(data.class_names) == 20 and data.class_names[6] == "car" and len(data.objects()["labels"]) == 0
-    assert len(VocDataset(root, "train", Wanted(filter_empty=True))) == 0
+    assert len(VocDataset(root, "train", ReadOptions(filter_empty=True))) == 0
 
 
 def test_voc_is_found_in_its_devkit_folder_and_with_one_year(own, tmp_path):
@@ -263,9 +263,9 @@ def test_voc_is_found_in_its_devkit_folder_and_with_one_year(own, tmp_path):
 def test_cityscapes_objects_are_made_from_the_maps(own):
     root = own("cityscapes")
     file = cityscapes.annotation_file(root, "val")
-    before = objects(LAYOUTS["cityscapes"].open(root, "val", EVERYTHING))
+    before = objects(LAYOUTS["cityscapes"].open(root, "val", ALL_OBJECTS))
     file.unlink()
-    data = LAYOUTS["cityscapes"].open(root, "val", Wanted(masks="bitmap"))
+    data = LAYOUTS["cityscapes"].open(root, "val", ReadOptions(masks="bitmap"))
     assert file.exists() and data.class_names[0] == "person"
     assert [[o[1:] for o in v] for v in objects(data).values()] == [[o[1:] for o in v] for v in before.values()]
     values = data.instance_map(int(data.image_ids[0]))
@@ -330,13 +330,13 @@ def test_sizes_are_kept_until_the_list_of_pictures_changes(own):
 @pytest.mark.parametrize("orientation", (1, 3, 6))
 def test_boxes_are_shares_of_the_upright_picture(orientation, own):
     root, layout = own("openimages"), LAYOUTS["openimages"]
-    data = layout.open(root, "train", EVERYTHING)
+    data = layout.open(root, "train", ALL_OBJECTS)
     before, exif = data.sample(0), Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     falling = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None], (60, 80, 3))
     Image.fromarray(falling).save(data.path(0), exif=exif)
     (root / "annotations/oidv6-train-annotations-bbox.sizes.npz").unlink()
-    after = layout.open(root, "train", EVERYTHING).sample(0)
+    after = layout.open(root, "train", ALL_OBJECTS).sample(0)
     height, width = after.image.shape[:2]
     assert (height, width) == {1: (60, 80), 3: (60, 80), 6: (80, 60)}[orientation]
     np.testing.assert_allclose(after.boxes / np.tile([width, height], 2), before.boxes / 128)
@@ -361,7 +361,7 @@ def test_a_large_table_is_read_in_no_time(tmp_path):
 def test_wider_face_text_and_xml_say_the_same(own):
     root = own("wider_face")
     text = WiderFaceDataset(root, "val")
-    truth, counts = text.official_truth()
+    truth, counts = text.official_ground_truth()
     assert np.allclose(truth["boxes"], text.objects()["boxes"]) and (truth["image"] == text.objects()["image"]).all()
     assert (counts["easy"] <= counts["medium"]).all() and (counts["medium"] <= counts["hard"]).all()
     assert 0 < counts["easy"].sum() < counts["hard"].sum()
@@ -377,10 +377,10 @@ def test_wider_face_text_and_xml_say_the_same(own):
     for content in (b"MATLAB", later_version):
         (root / "wider_face_split/wider_easy_val.mat").write_bytes(content)
         with pytest.raises(DataError, match="wider_easy_val.mat of the official evaluation cannot be read"):
-            xml.official_truth()
+            xml.official_ground_truth()
     (root / "wider_face_split/wider_easy_val.mat").unlink()
     with pytest.raises(DataError, match="There is no file wider_easy_val.mat .*eval_tools.zip"):
-        xml.official_truth()
+        xml.official_ground_truth()
     with pytest.warns(UserWarning, match="Easy, medium and hard faces are not told apart"):
         assert score([], xml, ("bbox",)).keys() == {"voc"}
 
@@ -388,7 +388,7 @@ def test_wider_face_text_and_xml_say_the_same(own):
 # Long tails
 
 def test_rare_classes_are_shown_more_often(roots):
-    data = LAYOUTS["lvis"].open(roots["lvis"], "train", EVERYTHING)
+    data = LAYOUTS["lvis"].open(roots["lvis"], "train", ALL_OBJECTS)
     image, label = present(data)
     share = np.bincount(label, minlength=8) / len(data)
     shown = epoch_images(data, sampling=ClassBalanced(0.3), seed=1)
@@ -401,7 +401,7 @@ def test_rare_classes_are_shown_more_often(roots):
 
 
 def test_classes_are_shown_equally_often(roots):
-    data = LAYOUTS["openimages"].open(roots["openimages"], "train", EVERYTHING)
+    data = LAYOUTS["openimages"].open(roots["openimages"], "train", ALL_OBJECTS)
     image, label = present(data)
     classes = np.unique(label)
     shown = np.concatenate([epoch_images(data, sampling=ClassAware(), seed=0, epoch=e) for e in range(200)])
@@ -415,7 +415,7 @@ def test_classes_are_shown_equally_often(roots):
 
 
 def test_plain_epochs_repeat_the_data(roots):
-    data = LAYOUTS["voc"].open(roots["voc"], "val", EVERYTHING)
+    data = LAYOUTS["voc"].open(roots["voc"], "val", ALL_OBJECTS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert epoch_images(data, repeat=3).tolist() == [*range(VAL)] * 3

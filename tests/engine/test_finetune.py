@@ -16,7 +16,7 @@ import torch
 import detcore
 from detcore.data.check import check
 from detcore.data.coco import CocoDataset
-from detcore.data.dataset import Wanted
+from detcore.data.dataset import ReadOptions
 from detcore.data.loader import build_loader
 from detcore.engine.common import load_data
 from detcore.pocket import pocket_zoo
@@ -70,7 +70,7 @@ def put_into_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> d
 
 def test_the_data_are_complete(data):
     assert {f.verdict for f in check(data, progress=False)} == {"ok", "note"}  # no panoptic maps
-    found = CocoDataset.open(data, "train", Wanted())
+    found = CocoDataset.open(data, "train", ReadOptions())
     assert found.class_names == tuple(NAMES.values()) and found.category_ids == [43, 44, 48]
 
 
