@@ -26,7 +26,7 @@ EPS, MOMENTUM = 1e-3, 0.01  # of batch norm
 DROP = 0.2  # how often stochastic depth leaves out the last block
 
 
-class Stage(NamedTuple):
+class MBConvStage(NamedTuple):
     """A row of table 1: how much its blocks widen, their kernel, channels and number, the first one's stride."""
 
     widen: int
@@ -36,8 +36,9 @@ class Stage(NamedTuple):
     stride: int
 
 
-STAGES = (Stage(1, 3, 16, 1, 1), Stage(6, 3, 24, 2, 2), Stage(6, 5, 40, 2, 2), Stage(6, 3, 80, 3, 2),
-          Stage(6, 5, 112, 3, 1), Stage(6, 5, 192, 4, 2), Stage(6, 3, 320, 1, 1))
+STAGES = tuple(MBConvStage(*row) for row in (
+    (1, 3, 16, 1, 1), (6, 3, 24, 2, 2), (6, 5, 40, 2, 2), (6, 3, 80, 3, 2), (6, 5, 112, 3, 1), (6, 5, 192, 4, 2),
+    (6, 3, 320, 1, 1)))
 
 
 class Scaling(NamedTuple):
@@ -127,7 +128,7 @@ class EfficientNet(nn.Module):
     """
 
     def __init__(self, scaling: Scaling = B3, *, out_layers: Sequence[int] = (3, 4, 5), drop: float = DROP,
-                 stages: Sequence[Stage] = STAGES, stem: int = STEM):
+                 stages: Sequence[MBConvStage] = STAGES, stem: int = STEM):
         super().__init__()
         self.out_layers = tuple(out_layers)
         channels = scaling.channels(stem)

@@ -17,7 +17,7 @@ from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_no
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """What the residual blocks share: their norms are called `bn1` or `gn1`, and so on."""
 
     def __init__(self, norm: str):
@@ -31,7 +31,7 @@ class Block(nn.Module):
         return getattr(self, f"{self.norm}{index}")(x)
 
 
-class BasicBlock(Block):
+class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions with a shortcut; options as in `Bottleneck`."""
 
     expansion = 1
@@ -51,7 +51,7 @@ class BasicBlock(Block):
         return (out + (self.downsample(x) if self.downsample else x)).relu()
 
 
-class Bottleneck(Block):
+class Bottleneck(ResidualBlock):
     """1x1, 3x3 (grouped in ResNeXt), 1x1 convolutions with a shortcut.
 
     Args:

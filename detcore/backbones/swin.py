@@ -130,7 +130,7 @@ class ShiftedWindows(nn.Module):
         return (region[:, None, :, None] != region[:, None, None, :]) * BLOCKED
 
 
-class Block(nn.Module):
+class SwinBlock(nn.Module):
     """Attention in windows, then two layers for each cell, each behind a norm and beside a shortcut."""
 
     def __init__(self, channels: int, heads: int, window: int, shift: int, drop: float):
@@ -161,12 +161,12 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x.permute(0, 1, 3, 5, 2, 4).flatten(3)))  # the four of a channel side by side
 
 
-class Stage(nn.Module):
+class SwinStage(nn.Module):
     """Blocks with regular and shifted windows by turns, then the next stage's smaller map."""
 
     def __init__(self, channels: int, heads: int, window: int, drops: Sequence[float], last: bool):
         super().__init__()
-        self.blocks = nn.ModuleList([Block(channels, heads, window, window // 2 * (i % 2), drop)
+        self.blocks = nn.ModuleList([SwinBlock(channels, heads, window, window // 2 * (i % 2), drop)
                                      for i, drop in enumerate(drops)])
         self.downsample = None if last else PatchMerging(channels)
 
@@ -213,7 +213,7 @@ class Swin(nn.Module):
         for channels, depth, heads in zip(self.channels, size.depths, size.heads):
             drops = [drop * i / max(total - 1, 1) for i in range(first, first + depth)]
             first += depth
-            stages.append(Stage(channels, heads, size.window, drops, last=first == total))
+            stages.append(SwinStage(channels, heads, size.window, drops, last=first == total))
         self.stages = nn.ModuleList(stages)
         for i, channels in enumerate(self.channels):
             self.add_module(f"norm{i}", nn.LayerNorm(channels))

@@ -18,7 +18,7 @@ import numpy as np
 
 from detcore.data.dataset import Dataset, ReadOptions
 from detcore.data.panoptic import PanopticMaps
-from detcore.data.proposals import Proposals
+from detcore.data.proposals import ProposalFile
 from detcore.data.transforms import Transform
 from detcore.errors import DataError, UsageError
 from detcore.ops.masks import rasterise
@@ -204,8 +204,8 @@ class CocoDataset(Dataset):
             self._annotation_ids = rows["id"][taken]
             self._spans = np.stack([rows["begin"][taken], rows["end"][taken]], 1)
 
-    def _read_proposals(self, path: str | Path) -> Proposals:
-        proposals = Proposals(path)
+    def _read_proposals(self, path: str | Path) -> ProposalFile:
+        proposals = ProposalFile(path)
         missing = next((int(i) for i in self.image_ids if int(i) not in proposals), None)
         if missing is not None:
             raise DataError(f"The proposal file {path} has nothing for image {missing} of {self.annotation_file}.")

@@ -15,7 +15,7 @@ import numpy as np
 
 from detcore.data.images import read_image
 from detcore.data.panoptic import PanopticMaps
-from detcore.data.proposals import Proposals
+from detcore.data.proposals import ProposalFile
 from detcore.data.transforms import Masks, Meta, Sample, Transform, apply
 from detcore.errors import DataError, UsageError
 from detcore.structures import Polygons
@@ -105,7 +105,7 @@ class Dataset:
     files: list[str]
     labels: np.ndarray
     panoptic: PanopticMaps | None = None
-    proposals: Proposals | None = None
+    proposals: ProposalFile | None = None
     _runs: np.ndarray  # [n, 2], each image's first row in the columns of objects, and the row after its last
     _any: np.ndarray  # [n], whether there is any annotation of the classes, good or not
 

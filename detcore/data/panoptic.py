@@ -38,7 +38,7 @@ class _File(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Segments:
+class PanopticSegments:
     """What is known of one image.
 
     Attributes:
@@ -91,7 +91,7 @@ class PanopticMaps:
         self._labels = {category: label for label, category in enumerate([*thing_ids, *stuff_ids])}
         self._of_image = {a.image_id: a for a in content.annotations}
 
-    def read(self, image_id: int, size: tuple[int, int]) -> Segments:
+    def read(self, image_id: int, size: tuple[int, int]) -> PanopticSegments:
         """What is known of an image of `size` (h, w).
 
         Raises:
@@ -119,5 +119,5 @@ class PanopticMaps:
         if (known[index] != numbers).any():
             bad = numbers[known[index] != numbers][0]
             raise DataError(f"The panoptic map {path} has a segment {bad}, of which {self.file} knows nothing.")
-        return Segments(index, np.array([self._labels[segments[i].category_id] for i in order], np.int64),
+        return PanopticSegments(index, np.array([self._labels[segments[i].category_id] for i in order], np.int64),
                         np.array([segments[i].iscrowd for i in order], bool))

@@ -31,7 +31,7 @@ def save_proposals(path: str | Path, proposals: Mapping[int, np.ndarray]) -> Non
         raise DataError(f"The proposal file {path} cannot be written: {error.strerror}.") from error
 
 
-class Proposals(Mapping[int, np.ndarray]):
+class ProposalFile(Mapping[int, np.ndarray]):
     """The proposals of a file: image id -> float32 [p, 5], best first.
 
     Raises:

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from detcore.data.panoptic import PanopticMaps, Segments
+from detcore.data.panoptic import PanopticMaps, PanopticSegments
 from detcore.metrics.coco import CocoResult
+from detcore.structures import INSTANCE
 
 IOU = 0.5  # segments that overlap by more are the same: at most one can
 
@@ -45,7 +46,7 @@ class PanopticQuality:
                           int((hit + missed).sum()))
 
 
-def compare(gt: Segments, found: np.ndarray, classes: int) -> np.ndarray:
+def compare(gt: PanopticSegments, found: np.ndarray, classes: int) -> np.ndarray:
     """One image's share of `PanopticQuality.counts`, [classes, 4].
 
     Pixels without ground truth count neither for nor against a segment. A segment that lies mostly on such pixels,
@@ -55,7 +56,7 @@ def compare(gt: Segments, found: np.ndarray, classes: int) -> np.ndarray:
     shared = np.bincount(gt.place.ravel() * len(values) + place.ravel(),
                          minlength=(len(gt.labels) + 1) * len(values)).reshape(-1, len(values)).astype(float)
     area, true_area = shared.sum(0), shared[1:].sum(1)
-    labels = values % 1000
+    labels = values % INSTANCE
     shared, area, labels = shared[:, labels < classes], area[labels < classes], labels[labels < classes]
     same = gt.labels[:, None] == labels
     union = area + true_area[:, None] - shared[1:] - shared[0]

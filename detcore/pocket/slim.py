@@ -84,9 +84,9 @@ def slim_darknet() -> Darknet:
 
 def slim_efficientnet() -> EfficientNet:
     """An EfficientNet of eight narrow blocks, none of which is left out in training."""
-    from detcore.backbones.efficientnet import EfficientNet, Scaling, Stage
+    from detcore.backbones.efficientnet import EfficientNet, MBConvStage, Scaling
 
-    stages = tuple(Stage(*row) for row in (
+    stages = tuple(MBConvStage(*row) for row in (
         (1, 3, 8, 1, 1), (3, 3, 16, 1, 2), (3, 5, 24, 2, 2), (3, 3, 32, 1, 2), (3, 5, 48, 1, 1), (3, 5, 64, 1, 2),
         (3, 3, 96, 1, 1)))
     return EfficientNet(Scaling(1, 1), stages=stages, stem=16, drop=0.0)

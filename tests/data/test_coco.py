@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from detcore.data.coco import CocoDataset, fingerprint, trace
 from detcore.data.images import read_image
-from detcore.data.proposals import Proposals, save_proposals
+from detcore.data.proposals import ProposalFile, save_proposals
 from detcore.data.transforms import FilterBoxes
 from detcore.errors import DataError, UsageError
 from detcore.structures import Polygons
@@ -252,10 +252,10 @@ def test_proposals_come_with_their_image(tree):
     with pytest.raises(DataError, match="q.npz has nothing for image 5"):
         CocoDataset(root, proposals=root / "q.npz")
     with pytest.raises(DataError, match="There is no proposal file"):
-        Proposals(root / "r.npz")
+        ProposalFile(root / "r.npz")
     (root / "r.npz").write_bytes(pickle.dumps(some))
     with pytest.raises(DataError, match="r.npz is not a proposal file"):
-        Proposals(root / "r.npz")
+        ProposalFile(root / "r.npz")
 
 
 def test_images_that_lose_all_objects_are_replaced(tree):

@@ -11,10 +11,10 @@ from detcore.backbones.efficientnet import (
     STAGES,
     EfficientNet,
     MBConv,
+    MBConvStage,
     SameConv2d,
     Scaling,
     SqueezeExcitation,
-    Stage,
 )
 from detcore.errors import WeightsError
 from detcore.methods.efficientnet import LevelNormHead
@@ -107,7 +107,7 @@ def test_all_anchors_train():
 
 
 def test_backbone_takes_a_classifiers_file(tmp_path):
-    stages = (Stage(1, 3, 16, 1, 1), *(Stage(2, 3, 24, 1, 2) for _ in range(4)))
+    stages = (MBConvStage(1, 3, 16, 1, 1), *(MBConvStage(2, 3, 24, 1, 2) for _ in range(4)))
     model = torch.nn.Module()
     model.backbone = EfficientNet(stages=stages, stem=8)
     state = {f"backbone.{n}": torch.rand_like(v.float()).to(v.dtype) for n, v in model.backbone.state_dict().items()}
