@@ -13,7 +13,7 @@ import torch
 import detcore
 from detcore.data.coco import CocoDataset
 from detcore.data.loader import _target
-from detcore.data.panoptic import PanopticMaps, Segments
+from detcore.data.panoptic import PanopticMaps, PanopticSegments
 from detcore.data.transforms import Flip, RandomCrop, Resize
 from detcore.detectors import Detector
 from detcore.engine.common import load_data
@@ -149,8 +149,8 @@ def test_maps_come_in_the_asked_size():
 # The evaluation: the quality is computed by hand
 
 
-def truth(place: list[list[int]], labels: list[int], crowd: list[int] | None = None) -> Segments:
-    return Segments(np.array(place), np.array(labels, np.int64), np.array(crowd or [0] * len(labels), bool))
+def truth(place: list[list[int]], labels: list[int], crowd: list[int] | None = None) -> PanopticSegments:
+    return PanopticSegments(np.array(place), np.array(labels, np.int64), np.array(crowd or [0] * len(labels), bool))
 
 
 compared = partial(compare, classes=VOID)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detcore.data.cityscapes import CLASSES
-from detcore.data.panoptic import Segments
+from detcore.data.panoptic import PanopticSegments
 from detcore.errors import DataError
 from detcore.metrics import ranking
 from detcore.metrics.cityscapes import CityscapesAP
@@ -179,7 +179,7 @@ def test_panoptic_quality_is_the_official_formula():
             if rng.random() < 0.8:
                 name = label if rng.random() < 0.85 else rng.integers(classes)
                 found[max(y + dy, 0):y + dy + h, max(x + dx, 0):x + dx + w] = name + 1000 * segment
-        ours = compare(Segments(truth, np.array(labels), np.array(crowd)), found, classes)
+        ours = compare(PanopticSegments(truth, np.array(labels), np.array(crowd)), found, classes)
         np.testing.assert_allclose(ours, panoptic_by_hand(truth, labels, crowd, found, classes), atol=1e-9)
         total += ours
     assert (total > 0).all()
