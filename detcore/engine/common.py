@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,7 +15,7 @@ from detcore.detectors import Detector
 from detcore.errors import UsageError
 from detcore.recipe import Recipe
 from detcore.records import DataInfo
-from detcore.zoo.create import Model, Restored, resolve, restore
+from detcore.zoo.create import Model, Resolved, Restored, resolve, restore
 
 TRAIN, VAL = "train", "val"
 FILES = (".safetensors", ".pt", ".pth")  # of weights
@@ -53,7 +54,8 @@ def check_counts(least: int, **counts: int | None) -> None:
 
 
 def ready_model(model: Model | Path, weights: str | Path | None = None, *, required: bool = False,
-                recipe: Recipe | None = None, profile: str | None = None, **options: Any) -> Restored:
+                recipe: Recipe | None = None, profile: str | None = None,
+                check: Callable[[Resolved], None] | None = None, **options: Any) -> Restored:
     """A detector to be run, and what is known of it; on the CPU, in training mode.
 
     Args:
@@ -61,6 +63,7 @@ def ready_model(model: Model | Path, weights: str | Path | None = None, *, requi
         weights: "published", a file or an address; None or "random" for random ones (a `Detector`: as it is).
         required: whether a name or an entry has to come with weights, be it "random".
         profile: for a file what it says by default.
+        check: raises if the model will not do; called before the weights of a name or an entry are fetched.
         options: keyword options of the builder, None for its defaults.
 
     Raises:
@@ -74,9 +77,14 @@ def ready_model(model: Model | Path, weights: str | Path | None = None, *, requi
     if is_file(model):
         if weights is not None:
             raise UsageError(f"{model} is a file of weights: give either it, or a model with other weights.")
-        return restore(model, recipe=recipe, profile=profile, **options)
+        ready = restore(model, recipe=recipe, profile=profile, **options)
+        if check:
+            check(ready.resolved)
+        return ready
     assert not isinstance(model, Path)
     subject = resolve(model, recipe=recipe, profile=profile, weights=weights)
+    if check:
+        check(subject)
     if weights is None and required and subject.entry is not None:
         raise UsageError(f"Which weights of {subject.name}? Name a file of them, 'published' or 'random'.")
     if weights is None or weights == "random":

@@ -24,7 +24,6 @@ from detcore.engine.common import (
     VAL,
     check_counts,
     describe,
-    is_file,
     load_data,
     loading_processes,
     pick_device,
@@ -39,7 +38,7 @@ from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb, write_atomically
 from detcore.runs import output_folder
 from detcore.structures import Detections
-from detcore.zoo.create import Model, Resolved, resolve
+from detcore.zoo.create import Model, Resolved
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,9 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
     check_counts(0, workers=workers)
     load_backend(backend)
     where = pick_device(device)
-    if tta and not is_file(model):  # before weights are fetched
-        check_tta(resolve(model, recipe=recipe, profile=profile, weights=weights))
-    ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile, **options)
+    ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile,
+                        check=check_tta if tta else None, **options)
     recipe, detector = ready.recipe, ready.model
-    if tta:
-        check_tta(ready.resolved)
     folder = None if output is None else output_folder(output)
     dataset = first_images(load_data(data_root, recipe, split, proposals=proposals), images)
     if "proposal" not in recipe.metric and detector.num_classes != len(dataset.class_names):

@@ -24,8 +24,7 @@ from detcore.engine.common import check_counts, is_file, ready_model
 from detcore.errors import DetcoreError, UsageError
 from detcore.recipe import Recipe
 from detcore.runs import output_folder
-from detcore.zoo.create import Model, resolve
-from detcore.zoo.entries import ModelEntry
+from detcore.zoo.create import Model, Resolved
 
 Format = Literal["onnx", "torch"]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -81,12 +80,7 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
         check_counts(1, height=size[0], width=size[1])
     if not is_file(model):
         profile = profile or "coco"
-    if isinstance(model, (str, ModelEntry)) and not is_file(model):  # before weights are fetched
-        subject = resolve(model, recipe=recipe, profile=profile)
-        with torch.device("meta"):
-            refuse(subject.build(**{n: v for n, v in options.items() if v is not None}), subject.name)
-    ready = ready_model(model, weights, recipe=recipe, profile=profile, **options)
-    refuse(ready.model, ready.name)
+    ready = ready_model(model, weights, recipe=recipe, profile=profile, check=refuse, **options)
     name, classes = ready.name, ready.classes
     size = size or input_size(ready.recipe)
     target = Path(output or f"{Path(model).stem if is_file(model) else name}{SUFFIXES[format]}")
@@ -121,16 +115,18 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
     return target
 
 
-def refuse(model: Detector, name: str) -> None:
+def refuse(subject: Resolved) -> None:
     """Raise the sentence that tells why a model cannot be exported, if it cannot.
 
     A part whose graph cannot be taken down says why in its attribute `not_exportable`.
     """
+    with torch.device("meta"):
+        model = subject.build()
     reason = "it takes proposals beside the picture" if model.needs_proposals else next(
         (module.not_exportable for module in model.modules() if hasattr(module, "not_exportable")), None)
     if reason:
-        raise UsageError(f"{name} cannot be exported: {reason}. RetinaNet, GFL, Faster, Mask and Cascade R-CNN, "
-                         f"Deformable DETR and Mask2Former can, among others.")
+        raise UsageError(f"{subject.name} cannot be exported: {reason}. RetinaNet, GFL, Faster, Mask and Cascade "
+                         f"R-CNN, Deformable DETR and Mask2Former can, among others.")
 
 
 def picture(size: tuple[int, int], seed: int) -> Tensor:
