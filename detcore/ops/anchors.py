@@ -23,7 +23,7 @@ class AnchorGenerator(nn.Module):
         self.counts = tuple(len(s) for s in sizes)  # anchors of a cell, for each level
         # Not in the state dict: published checkpoints have no such entries.
         for level, size in enumerate(sizes):
-            self.register_buffer(f"size{level}", torch.from_numpy(np.asarray(size, np.float32)), persistent=False)
+            self.register_buffer(f"size{level}", torch.tensor(np.asarray(size, np.float32)), persistent=False)
 
     @classmethod
     def from_scales(cls, strides: Sequence[int], scales: Sequence[float],
@@ -42,7 +42,7 @@ class AnchorGenerator(nn.Module):
         levels = []
         for level, (stride, x) in enumerate(zip(self.strides, maps)):
             half, center = self.get_buffer(f"size{level}") / 2, self.center * stride
-            base = torch.cat([center - half, center + half], 1).to(x.device)
+            base = torch.cat([center - half, center + half], 1)
             corner = point_grid([x], [stride], offset=0)[0]
             levels.append((corner.repeat(1, 2)[:, None] + base).reshape(-1, 4))
         return levels
