@@ -272,9 +272,6 @@ def test_losses_ask_nothing_of_the_device(name: str, monkeypatch: pytest.MonkeyP
     with FakeTensorMode(allow_non_fake_inputs=False), no_waiting_by_design(monkeypatch):
         with torch.device("cuda"):
             model = detcore.create_model(name, profile="pocket", num_classes=CASE["num_classes"]).train()
-        for module in model.modules():
-            for key, value in module._buffers.items():
-                module._buffers[key] = None if value is None else torch.empty_like(value, device="cuda")
         images = Images(torch.zeros(2, 3, 128, 160, device="cuda"), [(128, 150), (120, 160)])
         targets = [Target(torch.zeros(n, 4, device="cuda"), torch.zeros(n, dtype=torch.long, device="cuda"),
                           torch.zeros(n, 128, 160, dtype=torch.uint8, device="cuda"),
