@@ -59,7 +59,7 @@ class ReadOptions:
         return self
 
 
-ALL_OBJECTS = ReadOptions()
+DEFAULT_OPTIONS = ReadOptions()
 
 
 class Columns(TypedDict):

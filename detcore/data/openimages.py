@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from detcore.data.dataset import ALL_OBJECTS, Dataset, ReadOptions
+from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions
 from detcore.data.images import picture_sizes
 from detcore.errors import DataError
 
@@ -62,7 +62,7 @@ class OpenImagesDataset(Dataset):
 
     ancestors: np.ndarray
 
-    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = ALL_OBJECTS, *,
+    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = DEFAULT_OPTIONS, *,
                  challenge: bool = False) -> None:
         """
         Args:

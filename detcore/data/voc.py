@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
-from detcore.data.dataset import ALL_OBJECTS, Dataset, ReadOptions
+from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions
 from detcore.errors import DataError
 
 CLASSES = (
@@ -58,7 +58,7 @@ class VocDataset(Dataset):
     Classes are those that `ImageSets/Main` has lists for, in alphabetical order, or else VOC's own twenty.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = ALL_OBJECTS) -> None:
+    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = DEFAULT_OPTIONS) -> None:
         """
         Args:
             root: the folder that holds `VOC2007` and `VOC2012`, or one that holds it as `VOCdevkit`.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detcore.data.dataset import ALL_OBJECTS, Columns, Dataset, ReadOptions
+from detcore.data.dataset import DEFAULT_OPTIONS, Columns, Dataset, ReadOptions
 from detcore.data.images import picture_sizes
 from detcore.data.voc import Described, read_xml
 from detcore.errors import DataError
@@ -27,7 +27,7 @@ TRUTH_FOLDERS = ("wider_face_split", "eval_tools/ground_truth")
 class WiderFaceDataset(Dataset):
     """WIDER FACE's images with their faces."""
 
-    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = ALL_OBJECTS) -> None:
+    def __init__(self, root: str | Path, split: str = "train", options: ReadOptions = DEFAULT_OPTIONS) -> None:
         """
         Args:
             split: "train" or "val".

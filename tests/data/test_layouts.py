@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from detcore.data import cityscapes
 from detcore.data.check import check
-from detcore.data.dataset import ALL_OBJECTS, Dataset, ReadOptions
+from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions
 from detcore.data.layouts import LAYOUTS, find_layout
 from detcore.data.openimages import OpenImagesDataset, read_table, read_tree
 from detcore.data.sampling import ClassAware, ClassBalanced, epoch_images, present
@@ -75,8 +75,8 @@ def objects(data: Dataset) -> dict[str, list[tuple[str, tuple[float, ...], bool]
 @every
 @pytest.mark.parametrize("split", ("train", "val"))
 def test_what_is_read_is_what_was_drawn(roots, layout, split):
-    wanted = objects(LAYOUTS["coco"].open(roots["coco"], split, ALL_OBJECTS))
-    found = objects(LAYOUTS[layout].open(roots[layout], split, ALL_OBJECTS))
+    wanted = objects(LAYOUTS["coco"].open(roots["coco"], split, DEFAULT_OPTIONS))
+    found = objects(LAYOUTS[layout].open(roots[layout], split, DEFAULT_OPTIONS))
     # WIDER FACE has whole pixels, VOC too, of which the last one is inside; a map of instances shows what is seen, a
     # polygon what was drawn.
     far = {"wider_face": 0.51, "voc": 1.51, "cityscapes": 3}.get(layout, 0.01)
@@ -217,7 +217,7 @@ def test_a_fault_is_a_sentence(own, layout, file, change, sentence):
     for kept in root.rglob("*.sizes.npz"):
         kept.unlink()
     with pytest.raises(DetcoreError, match=sentence) as error:
-        LAYOUTS[layout].open(root, "train", ALL_OBJECTS)
+        LAYOUTS[layout].open(root, "train", DEFAULT_OPTIONS)
     assert "\n" not in str(error.value)
     assert any(f.verdict in ("missing", "broken") for f in check(root, layout, progress=False))
 
@@ -225,7 +225,7 @@ def test_a_fault_is_a_sentence(own, layout, file, change, sentence):
 @every
 def test_a_missing_picture_is_named(own, layout):
     root = own(layout)
-    data = LAYOUTS[layout].open(root, "train", ALL_OBJECTS)
+    data = LAYOUTS[layout].open(root, "train", DEFAULT_OPTIONS)
     data.path(3).unlink()
     with pytest.raises(DataError, match="There is no image file"):
         data.sample(3)
@@ -263,7 +263,7 @@ def test_voc_is_found_in_its_devkit_folder_and_with_one_year(own, tmp_path):
 def test_cityscapes_objects_are_made_from_the_maps(own):
     root = own("cityscapes")
     file = cityscapes.annotation_file(root, "val")
-    before = objects(LAYOUTS["cityscapes"].open(root, "val", ALL_OBJECTS))
+    before = objects(LAYOUTS["cityscapes"].open(root, "val", DEFAULT_OPTIONS))
     file.unlink()
     data = LAYOUTS["cityscapes"].open(root, "val", ReadOptions(masks="bitmap"))
     assert file.exists() and data.class_names[0] == "person"
@@ -330,13 +330,13 @@ def test_sizes_are_kept_until_the_list_of_pictures_changes(own):
 @pytest.mark.parametrize("orientation", (1, 3, 6))
 def test_boxes_are_shares_of_the_upright_picture(orientation, own):
     root, layout = own("openimages"), LAYOUTS["openimages"]
-    data = layout.open(root, "train", ALL_OBJECTS)
+    data = layout.open(root, "train", DEFAULT_OPTIONS)
     before, exif = data.sample(0), Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     falling = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None], (60, 80, 3))
     Image.fromarray(falling).save(data.path(0), exif=exif)
     (root / "annotations/oidv6-train-annotations-bbox.sizes.npz").unlink()
-    after = layout.open(root, "train", ALL_OBJECTS).sample(0)
+    after = layout.open(root, "train", DEFAULT_OPTIONS).sample(0)
     height, width = after.image.shape[:2]
     assert (height, width) == {1: (60, 80), 3: (60, 80), 6: (80, 60)}[orientation]
     np.testing.assert_allclose(after.boxes / np.tile([width, height], 2), before.boxes / 128)
@@ -388,7 +388,7 @@ def test_wider_face_text_and_xml_say_the_same(own):
 # Long tails
 
 def test_rare_classes_are_shown_more_often(roots):
-    data = LAYOUTS["lvis"].open(roots["lvis"], "train", ALL_OBJECTS)
+    data = LAYOUTS["lvis"].open(roots["lvis"], "train", DEFAULT_OPTIONS)
     image, label = present(data)
     share = np.bincount(label, minlength=8) / len(data)
     shown = epoch_images(data, sampling=ClassBalanced(0.3), seed=1)
@@ -401,7 +401,7 @@ def test_rare_classes_are_shown_more_often(roots):
 
 
 def test_classes_are_shown_equally_often(roots):
-    data = LAYOUTS["openimages"].open(roots["openimages"], "train", ALL_OBJECTS)
+    data = LAYOUTS["openimages"].open(roots["openimages"], "train", DEFAULT_OPTIONS)
     image, label = present(data)
     classes = np.unique(label)
     shown = np.concatenate([epoch_images(data, sampling=ClassAware(), seed=0, epoch=e) for e in range(200)])
@@ -415,7 +415,7 @@ def test_classes_are_shown_equally_often(roots):
 
 
 def test_plain_epochs_repeat_the_data(roots):
-    data = LAYOUTS["voc"].open(roots["voc"], "val", ALL_OBJECTS)
+    data = LAYOUTS["voc"].open(roots["voc"], "val", DEFAULT_OPTIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert epoch_images(data, repeat=3).tolist() == [*range(VAL)] * 3
