@@ -4,6 +4,7 @@ What a user can mend ends in one sentence on standard error and exit status 1, a
 """
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -248,8 +249,8 @@ def predict(model: Model, images: Annotated[list[Path], typer.Argument(help="Pic
     """Detect objects in pictures."""
     from tqdm import tqdm
 
-    from detcore.engine.evaluate import save_json
     from detcore.engine.predict import Predictor
+    from detcore.records import write_text
     from detcore.runs import output_folder
 
     folder = output_folder(output)
@@ -268,7 +269,7 @@ def predict(model: Model, images: Annotated[list[Path], typer.Argument(help="Pic
         table.append(dict(file=str(image), detections=records))
         if paint:
             detections.draw(score_threshold=least).save(folder / f"{image.stem}.detections.png")
-    save_json(folder / "detections.json", table)
+    write_text(folder / "detections.json", json.dumps(table))
     print(f"{sum(len(t['detections']) for t in table)} objects in {len(table)} pictures: {folder}")
 
 
@@ -351,15 +352,6 @@ def data_check(root: Annotated[Path, typer.Argument(help="Folder of a data set."
     wrong = sum(f.verdict in ("missing", "broken") for f in findings)
     if wrong:
         raise DataError(f"{root} is not complete: {wrong} of {len(findings)} points above are missing or broken.")
-
-
-@data_app.command("synthetic")
-def data_synthetic(path: Annotated[Path, typer.Argument(help="The file to write.")], images: int = 118_000,
-                   annotations: int = 860_000, seed: int = 0) -> None:
-    """Write a COCO annotation file of any size, without pictures."""
-    from detcore.data.synthetic import write_annotations
-
-    print(f"annotations: {write_annotations(path, images=images, annotations=annotations, seed=seed)}")
 
 
 def main() -> None:

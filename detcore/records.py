@@ -11,12 +11,12 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from detcore.errors import DataError
 
@@ -25,10 +25,8 @@ PACKAGES = ("detcore", "torch", "torchvision", "accelerate", "numpy", "opencv-py
 Number = int | float | None
 
 
-class Hardware(BaseModel):
+class Hardware(BaseModel, extra="forbid"):
     """The machine of a run: processor, its cores, main memory in GB, accelerators by name."""
-
-    model_config = ConfigDict(extra="forbid")
 
     cpu: str
     cores: int
@@ -36,17 +34,15 @@ class Hardware(BaseModel):
     accelerators: list[str] = []
 
 
-class DataInfo(BaseModel):
+class DataInfo(BaseModel, extra="forbid"):
     """The data of a run: its annotation file's name, the file's `detcore.data.coco.fingerprint`, its images used."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     fingerprint: str
     images: int
 
 
-class Record(BaseModel):
+class Record(BaseModel, extra="forbid"):
     """What a run leaves behind.
 
     Attributes:
@@ -62,8 +58,6 @@ class Record(BaseModel):
         memory: in GB, by name.
         curves: lists of equal length that belong together ("step", "loss").
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["train", "evaluate", "benchmark", "data", "pretrain"]
     model: str | None = None
@@ -82,18 +76,8 @@ class Record(BaseModel):
     curves: dict[str, list[Number]] = {}
 
     def write(self, path: str | Path) -> Path:
-        """Write the record as JSON.
-
-        Raises:
-            DataError: the file cannot be written; what was there before stays.
-        """
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (self.model_dump_json(indent=1) + "\n").encode())
-        except OSError as error:
-            raise DataError(f"The record {path} cannot be written: {error.strerror}.") from error
-        return path
+        """Write the record as JSON; raises as `write_text` does."""
+        return write_text(path, self.model_dump_json(indent=1) + "\n")
 
 
 def read_record(path: str | Path) -> Record:
@@ -143,30 +127,41 @@ def write_atomically(path: Path, data: bytes | memoryview, *, sync: bool = True)
         raise
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file, whole or not at all, and its folder where there is none.
+
+    Raises:
+        DataError: the file cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise DataError(f"The file {path} cannot be written: {error.strerror}.") from error
+    return path
+
+
 def hardware() -> Hardware:
     """This machine."""
     import psutil
     import torch
 
     cpu = platform.processor() or platform.machine()
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Hardware(cpu=cpu, cores=cores, memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
                     accelerators=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())])
 
 
-def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of those packages that are installed."""
+def versions() -> dict[str, str]:
+    """The versions of Python and of those `PACKAGES` that are installed."""
     found = {"python": platform.python_version()}
-    for package in packages:
-        try:
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

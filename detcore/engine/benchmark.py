@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-from detcore.data.dataset import Dataset
-from detcore.data.loader import Batch, build_loader
-from detcore.data.transforms import Preprocess, Resize
+from detcore.data.loader import build_loader
+from detcore.data.transforms import Resize
 from detcore.detectors import Detector
-from detcore.engine.common import (
-    check_counts,
-    describe,
-    load_data,
-    loading_processes,
-    pick_device,
-    ready_model,
-    told,
-    weights_name,
-)
+from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device, ready_model, told
 from detcore.engine.evaluate import predict_batch
 from detcore.engine.train import train
 from detcore.errors import UsageError
@@ -43,18 +33,14 @@ from detcore.structures import Images
 from detcore.zoo.create import Model
 
 
-def benchmark(model: Model, data_root: str | Path, *, training: bool = False, weights: str | Path | None = None,
-              recipe: Recipe | None = None, profile: str | None = None, proposals: str | Path | None = None,
-              device: str | None = None, workers: int | None = None, **options: Any) -> Record:
+def benchmark(model: Model, data_root: str | Path, *, training: bool = False, **options: Any) -> Record:
     """Measure speed and memory of a model.
 
     Args:
         training: of training, by `benchmark_training`, or else of inference, by `benchmark_inference`.
-        options: others of that function.
+        options: of that function.
     """
-    measure = benchmark_training if training else benchmark_inference
-    return measure(model, data_root, weights=weights, recipe=recipe, profile=profile, proposals=proposals,
-                   device=device, workers=workers, **options)
+    return (benchmark_training if training else benchmark_inference)(model, data_root, **options)
 
 
 def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | Path | None = None,
@@ -95,9 +81,10 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
         fuse_conv_bn(detector)
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    workers = loading_processes(where) if workers is None else workers
     total, times = Clock(where), []
-    for i, batch in enumerate(islice(_forever(data, recipe.preprocess, workers), warmup + images)):
+    workers = loading_processes(where, workers)
+    endless = chain.from_iterable(build_loader(data, 1, preprocess=recipe.preprocess, workers=workers) for _ in count())
+    for i, batch in enumerate(islice(endless, warmup + images)):
         batch = batch.to(where)
         clock = Clock(where)
         predict_batch(detector, batch, recipe.preprocess)
@@ -111,30 +98,19 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
     return Record(
         kind="benchmark", model=ready.name, profile=ready.profile, data=describe(data), duration_s=total(),
         parameters=dict(mode="inference", images=images, warmup=warmup, fuse_conv_bn=fuse, device=where.type,
-                        weights=weights_name(model, weights), options=told(options)),
+                        **told(model, weights, options)),
         metrics=dict(parameters=parameters, flops=operations, input_height=size[0], input_width=size[1]),
         speed=dict(inference_mean_s=float(seconds.mean()), inference_median_s=float(np.median(seconds)),
                    inference_p95_s=float(np.percentile(seconds, 95)), inference_images_per_s=1 / float(seconds.mean())),
         memory=peak_memory_gb())
 
 
-def _forever(data: Dataset, preprocess: Preprocess, workers: int) -> Iterator[Batch]:
-    while True:
-        yield from build_loader(data, 1, preprocess=preprocess, workers=workers)
-
-
 def benchmark_training(model: Model, data_root: str | Path, *, first: int = 100, last: int = 500,
                        **options: Any) -> Record:
-    """Train, and measure the iterations after `first` up to `last`.
-
-    Args:
-        options: of `detcore.engine.train.train`.
+    """Train, and measure the iterations after `first` up to `last`; `options` and errors are those of `train`.
 
     Returns:
         A record with seconds an iteration, images a second and memory.
-
-    Raises:
-        DetcoreError: as in `train`.
     """
     if not 0 <= first < last:
         raise UsageError(f"The iterations to measure end after they begin, unlike {first} to {last}.")

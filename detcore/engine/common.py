@@ -17,7 +17,6 @@ from detcore.recipe import Recipe
 from detcore.records import DataInfo
 from detcore.zoo.create import Model, Resolved, Restored, resolve, restore
 
-TRAIN, VAL = "train", "val"
 FILES = (".safetensors", ".pt", ".pth")  # of weights
 
 
@@ -43,11 +42,7 @@ def pick_device(device: str | torch.device | None, processes: int = 1) -> torch.
 
 
 def check_counts(least: int, **counts: int | None) -> None:
-    """Raise a sentence for a number that is not whole or below `least`; None, a default, passes.
-
-    Raises:
-        UsageError: there is one.
-    """
+    """Raise a UsageError for a number that is not whole or below `least`; None, a default, passes."""
     for name, value in counts.items():
         if value is not None and (value != int(value) or value < least):
             raise UsageError(f"{name} is a whole number of at least {least}, not {value}.")
@@ -97,19 +92,16 @@ def is_file(model: object) -> TypeGuard[str | Path]:
     return isinstance(model, Path) or isinstance(model, str) and (Path(model).is_file() or model.endswith(FILES))
 
 
-def weights_name(model: object, weights: str | Path | None) -> str | None:
-    """The weights as a record names them: a file without its folder, "published", "random", or None."""
+def told(model: object, weights: str | Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What a record keeps of how a model was made: "weights" (a file without its folder, "published", "random" or
+    None), and the builder's "options" that were set."""
     source = model if weights is None and is_file(model) else weights
-    return None if source is None else Path(str(source)).name
+    return dict(weights=None if source is None else Path(str(source)).name,
+                options={name: value if isinstance(value, (int, float, str)) else repr(value)
+                         for name, value in options.items() if value is not None})
 
 
-def told(options: dict[str, Any]) -> dict[str, Any]:
-    """A builder's options as a record keeps them."""
-    return {name: value if isinstance(value, (int, float, str)) else repr(value)
-            for name, value in options.items() if value is not None}
-
-
-def load_data(root: str | Path, recipe: Recipe, split: str = VAL, *, training: bool = False,
+def load_data(root: str | Path, recipe: Recipe, split: str = "val", *, training: bool = False,
               proposals: str | Path | None = None) -> Dataset:
     """A split of a data set as a recipe wants it, in the recipe's layout or the one that the files have.
 
@@ -134,6 +126,8 @@ def describe(dataset: Dataset) -> DataInfo:
                     images=len(dataset))
 
 
-def loading_processes(device: torch.device) -> int:
-    """How many processes load images: for a GPU a few; where the CPU computes, none but the one that does."""
+def loading_processes(device: torch.device, asked: int | None) -> int:
+    """How many processes load images; by default a few for a GPU, and none but the one that computes on the CPU."""
+    if asked is not None:
+        return asked
     return min(4, os.cpu_count() or 1) if device.type == "cuda" else 0

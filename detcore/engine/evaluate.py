@@ -19,23 +19,12 @@ from detcore.data.proposals import save_proposals
 from detcore.data.transforms import Preprocess
 from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.detectors import Detector
-from detcore.engine.common import (
-    TRAIN,
-    VAL,
-    check_counts,
-    describe,
-    load_data,
-    loading_processes,
-    pick_device,
-    ready_model,
-    told,
-    weights_name,
-)
+from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device, ready_model, told
 from detcore.engine.scoring import Result, Results, Watcher, score, watchers
-from detcore.errors import DataError, UsageError
+from detcore.errors import UsageError
 from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend
 from detcore.recipe import Recipe
-from detcore.records import Clock, Record, peak_memory_gb, write_atomically
+from detcore.records import Clock, Record, peak_memory_gb, write_text
 from detcore.runs import output_folder
 from detcore.structures import Detections
 from detcore.zoo.create import Model, Resolved
@@ -60,7 +49,7 @@ class Evaluation:
 
 
 def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None = None, recipe: Recipe | None = None,
-             profile: str | None = None, backend: str = DEFAULT_BACKEND, split: str = VAL,
+             profile: str | None = None, backend: str = DEFAULT_BACKEND, split: str = "val",
              proposals: str | Path | None = None, device: str | None = None, batch_size: int | None = None,
              workers: int | None = None, images: int | None = None, tta: bool = False,
              output: str | Path | None = None, progress: bool = True, **options: Any) -> Evaluation:
@@ -107,10 +96,10 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
     record = Record(
         kind="evaluate", model=ready.name, profile=ready.profile, data=describe(dataset), duration_s=clock(),
         parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type, tta=tta,
-                        weights=weights_name(model, weights), options=told(options)),
+                        **told(model, weights, options)),
         speed=dict(evaluation_images_per_s=len(dataset) / seconds), memory=peak_memory_gb(), **summary(results))
     if folder is not None:
-        save_json(folder / "detections.json", detections)
+        write_text(folder / "detections.json", json.dumps(detections))
         record.write(folder / "record.json")
     return Evaluation(results, detections, record)
 
@@ -136,10 +125,11 @@ def detect(model: Detector, dataset: Dataset, preprocess: Preprocess, *, batch_s
         results += detections.to_coco(image_id, dataset.category_ids)
         for watcher in watching:
             watcher.add(image_id, detections)
-    if world_size > 1:
-        for watcher in watching:
-            watcher.take(gather_object([watcher.share()]))
-    return results if world_size == 1 else gather_object(results)
+    if world_size == 1:
+        return results
+    for watcher in watching:
+        watcher.gather()
+    return gather_object(results)
 
 
 def detect_views(model: Detector, dataset: Dataset, recipe: Recipe, *, batch_size: int = 1,
@@ -164,7 +154,7 @@ def _predict(model: Detector, dataset: Dataset, preprocess: Preprocess, batch_si
     """Each image's id and detections, in the image's own pixels."""
     device, training = next(model.parameters()).device, model.training
     loader = build_loader(dataset, batch_size, preprocess=preprocess, rank=rank, world_size=world_size,
-                          workers=loading_processes(device) if workers is None else workers)
+                          workers=loading_processes(device, workers))
     model.eval()
     try:
         with tqdm(total=len(dataset), desc=title, unit="img", disable=not progress, dynamic_ncols=True) as bar:
@@ -208,20 +198,8 @@ def first_images(dataset: Dataset, images: int | None) -> Dataset:
     return dataset
 
 
-def save_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    try:
-        write_atomically(path, json.dumps(content).encode())
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}.") from error
-
-
 def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, weights: str | Path | None = None,
-                   recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] = (TRAIN, VAL),
+                   recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] = ("train", "val"),
                    device: str | None = None, batch_size: int | None = None, workers: int | None = None,
                    progress: bool = True, **options: Any) -> Path:
     """Write the proposals of a region proposal network for every image of a data set, as Fast R-CNN reads them.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from accelerate.utils import gather_object
 
 from detcore.data.cityscapes import CityscapesDataset
 from detcore.data.coco import CocoDataset
@@ -34,62 +35,42 @@ Results = dict[str, Result]
 Rows = Sequence[Mapping[str, Any]]
 
 
-class Watcher(Protocol):
-    """A measure that looks at each image's detections as they come, because masks and maps are too large to be kept."""
-
-    def add(self, image_id: int, detections: Detections) -> None:
-        """Compare an image's detections, on any device, with its ground truth."""
-
-    def share(self) -> Any:
-        """What this process has counted so far."""
-
-    def take(self, shares: Sequence[Any]) -> None:
-        """The counts of all processes in place of this one's."""
-
-    def result(self) -> Result:
-        """The measure."""
-
+# Some measures watch each image's detections as they come, because masks and maps are too large to be kept.
 
 @dataclass
 class PanopticWatcher:
     """Panoptic quality."""
 
-    quality: PanopticQuality
+    measure: PanopticQuality
 
     def add(self, image_id: int, detections: Detections) -> None:
+        """Compare an image's detections, on any device, with its ground truth."""
         assert detections.panoptic is not None
-        self.quality.add(image_id, detections.panoptic.cpu().numpy())
+        self.measure.add(image_id, detections.panoptic.cpu().numpy())
 
-    def share(self) -> Any:
-        return self.quality.counts, self.quality.images
-
-    def take(self, shares: Sequence[Any]) -> None:
-        self.quality.counts, self.quality.images = sum(c for c, _ in shares), sum(n for _, n in shares)
-
-    def result(self) -> Result:
-        return self.quality.result()
+    def gather(self) -> None:
+        """Put the counts of all processes in place of this one's."""
+        counts, images = zip(*gather_object([(self.measure.counts, self.measure.images)]))
+        self.measure.counts, self.measure.images = sum(counts), sum(images)
 
 
 @dataclass
 class CityscapesWatcher:
-    """Cityscapes' average precision of masks."""
+    """Cityscapes' average precision of masks; methods as in `PanopticWatcher`."""
 
-    dataset: CityscapesDataset
     measure: CityscapesAP
+    dataset: CityscapesDataset
 
     def add(self, image_id: int, detections: Detections) -> None:
         assert detections.masks is not None
         self.measure.add(self.dataset.instance_map(image_id), detections.masks.cpu().numpy(),
                          detections.labels.cpu().numpy(), detections.scores.float().cpu().numpy())
 
-    def share(self) -> Any:
-        return self.measure.counted
+    def gather(self) -> None:
+        self.measure.counted = gather_object(self.measure.counted)
 
-    def take(self, shares: Sequence[Any]) -> None:
-        self.measure.counted = [counted for share in shares for counted in share]
 
-    def result(self) -> Result:
-        return self.measure.result()
+Watcher = PanopticWatcher | CityscapesWatcher
 
 
 def watchers(dataset: Dataset, kinds: Iterable[str]) -> dict[str, Watcher]:
@@ -98,7 +79,7 @@ def watchers(dataset: Dataset, kinds: Iterable[str]) -> dict[str, Watcher]:
     if dataset.panoptic is not None:
         needed["panoptic"] = PanopticWatcher(PanopticQuality(dataset.panoptic))
     if isinstance(dataset, CityscapesDataset) and "segm" in kinds:
-        needed["cityscapes"] = CityscapesWatcher(dataset, CityscapesAP(dataset.category_ids, dataset.class_names))
+        needed["cityscapes"] = CityscapesWatcher(CityscapesAP(dataset.category_ids, dataset.class_names), dataset)
     return needed
 
 
@@ -114,7 +95,7 @@ def score(detections: Rows, dataset: Dataset, kinds: Iterable[str], backend: str
     kinds = [kind for kind in kinds if kind != "panoptic"]
     rule = coco if "proposal" in kinds else RULES.get(dataset.layout, coco)
     results = rule(detections, dataset, kinds, backend, progress)
-    return results | {name: watcher.result() for name, watcher in (watched or {}).items()}
+    return results | {name: watcher.measure.result() for name, watcher in (watched or {}).items()}
 
 
 def coco(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:

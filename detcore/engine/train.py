@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from detcore.data.loader import Batch, build_loader
 from detcore.data.sampling import epoch_images
 from detcore.detectors import Detector
-from detcore.engine.common import TRAIN, VAL, check_counts, describe, load_data, loading_processes, pick_device
+from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device
 from detcore.engine.evaluate import detect, flat
 from detcore.engine.journal import Journal, Meter, read_log
 from detcore.engine.launch import launch
@@ -125,8 +125,8 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     folder = output_folder(output or f"runs/{subject.name}.{subject.profile}")
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     protect(folder, checkpoints, resume, overwrite)
-    data = load_data(data_root, recipe, TRAIN, training=True, proposals=proposals)
-    val_data = load_data(data_root, recipe, VAL, proposals=proposals) if validate else None
+    data = load_data(data_root, recipe, "train", training=True, proposals=proposals)
+    val_data = load_data(data_root, recipe, proposals=proposals) if validate else None
     detector = starting_model(subject, weights, len(data.class_names), seed)
 
     # Several processes: each of them runs this function, with an environment that says which one it is.
@@ -145,7 +145,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     # Model and optimiser
     accelerator = make_accelerator(where, precision)
     where, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    workers = loading_processes(where) if workers is None else workers
+    workers = loading_processes(where, workers)
     batch_size = batch_size or recipe.batch_per_gpu
     clip_norm = recipe.clip_norm if clip_norm is None else clip_norm
     # The published rate is for the published number of images a step.

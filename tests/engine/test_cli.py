@@ -133,8 +133,6 @@ def test_data_sets(run, tmp_path):
     status, out, err = run("data", "check", tmp_path / "zoo", "--layout", "voc")
     assert status == 1 and "missing VOC2007/JPEGImages: pictures: VOCtrainval_06-Nov-2007.tar" in out
     assert err.splitlines()[-1].startswith("Error:") and "is not complete" in err
-    status, out, err = run("data", "synthetic", tmp_path / "big.json", "--images", 3, "--annotations", 9)
-    assert status == 0 and len(json.loads((tmp_path / "big.json").read_text())["annotations"]) == 9
 
 
 @pytest.mark.parametrize("args, sentence", [

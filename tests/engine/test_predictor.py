@@ -115,7 +115,7 @@ def test_category_ids(checkpoint, tmp_path) -> None:
         torch.save(dict(meta=dict(CLASSES=classes), state_dict=model.state_dict()), tmp_path / "theirs.pth")
         predictor = Predictor("retinanet_r50_fpn_1x_coco", weights=tmp_path / "theirs.pth", profile="pocket")
         assert predictor.category_ids == ids and predictor.class_names == tuple(classes)
-    assert common.weights_name(tmp_path / "theirs.pth", None) == "theirs.pth"
+    assert common.told(tmp_path / "theirs.pth", None, {})["weights"] == "theirs.pth"
 
 
 def test_what_is_no_picture(checkpoint, tmp_path) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from detcore.data.loader import build_loader
 from detcore.engine.benchmark import benchmark, benchmark_inference, flops, fuse_conv_bn
-from detcore.engine.common import TRAIN, load_data
+from detcore.engine.common import load_data
 from detcore.engine.evaluate import evaluate, make_proposals
 from detcore.engine.launch import launch
 from detcore.engine.train import build_optimizer, make_accelerator, pick_precision, starting_model, train
@@ -297,7 +297,7 @@ def share_of_losses(zoo, output) -> None:
         for module in model.modules():
             if hasattr(module, "sampler"):
                 module.sampler = replace(module.sampler, number=None)  # chance would draw other samples
-        data = load_data(zoo, recipe, TRAIN, training=True)
+        data = load_data(zoo, recipe, "train", training=True)
         [*_, batch] = islice(build_loader(data, 8 // world, preprocess=recipe.preprocess, training=True, rank=rank,
                                           world_size=world), 2)
         for key, value in model.loss(recipe.preprocess(batch.images, batch.sizes), batch.targets).items():
