@@ -277,8 +277,8 @@ def test_an_annotation_file_as_large_as_cocos_opens_in_15_seconds_and_2_gigabyte
     code = """
 import sys, time
 from detcore.data.coco import CocoDataset
-from detcore.data.synthetic import write_annotations
 from detcore.records import peak_memory_gb
+from tests.data.synthetic import write_annotations
 write_annotations(sys.argv[1] + "/a.json")
 begin = time.process_time()
 data = CocoDataset(sys.argv[1], "a.json", ".", masks="polygon")

@@ -2,48 +2,34 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
-from detcore.errors import DataError
-
 WIDTH, HEIGHT, CATEGORIES, POOL = 640, 480, 80, 500
 
 
-def write_annotations(path: str | Path, *, images: int = 118_000, annotations: int = 860_000, seed: int = 0) -> Path:
+def write_annotations(path: str | Path, *, images: int = 118_000, annotations: int = 860_000, seed: int = 0) -> None:
     """Write an annotation file with as much text an object as COCO's: polygons of some 27 corners, one crowd in 100.
 
     Objects are copies of a pool of `POOL` shapes, spread over the images at random.
-
-    Raises:
-        DataError: where the file cannot be written.
     """
-    rng, path = np.random.default_rng(seed), Path(path)
+    rng = np.random.default_rng(seed)
     pool = [_object(rng, crowd=i % 100 == 0) for i in range(POOL)]
     owner = np.sort(rng.integers(1, images + 1, annotations)).tolist()
     shape = rng.integers(0, POOL, annotations).tolist()
     category = rng.integers(1, CATEGORIES + 1, annotations).tolist()
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w") as file:
-            file.write('{"info": {"description": "synthetic"}, "categories": ')
-            json.dump([dict(id=c, name=f"class {c}", supercategory="thing") for c in range(1, CATEGORIES + 1)], file)
-            file.write(', "images": [')
-            for i in range(1, images + 1):
-                file.write(f'{", " if i > 1 else ""}{{"id": {i}, "file_name": "{i:012}.jpg", '
-                           f'"width": {WIDTH}, "height": {HEIGHT}}}')
-            file.write('], "annotations": [')
-            for i, (image_id, s, c) in enumerate(zip(owner, shape, category), 1):
-                file.write(f'{", " if i > 1 else ""}{{"id": {i}, "image_id": {image_id}, '
-                           f'"category_id": {c}, {pool[s]}}}')
-            file.write("]}")
-        os.replace(part, path)
-    except OSError as error:
-        raise DataError(f"The annotation file {path} cannot be written: {error.strerror}.") from error
-    return path
+    with open(path, "w") as file:
+        file.write('{"info": {"description": "synthetic"}, "categories": ')
+        json.dump([dict(id=c, name=f"class {c}", supercategory="thing") for c in range(1, CATEGORIES + 1)], file)
+        file.write(', "images": [')
+        for i in range(1, images + 1):
+            file.write(f'{", " if i > 1 else ""}{{"id": {i}, "file_name": "{i:012}.jpg", '
+                       f'"width": {WIDTH}, "height": {HEIGHT}}}')
+        file.write('], "annotations": [')
+        for i, (image_id, s, c) in enumerate(zip(owner, shape, category), 1):
+            file.write(f'{", " if i > 1 else ""}{{"id": {i}, "image_id": {image_id}, "category_id": {c}, {pool[s]}}}')
+        file.write("]}")
 
 
 def _object(rng: np.random.Generator, crowd: bool) -> str:
