@@ -11,6 +11,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detcore.backbones import stage_maps
 from detcore.layers.conv import ConvBlock
 from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
 
@@ -63,12 +64,7 @@ class Darknet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [N, channels[i], H / s, W / s] of `out_stages`; of all stages s = 2, 4, 8, 16, 32."""
-        x, out = self.conv1(x), []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
-            if i in self.out_stages:
-                out.append(x)
-        return tuple(out)
+        return stage_maps(self.conv1(x), [getattr(self, name) for name in self.stages], self.out_stages)
 
     def train(self, mode: bool = True) -> Darknet:
         super().train(mode)

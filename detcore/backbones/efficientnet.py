@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
+from detcore.backbones import stage_maps
+from detcore.backbones.mobilenet import InvertedResidual
 from detcore.layers.conv import ConvBlock
 from detcore.layers.init import init_weights, kaiming_normal, set_batch_norm
 
@@ -69,8 +69,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, 0, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        (top, bottom), (left, right) = (
-            self.pads(size, kernel, stride) for size, kernel, stride in zip(x.shape[2:], self.kernel_size, self.stride))
+        (top, bottom), (left, right) = map(self.pads, x.shape[2:], self.kernel_size, self.stride)
         return super().forward(F.pad(x, (left, right, top, bottom)))
 
     @staticmethod
@@ -78,9 +77,6 @@ class SameConv2d(nn.Conv2d):
         """Cells before and after a side."""
         needed = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         return needed // 2, needed - needed // 2
-
-
-swish_block = partial(ConvBlock, norm="bn", act=F.silu)
 
 
 class SqueezeExcitation(nn.Module):
@@ -95,23 +91,13 @@ class SqueezeExcitation(nn.Module):
         return x * self.conv2(self.conv1(x.mean((2, 3), keepdim=True)))
 
 
-class MBConv(nn.Module):
-    """Widen, convolve each channel by itself, weigh the channels, narrow linearly; left out with probability `drop`."""
+class MBConv(InvertedResidual):
+    """MobileNetV2's block, in which the channels are weighed; left out with probability `drop`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, widen: int, drop: float):
-        super().__init__()
-        hidden = in_channels * widen
-        self.shortcut = stride == 1 and in_channels == out_channels
-        self.expand_conv = swish_block(in_channels, hidden, 1) if widen > 1 else None
-        self.depthwise_conv = swish_block(hidden, hidden, kernel, stride=stride, groups=hidden, conv=SameConv2d)
-        self.se = SqueezeExcitation(hidden, in_channels // SQUEEZE)
-        self.linear_conv = ConvBlock(hidden, out_channels, 1, norm="bn", act=None)
-        self.drop = StochasticDepth(drop, "row")
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.expand_conv(x) if self.expand_conv else x
-        out = self.linear_conv(self.se(self.depthwise_conv(out)))
-        return x + self.drop(out) if self.shortcut else out
+        squeeze = SqueezeExcitation(in_channels * widen, in_channels // SQUEEZE)
+        super().__init__(in_channels, out_channels, stride, widen, F.silu, kernel=kernel, conv=SameConv2d,
+                         squeeze=squeeze, drop=drop)
 
 
 class EfficientNet(nn.Module):
@@ -132,7 +118,8 @@ class EfficientNet(nn.Module):
         super().__init__()
         self.out_layers = tuple(out_layers)
         channels = scaling.channels(stem)
-        layers: list[list[nn.Module]] = [[swish_block(3, channels, 3, stride=2, conv=SameConv2d)]]
+        layers: list[list[nn.Module]] = [[
+            ConvBlock(3, channels, 3, stride=2, norm="bn", act=F.silu, conv=SameConv2d)]]
         widths = [channels]
         total = sum(scaling.blocks(s.blocks) for s in stages)
         drops = iter([drop * i / (total - 1) for i in range(total)])
@@ -151,9 +138,4 @@ class EfficientNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [N, channels[i], H / s, W / s], rounded up, of `out_layers`; of all layers s = 2, 2, 4, 8, 16, 32."""
-        out = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i in self.out_layers:
-                out.append(x)
-        return tuple(out)
+        return stage_maps(x, self.layers, self.out_layers)

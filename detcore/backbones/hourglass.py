@@ -6,6 +6,7 @@ So each place of a fine map knows the whole image. A second hourglass refines wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,16 +18,9 @@ CHANNELS = (256, 256, 384, 384, 384, 512)
 BLOCKS = (2, 2, 2, 2, 2, 4)
 
 
-def blocks(in_channels: int, channels: int, number: int, stride: int = 1) -> nn.Sequential:
-    """`number` residual blocks; the first one changes size and channels."""
-    return nn.Sequential(BasicBlock(in_channels, channels, stride),
-                         *[BasicBlock(channels, channels) for _ in range(number - 1)])
-
-
-def widening(in_channels: int, channels: int, number: int) -> nn.Sequential:
-    """`number` residual blocks; the last one changes the channels."""
-    return nn.Sequential(*[BasicBlock(in_channels, in_channels) for _ in range(number - 1)],
-                         BasicBlock(in_channels, channels))
+def blocks(*channels: int, stride: int = 1) -> nn.Sequential:
+    """Residual blocks from one number of channels to the next; the first one has the stride."""
+    return nn.Sequential(*[BasicBlock(a, b, 1 if i else stride) for i, (a, b) in enumerate(pairwise(channels))])
 
 
 class HourglassModule(nn.Module):
@@ -39,11 +33,11 @@ class HourglassModule(nn.Module):
     def __init__(self, channels: Sequence[int], numbers: Sequence[int]):
         super().__init__()
         (here, below, *_), (number, number_below, *_) = channels, numbers
-        self.up1 = blocks(here, here, number)
-        self.low1 = blocks(here, below, number, stride=2)
+        self.up1 = blocks(here, *[here] * number)
+        self.low1 = blocks(here, *[below] * number, stride=2)
         self.low2 = (HourglassModule(channels[1:], numbers[1:]) if len(channels) > 2
-                     else blocks(below, below, number_below))
-        self.low3 = widening(below, here, number)
+                     else blocks(below, *[below] * number_below))
+        self.low3 = blocks(*[below] * number, here)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to the same shape."""
@@ -68,7 +62,7 @@ class Hourglass(nn.Module):
         super().__init__()
         width = channels[0]
         self.channels = (width,) * stacks
-        self.stem = nn.Sequential(ConvBlock(3, stem, 7, stride=2, norm="bn"), blocks(stem, width, 1, stride=2))
+        self.stem = nn.Sequential(ConvBlock(3, stem, 7, stride=2, norm="bn"), blocks(stem, width, stride=2))
         self.hourglass_modules = nn.ModuleList([HourglassModule(channels, numbers) for _ in range(stacks)])
         self.inters = nn.ModuleList([BasicBlock(width, width) for _ in range(stacks - 1)])
         self.conv1x1s = nn.ModuleList([ConvBlock(width, width, 1, norm="bn", act=None) for _ in range(stacks - 1)])

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
-from detcore.layers.conv import Activation, ConvBlock
+from detcore.backbones import stage_maps
+from detcore.layers.conv import Activation, Conv, ConvBlock
 from detcore.layers.init import init_weights, kaiming_normal, set_batch_norm
 
 
@@ -31,20 +33,30 @@ STEM, LAST = 32, 1280
 
 
 class InvertedResidual(nn.Module):
-    """Widen by a 1x1 convolution, convolve each channel by itself, narrow linearly (figure 3b)."""
+    """Widen by a 1x1 convolution, convolve each channel by itself, narrow linearly (figure 3b).
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, widen: int, act: Activation):
+    Args:
+        widen: how many times; act: activation of all convolutions but the last.
+        kernel, conv: of the convolution that each channel has. squeeze: what follows it.
+        drop: how often training leaves the block out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, widen: int, act: Activation, *,
+                 kernel: int = 3, conv: Conv = nn.Conv2d, squeeze: nn.Module | None = None, drop: float = 0.0):
         super().__init__()
         hidden = in_channels * widen
         self.shortcut = stride == 1 and in_channels == out_channels
         self.expand_conv = ConvBlock(in_channels, hidden, 1, norm="bn", act=act) if widen > 1 else None
-        self.depthwise_conv = ConvBlock(hidden, hidden, 3, stride=stride, norm="bn", groups=hidden, act=act)
+        self.depthwise_conv = ConvBlock(hidden, hidden, kernel, stride=stride, norm="bn", groups=hidden, act=act,
+                                        conv=conv)
+        self.se = squeeze
         self.linear_conv = ConvBlock(hidden, out_channels, 1, norm="bn", act=None)
+        self.drop = StochasticDepth(drop, "row")
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.expand_conv(x) if self.expand_conv else x
-        out = self.linear_conv(self.depthwise_conv(out))
-        return x + out if self.shortcut else out
+        out = self.depthwise_conv(self.expand_conv(x) if self.expand_conv else x)
+        out = self.linear_conv(self.se(out) if self.se else out)
+        return x + self.drop(out) if self.shortcut else out
 
 
 class MobileNetV2(nn.Module):
@@ -79,9 +91,5 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [N, channels[i], H / s, W / s] of `out_stages`; as published, s = 2, 4, 8, 16, 16, 32, 32, 32."""
-        x, out = self.conv1(x), []
-        for i, name in enumerate(self.names[:max(self.out_stages) + 1]):
-            x = getattr(self, name)(x)
-            if i in self.out_stages:
-                out.append(x)
-        return tuple(out)
+        used = [getattr(self, name) for name in self.names[:max(self.out_stages) + 1]]
+        return stage_maps(self.conv1(x), used, self.out_stages)

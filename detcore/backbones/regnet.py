@@ -70,11 +70,11 @@ class RegNet(Residual):
     def __init__(self, design: str | Design, *, stem: int = STEM, out_stages: Sequence[int] = (0, 1, 2, 3),
                  frozen_stages: int = 1, norm_eval: bool = True, deform: Conv | None = None,
                  deform_stages: Sequence[int] = (1, 2, 3)):
-        super().__init__()
         made, channels = [], stem
         for i, (width, blocks, group) in enumerate(stages(DESIGNS[design] if isinstance(design, str) else design)):
             options: dict[str, Any] = dict(groups=width // group, deform=deform if i in deform_stages else None)
             first = XBlock(channels, width, 2, **options)
             made.append((nn.Sequential(first, *(XBlock(width, width, **options) for _ in range(blocks - 1))), width))
             channels = width
-        self.assemble(nn.Conv2d(3, stem, 3, 2, 1, bias=False), "bn", made, out_stages, frozen_stages, norm_eval, False)
+        convolution = nn.Conv2d(3, stem, 3, 2, 1, bias=False)
+        super().__init__(convolution, "bn", made, out_stages, frozen_stages, norm_eval, norm_fixed=False)

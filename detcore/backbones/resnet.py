@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detcore.backbones import stage_maps
 from detcore.layers.conv import Conv, make_norm
 from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
 
@@ -18,17 +19,26 @@ STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4
 
 
 class ResidualBlock(nn.Module):
-    """What the residual blocks share: their norms are called `bn1` or `gn1`, and so on."""
+    """Convolutions, each with a norm, and a shortcut past them all.
 
-    def __init__(self, norm: str):
+    Published checkpoints call the layers `conv1`, `bn1` (or `gn1`), `conv2` and so on, the shortcut `downsample`.
+    """
+
+    def __init__(self, convs: Sequence[nn.Conv2d], stride: int, norm: str, conv: Conv):
         super().__init__()
-        self.norm = norm
+        self.names = [(f"conv{i + 1}", f"{norm}{i + 1}") for i in range(len(convs))]
+        for (conv_name, norm_name), layer in zip(self.names, convs):
+            self.add_module(conv_name, layer)
+            self.add_module(norm_name, make_norm(norm, layer.out_channels))
+        inside, outside = convs[0].in_channels, convs[-1].out_channels
+        self.downsample = None if stride == 1 and inside == outside else nn.Sequential(
+            conv(inside, outside, 1, stride, bias=False), make_norm(norm, outside))
 
-    def add_norm(self, index: int, channels: int) -> None:
-        self.add_module(f"{self.norm}{index}", make_norm(self.norm, channels))
-
-    def normalize(self, index: int, x: Tensor) -> Tensor:
-        return getattr(self, f"{self.norm}{index}")(x)
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for i, (conv, norm) in enumerate(self.names):
+            out = getattr(self, norm)(getattr(self, conv)(out.relu() if i else out))
+        return (out + (self.downsample(x) if self.downsample else x)).relu()
 
 
 class BasicBlock(ResidualBlock):
@@ -39,16 +49,9 @@ class BasicBlock(ResidualBlock):
     def __init__(self, in_channels: int, width: int, stride: int = 1, dilation: int = 1, *, caffe: bool = False,
                  groups: int = 1, base_width: int = 64, norm: str = "bn", conv: Conv = nn.Conv2d,
                  deform: Conv | None = None):
-        super().__init__(norm)
-        self.conv1 = conv(in_channels, width, 3, stride, dilation, dilation, bias=False)
-        self.add_norm(1, width)
-        self.conv2 = (deform or conv)(width, width, 3, 1, 1, bias=False)
-        self.add_norm(2, width)
-        self.downsample = _shortcut(in_channels, width, stride, norm, conv)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.normalize(2, self.conv2(self.normalize(1, self.conv1(x)).relu()))
-        return (out + (self.downsample(x) if self.downsample else x)).relu()
+        convs = [conv(in_channels, width, 3, stride, dilation, dilation, bias=False),
+                 (deform or conv)(width, width, 3, 1, 1, bias=False)]
+        super().__init__(convs, stride, norm, conv)
 
 
 class Bottleneck(ResidualBlock):
@@ -66,30 +69,13 @@ class Bottleneck(ResidualBlock):
     def __init__(self, in_channels: int, width: int, stride: int = 1, dilation: int = 1, *, caffe: bool = False,
                  groups: int = 1, base_width: int = 64, norm: str = "bn", conv: Conv = nn.Conv2d,
                  deform: Conv | None = None):
-        super().__init__(norm)
         # The blocks of RegNet, of expansion 1, have groups but are as wide inside as outside.
         inner = width if groups == 1 or self.expansion == 1 else int(width * base_width / 64) * groups
-        out_channels = width * self.expansion
         s1, s2 = (stride, 1) if caffe else (1, stride)
-        self.conv1 = conv(in_channels, inner, 1, s1, bias=False)
-        self.add_norm(1, inner)
-        self.conv2 = (deform or conv)(inner, inner, 3, s2, dilation, dilation, groups, bias=False)
-        self.add_norm(2, inner)
-        self.conv3 = conv(inner, out_channels, 1, bias=False)
-        self.add_norm(3, out_channels)
-        self.downsample = _shortcut(in_channels, out_channels, stride, norm, conv)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.normalize(1, self.conv1(x)).relu()
-        out = self.normalize(2, self.conv2(out)).relu()
-        out = self.normalize(3, self.conv3(out))
-        return (out + (self.downsample(x) if self.downsample else x)).relu()
-
-
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str, conv: Conv) -> nn.Sequential | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(conv(in_channels, out_channels, 1, stride, bias=False), make_norm(norm, out_channels))
+        convs = [conv(in_channels, inner, 1, s1, bias=False),
+                 (deform or conv)(inner, inner, 3, s2, dilation, dilation, groups, bias=False),
+                 conv(inner, width * self.expansion, 1, bias=False)]
+        super().__init__(convs, stride, norm, conv)
 
 
 def stage(depth: int, index: int, *, base_channels: int = 64, stride: int | None = None, dilation: int = 1,
@@ -97,24 +83,26 @@ def stage(depth: int, index: int, *, base_channels: int = 64, stride: int | None
     """Stage `index` (0 to 3) of a ResNet, and its number of output channels; options as in `Bottleneck`."""
     block = BasicBlock if depth < 50 else Bottleneck
     width = base_channels * 2**index
-    in_channels = base_channels if index == 0 else width // 2 * block.expansion
+    out_channels = width * block.expansion
+    in_channels = base_channels if index == 0 else out_channels // 2
     stride = (1 if index == 0 else 2) if stride is None else stride
-    blocks = [block(in_channels, width, stride, dilation, **options)]
-    for _ in range(STAGE_BLOCKS[depth][index] - 1):
-        blocks.append(block(width * block.expansion, width, 1, dilation, **options))
-    return nn.Sequential(*blocks), width * block.expansion
+    return nn.Sequential(*(block(out_channels if i else in_channels, width, 1 if i else stride, dilation, **options)
+                           for i in range(STAGE_BLOCKS[depth][index]))), out_channels
 
 
 class Residual(nn.Module):
     """What residual networks share: a stem, stages `layer1` to `layer4`, and what of them is fixed.
 
+    Args:
+        stem: its convolution; stages: each with its number of channels. Others as in `ResNet`.
+
     Attributes:
         channels: of the maps that are given.
     """
 
-    def assemble(self, stem: nn.Conv2d, norm: str, stages: Sequence[tuple[nn.Module, int]], out_stages: Sequence[int],
-                 frozen_stages: int, norm_eval: bool, norm_fixed: bool) -> None:
-        """Set the parts: the stem's convolution, and the stages, each with its number of channels."""
+    def __init__(self, stem: nn.Conv2d, norm: str, stages: Sequence[tuple[nn.Module, int]], out_stages: Sequence[int],
+                 frozen_stages: int, norm_eval: bool, norm_fixed: bool):
+        super().__init__()
         self.out_stages, self.frozen_stages, self.norm_eval = tuple(out_stages), frozen_stages, norm_eval
         self.conv1, self.norm, self.stages = stem, f"{norm}1", [f"layer{i + 1}" for i in range(len(stages))]
         self.add_module(self.norm, make_norm(norm, stem.out_channels))
@@ -135,12 +123,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [N, channels[i], H / s, W / s] of the stages in `out_stages`, s = 4, 8, 16, 32 unless dilated."""
-        x, out = self.stem(x), []
-        for i, name in enumerate(self.stages):
-            x = getattr(self, name)(x)
-            if i in self.out_stages:
-                out.append(x)
-        return tuple(out)
+        return stage_maps(self.stem(x), [getattr(self, name) for name in self.stages], self.out_stages)
 
     def train(self, mode: bool = True) -> Residual:
         super().train(mode)
@@ -173,16 +156,14 @@ class ResNet(Residual):
                  strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
                  frozen_stages: int = 1, norm_eval: bool = True, norm_fixed: bool | None = None, norm: str = "bn",
                  conv: Conv = nn.Conv2d, deform: Conv | None = None, deform_stages: Sequence[int] = (1, 2, 3)):
-        super().__init__()
-        self.depth, self.style, self.groups, self.base_width = depth, style, groups, base_width
-        self.base_channels = base_channels
         caffe = style == "caffe"
         stages = [
             stage(depth, i, base_channels=base_channels, stride=stride, dilation=dilation, caffe=caffe, groups=groups,
                   base_width=base_width, norm=norm, conv=conv, deform=deform if i in deform_stages else None)
             for i, (stride, dilation) in enumerate(zip(strides, dilations))]
-        self.assemble(conv(3, base_channels, 7, 2, 3, bias=False), norm, stages, out_stages, frozen_stages, norm_eval,
-                      caffe if norm_fixed is None else norm_fixed)
+        super().__init__(conv(3, base_channels, 7, 2, 3, bias=False), norm, stages, out_stages, frozen_stages,
+                         norm_eval, caffe if norm_fixed is None else norm_fixed)
+        self.depth, self.base_channels = depth, base_channels
 
     def stem(self, x: Tensor) -> Tensor:
         """[N, base_channels, H / 4, W / 4]."""

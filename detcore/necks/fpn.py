@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detcore.layers.conv import Block, ConvBlock
+from detcore.layers.init import init_weights
 
 
 class FPN(nn.Module):
@@ -36,11 +37,7 @@ class FPN(nn.Module):
             for i in range(levels - len(used)):
                 source = used[-1] if extra == "input" and i == 0 else width
                 self.fpn_convs.append(block(source, width, 3, stride=2, act=None))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_weights(self, nn.init.xavier_uniform_)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """`levels` maps [N, width, h, w], finest first."""
