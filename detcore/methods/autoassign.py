@@ -39,11 +39,8 @@ NMS_THRESHOLD = 0.6
 
 
 class CenterPrior(nn.Module):
-    """How likely a cell belongs to an object of its class, by its offset from the object's centre (center weighting).
-
-    Attributes:
-        mean, sigma: [C, 2] (x, y) in strides of the cell's level, of each class's Gaussian.
-    """
+    """How likely a cell belongs to an object of its class, by its offset from the object's centre (center weighting):
+    a Gaussian for each class, of mean and sigma [C, 2] (x, y) in strides of the cell's level."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -51,23 +48,15 @@ class CenterPrior(nn.Module):
         self.sigma = nn.Parameter(torch.ones(num_classes, 2))
 
     def forward(self, points: Tensor, strides: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> Tensor:
-        """[N, G, P] weights in 0..1.
-
-        Args:
-            points: [P, 2] in pixels; strides: [P, 1], of each point's level.
-            gt_boxes: [N, G, 4]; gt_labels: [N, G].
-        """
+        """[N, G, P] weights in 0..1 of points [P, 2] in pixels, whose levels have strides [P, 1], for objects with
+        `gt_boxes` [N, G, 4] and `gt_labels` [N, G]."""
         offset = (points - box.centers(gt_boxes)[:, :, None]) / strides - self.mean[gt_labels][:, :, None]
         return torch.exp(-(offset**2) / (2 * self.sigma[gt_labels][:, :, None] ** 2)).prod(-1)
 
 
 def positive_weights(confidence: Tensor, prior: Tensor) -> Tensor:
-    """[N, G, P] shares of an object's cells in its positive loss, 1 in all (confidence weighting).
-
-    Args:
-        confidence: [N, G, P] how well each cell classifies and locates the object.
-        prior: [N, G, P], zero outside the object.
-    """
+    """[N, G, P] shares of an object's cells in its positive loss, 1 in all (confidence weighting), from how well each
+    classifies and locates the object and from its prior, zero outside the object, both [N, G, P]."""
     weight = torch.exp(confidence * TEMPERATURE) * prior
     return weight / weight.sum(2, keepdim=True).clamp(min=EPS)
 
@@ -78,8 +67,8 @@ def negative_weights(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, inside:
     in, of whose cells the one with the best box counts nothing, and the one with the worst fully.
 
     Args:
-        boxes: [N, P, 4] as predicted, in pixels.
-        gt_boxes: [N, G, 4]; gt_labels: [N, G]; inside: [N, G, P] bool, which cells lie in which objects.
+        boxes: [N, P, 4] as predicted, in pixels; gt_boxes: [N, G, 4]; gt_labels: [N, G].
+        inside: [N, G, P] bool, which cells lie in which objects.
     """
     # As published, a box may be good for any of the objects, not only for the one at hand.
     overlap = box.pairwise_iou(gt_boxes, boxes).amax(1, keepdim=True)
@@ -95,13 +84,8 @@ def negative_weights(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, inside:
 
 
 class AutoAssignHead(nn.Module):
-    """Two towers shared by all levels; classes from one, distances to the sides and objectness from the other.
-
-    Args:
-        width: channels of the pyramid and the towers.
-        depth: convolutions in each tower.
-        postprocess: which detections are kept at test time; its score threshold is of the class alone (see `predict`).
-    """
+    """Two towers shared by all levels; classes from one, distances to the sides and objectness from the other; options
+    as in `autoassign`."""
 
     def __init__(self, width: int, num_classes: int, *, depth: int = 4, postprocess: PostProcess | None = None):
         super().__init__()
@@ -120,13 +104,11 @@ class AutoAssignHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """For each level class logits [N, C, h, w], distances (left, top, right, bottom) in pixels [N, 4, h, w] and
         objectness logits [N, 1, h, w]."""
-        classes, distances, objectness = [], [], []
-        for x, scale, stride in zip(features, self.scales, STRIDES):
-            classes.append(self.conv_cls(self.cls_convs(x)))
-            r = self.reg_convs(x)
-            distances.append(scale(self.conv_reg(r)).float().relu() * stride)
-            objectness.append(self.conv_centerness(r))
-        return classes, distances, objectness
+        classes = [self.conv_cls(self.cls_convs(x)) for x in features]
+        towers = [self.reg_convs(x) for x in features]
+        distances = [scale(self.conv_reg(r)).float().relu() * stride
+                     for r, scale, stride in zip(towers, self.scales, STRIDES)]
+        return classes, distances, [self.conv_centerness(r) for r in towers]
 
     def points(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The points that stand for the cells of each level, [h * w, 2] in pixels: their top-left corners."""
@@ -155,17 +137,13 @@ class AutoAssignHead(nn.Module):
         confidence = of_class * located
         positive = (confidence * positive_weights(confidence, prior)).sum(2)
         objects = reduce_mean(gt_valid.sum().float()).clamp(min=1)
-
         negative = scores * negative_weights(boxes, gt_boxes, gt_labels, inside, self.num_classes)
         cells = reduce_mean(mass.detach().sum()).clamp(min=1)
-
         # An image whose objects all lie between the cells says nothing of the priors.
         spread = torch.where(inside.any(2).any(1), gt_valid.sum(1) / mass.clamp(min=EPS), 0.0)
-        return {
-            "loss_pos": POSITIVE_WEIGHT * (log_loss(positive) * gt_valid).sum() / objects,
-            "loss_neg": NEGATIVE_WEIGHT * (negative**2 * log_loss(1 - negative)).sum() / cells,
-            "loss_center": CENTRE_WEIGHT * spread.mean(),
-        }
+        return {"loss_pos": POSITIVE_WEIGHT * (log_loss(positive) * gt_valid).sum() / objects,
+                "loss_neg": NEGATIVE_WEIGHT * (negative**2 * log_loss(1 - negative)).sum() / cells,
+                "loss_center": CENTRE_WEIGHT * spread.mean()}
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """The best classes of each level, thinned by NMS within their class, in the network's input.

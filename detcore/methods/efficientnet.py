@@ -57,8 +57,7 @@ def level_towers(width: int, depth: int) -> nn.ModuleList:
 def efficientnet_retinanet(backbone: EfficientNet, num_classes: int = 80, *, width: int = 256, depth: int = 4,
                            anchor_scale: float = 4, score_threshold: float = 0.05, nms_threshold: float = 0.5,
                            max_detections: int = 100, pre_nms_top_n: int = 1000) -> OneStageDetector:
-    """RetinaNet on levels 3 to 7 of a feature pyramid, with batch norm in pyramid and head; options as in `retinanet`.
-    """
+    """RetinaNet with batch norm in pyramid and head; options as in `retinanet`."""
     neck = FPN(backbone.channels, width, extra="input", relu_extra=True, block=norm_block, lateral=ConvBlock)
     head = LevelNormHead(width, num_classes, depth=depth, anchor_scale=anchor_scale,
                          postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))

@@ -37,9 +37,8 @@ class FCOSHead(nn.Module):
     """Two towers of four convolutions, shared by all levels, and the three predictions (section 3).
 
     Args:
-        in_channels: channels of the maps; num_classes: 1 for proposals.
+        in_channels: channels of the maps; num_classes: 1 for proposals; depth: convolutions in each tower.
         train_proposals, test_proposals: which proposals are kept.
-        depth: convolutions in each tower.
     """
 
     def __init__(self, in_channels: int, num_classes: int, train_proposals: ProposalSettings,
@@ -58,13 +57,9 @@ class FCOSHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Output:
         """For each level class logits [N, C, h, w], distances (left, top, right, bottom) in pixels [N, 4, h, w] and
         centre-ness logits [N, 1, h, w]."""
-        classes, distances, centerness = [], [], []
-        for x, scale in zip(features, self.scales):
-            c, r = self.cls_convs(x), self.reg_convs(x)
-            classes.append(self.conv_cls(c))
-            centerness.append(self.conv_centerness(c))
-            distances.append(scale(self.conv_reg(r)).float().exp())
-        return classes, distances, centerness
+        towers = [self.cls_convs(x) for x in features]
+        distances = [scale(self.conv_reg(self.reg_convs(x))).float().exp() for x, scale in zip(features, self.scales)]
+        return [self.conv_cls(c) for c in towers], distances, [self.conv_centerness(c) for c in towers]
 
     def loss_and_proposals(self, features: Sequence[Tensor], images: Images,
                            targets: list[Target]) -> tuple[dict[str, Tensor], Proposals]:
@@ -115,11 +110,8 @@ class FCOSHead(nn.Module):
         weight = reduce_mean(central.sum()).clamp(min=1e-6)
         xy = torch.cat(points)
         error = iou_loss(box.from_distances(xy, distances), box.from_distances(xy, target)) * central
-        return {
-            "loss_cls": focal(classes, one_hot).sum() / count,
-            "loss_bbox": error.sum() / weight,
-            "loss_centerness": (binary_cross_entropy(centerness[..., 0], central) * positive).sum() / count,
-        }
+        return {"loss_cls": focal(classes, one_hot).sum() / count, "loss_bbox": error.sum() / weight,
+                "loss_centerness": (binary_cross_entropy(centerness[..., 0], central) * positive).sum() / count}
 
     @torch.no_grad()
     def select(self, output: Output, images: Images, settings: ProposalSettings) -> Proposals:
@@ -153,5 +145,5 @@ def fcos_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 25
     head = RoIHead(MultiScaleRoIAlign(STRIDES, sampling_ratio=sampling_ratio),
                    BoxHead(width, num_classes, hidden=hidden), samples=samples,
                    postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
-    return TwoStageDetector(backbone, FPN(backbone.channels, width, start=1, extra="output", relu_extra=True), rpn_head,
-                            head)
+    neck = FPN(backbone.channels, width, start=1, extra="output", relu_extra=True)
+    return TwoStageDetector(backbone, neck, rpn_head, head)

@@ -25,8 +25,7 @@ from detcore.ops.nms import PostProcess
 from detcore.structures import Images, Target
 
 # Anchors in a bag, IoU below which a box is on no object, and the focal loss of the negatives (section 4).
-BAG = 50
-THRESHOLD = 0.6
+BAG, THRESHOLD = 50, 0.6
 ALPHA, GAMMA = 0.5, 2.0
 BOX_BETA, BOX_WEIGHT = 0.11, 0.75
 STDS = (0.1, 0.1, 0.2, 0.2)  # scale of the offsets
@@ -52,22 +51,15 @@ class FreeAnchorHead(RetinaHead):
         joint = self.bags(scores, deltas, anchors, gt_boxes, gt_labels, gt_valid)
         positive = log_loss(mean_max(joint)) * gt_valid
         boxes = box.decode(anchors, deltas.detach(), self.stds)
-        background = 1 - on_an_object(boxes, gt_boxes, gt_labels, gt_valid, self.num_classes)
-        wrong = scores * background
+        wrong = scores * (1 - on_an_object(boxes, gt_boxes, gt_labels, gt_valid, self.num_classes))
         negative = wrong**GAMMA * log_loss(1 - wrong)
-        return {
-            "positive_bag_loss": ALPHA * positive.sum() / objects.clamp(min=1),
-            "negative_bag_loss": (1 - ALPHA) * negative.sum() / (objects * BAG).clamp(min=1),
-        }
+        return {"positive_bag_loss": ALPHA * positive.sum() / objects.clamp(min=1),
+                "negative_bag_loss": (1 - ALPHA) * negative.sum() / (objects * BAG).clamp(min=1)}
 
     def bags(self, scores: Tensor, deltas: Tensor, anchors: Tensor, gt_boxes: Tensor, gt_labels: Tensor,
              gt_valid: Tensor) -> Tensor:
-        """[N, G, K] how likely each anchor of each object's bag classifies and locates it (section 3.2).
-
-        Args:
-            scores: [N, A, C]; deltas: [N, A, 4]; anchors: [A, 4].
-            gt_boxes: [N, G, 4]; gt_labels, gt_valid: [N, G].
-        """
+        """[N, G, K] how likely each anchor of each object's bag classifies and locates it (section 3.2), from scores
+        [N, A, C], offsets [N, A, 4], anchors [A, 4] and objects `gt_...` [N, G, ...]."""
         size = min(BAG, len(anchors))
         bag = gt_labels.new_zeros(*gt_labels.shape, size)
         for images, objects in object_chunks(gt_valid, len(anchors)):
@@ -90,13 +82,8 @@ def mean_max(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def on_an_object(boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, gt_valid: Tensor, num_classes: int) -> Tensor:
-    """[N, A, C] how likely a box lies on an object of each class: 0 up to the threshold of IoU, 1 for the object's best
-    box, linear in between (section 3.2).
-
-    Args:
-        boxes: [N, A, 4] as predicted, in pixels.
-        gt_boxes: [N, G, 4]; gt_labels, gt_valid: [N, G].
-    """
+    """[N, A, C] how likely predicted boxes [N, A, 4] lie on an object of each class: 0 up to the IoU threshold, 1 for
+    the object's best box, linear in between (section 3.2); objects are `gt_...` [N, G, ...]."""
     classes = boxes.new_zeros(len(boxes), num_classes, boxes.shape[1])
     for images, objects in object_chunks(gt_valid, boxes.shape[1]):
         overlap = box.pairwise_iou(gt_boxes[images][:, objects], boxes[images])

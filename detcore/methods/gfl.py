@@ -54,12 +54,8 @@ class Integral(nn.Module):
 
 
 def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:
-    """[...] cross-entropy of a distribution over 0, 1, ... towards the two numbers about the target (equation 6).
-
-    Args:
-        logits: [..., n + 1].
-        target: [...], at least 0 and less than n.
-    """
+    """[...] cross-entropy of a distribution over 0, 1, ..., n, logits [..., n + 1], towards the two numbers about the
+    target [...], which is at least 0 and less than n (equation 6)."""
     log, left = logits.float().log_softmax(-1), target.long()
     right_share = target - left
     left_log, right_log = (log.gather(-1, i[..., None])[..., 0] for i in (left, left + 1))
@@ -67,14 +63,8 @@ def distribution_focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class GFLHead(nn.Module):
-    """Two towers shared by all levels, one for the classes' scores, one for the distributions of the four sides.
-
-    Args:
-        width: channels of the pyramid and the towers.
-        depth: convolutions in each tower.
-        anchor_scale: side of the anchors in strides.
-        postprocess: which detections are kept at test time.
-    """
+    """Two towers shared by all levels, one for the classes' scores, one for the distributions of the four sides;
+    options as in `gfl`."""
 
     def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 8,
                  postprocess: PostProcess | None = None):
@@ -115,7 +105,6 @@ class GFLHead(nn.Module):
         positive, index = matched >= 0, matched.clamp(min=0)
         # An image without positives still counts one.
         count = reduce_mean(positive.sum(1).clamp(min=1).sum())
-
         target_boxes = box.gather(gt_boxes, index)
         boxes = box.from_distances(centers, self.integral(distributions) * strides)
         quality = box.iou(boxes.detach(), target_boxes) * positive
@@ -125,11 +114,9 @@ class GFLHead(nn.Module):
         # A side beyond the last distance counts as just before it.
         distances = (box.to_distances(centers, target_boxes) / strides).clamp(0, MAX_DISTANCE - 0.1)
         distribution_error = distribution_focal(distributions, distances).mean(-1)
-        return {
-            "loss_cls": quality_focal(logits, one_hot * quality[..., None]).sum() / count,
-            "loss_bbox": BOX_WEIGHT * (giou_loss(boxes, target_boxes) * weight).sum() / total,
-            "loss_dfl": DISTRIBUTION_WEIGHT * (distribution_error * weight).sum() / total,
-        }
+        return {"loss_cls": quality_focal(logits, one_hot * quality[..., None]).sum() / count,
+                "loss_bbox": BOX_WEIGHT * (giou_loss(boxes, target_boxes) * weight).sum() / total,
+                "loss_dfl": DISTRIBUTION_WEIGHT * (distribution_error * weight).sum() / total}
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """The best scores of each level with their boxes, thinned by NMS within their class, in the network's input."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
 from detcore.detectors import OneStageDetector
-from detcore.layers.conv import ConvBlock
+from detcore.layers.heads import conv_tower
 from detcore.layers.init import init_normal, init_weights, normal, prior_bias
 from detcore.necks.fpn import FPN
 from detcore.ops import boxes as box
@@ -35,9 +35,7 @@ class RetinaHead(nn.Module):
     """Two towers of convolutions shared by all levels, one for classes, one for boxes (section 4).
 
     Args:
-        width: channels of the pyramid and the towers.
-        depth: convolutions in each tower.
-        anchor_scale: side of the smallest anchor in strides.
+        width, depth, anchor_scale: see `retinanet`.
         box_loss: elementwise loss of the offsets; stds: their scale.
         postprocess: which detections are kept at test time.
     """
@@ -46,14 +44,15 @@ class RetinaHead(nn.Module):
                  box_loss: Callable[[Tensor, Tensor], Tensor] = l1, stds: Sequence[float] = (1, 1, 1, 1),
                  postprocess: PostProcess | None = None):
         super().__init__()
+        self.cls_convs: nn.Sequential | nn.ModuleList
+        self.reg_convs: nn.Sequential | nn.ModuleList
         self.num_classes, self.box_loss, self.stds = num_classes, box_loss, tuple(stds)
         self.postprocess = postprocess or PostProcess()
         octave = [anchor_scale * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
         self.anchors = AnchorGenerator.from_scales(STRIDES, octave)
         # Every object trains its best anchors, however little they overlap: 0 is the least IoU that counts.
         self.matcher = IoUMatcher(0.5, 0.4, low_quality=0.0)
-        self.cls_convs = nn.ModuleList([ConvBlock(width, width, 3) for _ in range(depth)])
-        self.reg_convs = nn.ModuleList([ConvBlock(width, width, 3) for _ in range(depth)])
+        self.cls_convs, self.reg_convs = (conv_tower(width, depth, norm=None) for _ in range(2))
         self.retina_cls = nn.Conv2d(width, self.anchors.counts[0] * num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(width, self.anchors.counts[0] * 4, 3, padding=1)
         init_weights(self, normal)
@@ -61,14 +60,8 @@ class RetinaHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """For each level class logits [N, A * C, h, w] and box offsets [N, A * 4, h, w]."""
-        classes, deltas = [], []
-        for x in features:
-            c = r = x
-            for conv_c, conv_r in zip(self.cls_convs, self.reg_convs):
-                c, r = conv_c(c), conv_r(r)
-            classes.append(self.retina_cls(c))
-            deltas.append(self.retina_reg(r))
-        return classes, deltas
+        return ([self.retina_cls(self.cls_convs(x)) for x in features],
+                [self.retina_reg(self.reg_convs(x)) for x in features])
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Focal loss of the classes and box loss (L1), both over the number of positive anchors (section 4.1)."""
@@ -85,7 +78,7 @@ class RetinaHead(nn.Module):
         return anchors, self.matcher(anchors, gt_boxes, gt_valid), gt_boxes, gt_labels
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
-        """The best scores of each level, decoded, thinned by NMS within their class, in the network's input."""
+        """See `anchor_detections`."""
         classes, deltas = self(features)
         return anchor_detections([per_anchor(m, self.num_classes) for m in classes],
                                  [per_anchor(m, 4) for m in deltas], self.anchors(classes), images, self.postprocess,
@@ -110,23 +103,20 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tens
     error = box_loss(deltas, torch.where(positive[..., None], target, deltas.detach().float()))
     return {
         "loss_cls": (focal(logits, one_hot & positive[..., None], ALPHA, GAMMA) * trained[..., None]).sum() / count,
-        "loss_bbox": (error * positive[..., None]).sum() / count,
-    }
+        "loss_bbox": (error * positive[..., None]).sum() / count}
 
 
-def anchor_detections(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], images: Images,
-                      settings: PostProcess, stds: Sequence[float] = (1, 1, 1, 1), *,
-                      logits: bool = True) -> list[Detections]:
+def anchor_detections(logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], images: Images,
+                      settings: PostProcess, stds: Sequence[float] = (1, 1, 1, 1)) -> list[Detections]:
     """The best scores of each level, decoded, thinned by NMS within their class, in the network's input.
 
     Args:
-        scores: [N, a, C] of each level, as logits or (`logits` False) from 0 to 1; deltas: [N, a, 4].
-        anchors: [a, 4] of each level; stds: scale of the offsets.
+        logits: [N, a, C] of each level; deltas: [N, a, 4]; anchors: [a, 4]; stds: scale of the offsets.
     """
-    sizes = box.size_tensor(images.sizes, scores[0])
+    sizes = box.size_tensor(images.sizes, logits[0])
     boxes, best, labels = [], [], []
-    for score, delta, anchor in zip(scores, deltas, anchors):
-        score, index, label = top_scores(score, settings.score_threshold, settings.pre_nms_top_n, logits=logits)
+    for level, delta, anchor in zip(logits, deltas, anchors):
+        score, index, label = top_scores(level, settings.score_threshold, settings.pre_nms_top_n, logits=True)
         boxes.append(box.clip(box.decode(anchor[index], box.gather(delta, index), stds), sizes))
         best.append(score)
         labels.append(label)

@@ -10,6 +10,7 @@ missing second stage would forgive. SSDLite splits every convolution of SSD into
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,12 +94,8 @@ class SSDLayout:
 
 
 def equal_steps(image: int, smallest: int, second: int, maps: int) -> tuple[int, ...]:
-    """The sizes of a layout, in pixels: a smallest one, then equal steps up to 90 percent and one beyond (equation 4).
-
-    Args:
-        image: side of the image in pixels.
-        smallest, second: the first two sizes, in percent of it.
-    """
+    """The sizes of a layout for an image of so many pixels a side, in pixels: the first two in percent of that, then
+    equal steps up to 90 percent and one beyond (equation 4)."""
     step = (LARGEST - second) // (maps - 2)
     return tuple(image * percent // 100 for percent in (smallest, *(second + step * k for k in range(maps))))
 
@@ -133,20 +130,14 @@ class L2Norm(nn.Module):
         return (F.normalize(x.float(), dim=1, eps=1e-10) * self.weight[:, None, None]).to(x.dtype)
 
 
-class Depthwise(nn.Module):
-    """A depthwise convolution, then a pointwise one; arguments as `ConvBlock`'s."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int, padding: int):
-        super().__init__()
-        self.depthwise_conv = lite_block(in_channels, in_channels, kernel, stride=stride, padding=padding,
-                                         groups=in_channels)
-        self.pointwise_conv = lite_block(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise_conv(self.depthwise_conv(x))
-
-
 lite_block = partial(ConvBlock, norm="bn", act=F.relu6)
+
+
+def separable(in_channels: int, out_channels: int, kernel: int, *, stride: int, padding: int) -> nn.Sequential:
+    """A depthwise convolution, then a pointwise one; arguments as `ConvBlock`'s."""
+    return nn.Sequential(OrderedDict(
+        depthwise_conv=lite_block(in_channels, in_channels, kernel, stride=stride, padding=padding, groups=in_channels),
+        pointwise_conv=lite_block(in_channels, out_channels, 1)))
 
 
 class SSDNeck(nn.Module):
@@ -163,7 +154,7 @@ class SSDNeck(nn.Module):
         self.channels = (*channels, *(e.channels for e in extras))
         self.l2_norm = None if lite else L2Norm(channels[0])
         narrow: Callable[..., nn.Module] = lite_block if lite else ConvBlock
-        wide: Callable[..., nn.Module] = Depthwise if lite else ConvBlock
+        wide: Callable[..., nn.Module] = separable if lite else ConvBlock
         self.extra_layers = nn.ModuleList([
             nn.Sequential(narrow(before, e.channels // 2, 1),
                           wide(e.channels // 2, e.channels, e.kernel, stride=e.stride, padding=e.padding))
@@ -184,13 +175,8 @@ class SSDNeck(nn.Module):
 
 
 class SSDHead(nn.Module):
-    """On each map a convolution for the classes and background, and one for the offsets.
-
-    Args:
-        channels: of each map.
-        lite: the convolutions are split into depthwise and pointwise.
-        postprocess: which detections are kept at test time.
-    """
+    """On each map, of so many `channels`, a convolution for the classes and background, and one for the offsets;
+    `lite`: they are split into depthwise and pointwise."""
 
     def __init__(self, channels: Sequence[int], num_classes: int, layout: SSDLayout, *, lite: bool = False,
                  postprocess: PostProcess | None = None):
@@ -216,10 +202,8 @@ class SSDHead(nn.Module):
         return ([conv(x) for conv, x in zip(self.cls_convs, features)],
                 [conv(x) for conv, x in zip(self.reg_convs, features)])
 
-    # Training (section 2.2): matching, the two losses, hard negative mining.
-
     def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
-        """Cross-entropy of positives and hardest negatives, and smooth L1 of the positives' offsets (equation 1)."""
+        """Cross-entropy of positives and hardest negatives, and smooth L1 of the positives' offsets (section 2.2)."""
         output = self(features)
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1)
                           for maps, c in zip(output, (self.num_classes + 1, 4)))
@@ -229,16 +213,13 @@ class SSDHead(nn.Module):
         positive, index = matched >= 0, matched.clamp(min=0)
         # An image without positives still counts one.
         count = reduce_mean(positive.sum(1).clamp(min=1).sum())
-
         label = torch.where(positive, gt_labels.gather(1, index), self.num_classes)
         class_loss = F.cross_entropy(logits.float().flatten(0, 1), label.flatten(), reduction="none").view_as(label)
         trained = positive | hardest(class_loss, positive)
         target = box.encode(anchors, box.gather(gt_boxes, index), STDS)
         error = self.box_loss(deltas, torch.where(positive[..., None], target, deltas.detach().float()))
-        return {
-            "loss_cls": (class_loss * trained).sum() / count,
-            "loss_bbox": (error * positive[..., None]).sum() / count,
-        }
+        return {"loss_cls": (class_loss * trained).sum() / count,
+                "loss_bbox": (error * positive[..., None]).sum() / count}
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """The best scores of each map, decoded, thinned by NMS within their class, in the network's input."""
@@ -255,23 +236,15 @@ class SSDHead(nn.Module):
 
 
 def hardest(class_loss: Tensor, positive: Tensor) -> Tensor:
-    """[N, A] bool, the negatives with the largest loss, three for each positive of their image (section 2.2).
-
-    Args:
-        class_loss: [N, A] of each box; positive: [N, A] bool.
-    """
+    """The negatives of largest `class_loss`, three for each positive of their image, all [N, A] (section 2.2)."""
     return highest(~positive, class_loss.detach(), NEGATIVES * positive.sum(1), positive.shape[1])
 
 
 def ssd(backbone: SSDVGG, num_classes: int = 80, *, layout: SSDLayout = SSD300,
         score_threshold: float = SCORE_THRESHOLD, nms_threshold: float = NMS_THRESHOLD,
         max_detections: int = MAX_DETECTIONS, pre_nms_top_n: int = 1000) -> OneStageDetector:
-    """SSD on a VGG-16.
-
-    Args:
-        layout: maps and default boxes.
-        score_threshold, nms_threshold, max_detections, pre_nms_top_n: which detections are kept (see `PostProcess`).
-    """
+    """SSD on a VGG-16, with the maps and default boxes of a `layout`; other options: which detections are kept (see
+    `PostProcess`)."""
     neck = SSDNeck(backbone.channels, layout.extras)
     head = SSDHead(neck.channels, num_classes, layout,
                    postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))

@@ -51,12 +51,8 @@ COCO_ANCHORS_320: Anchors = (((220, 125), (128, 222), (264, 266)), ((35, 87), (1
 # Boxes (section 2.1): the centre within its cell, the logarithm of the size over the anchor's.
 
 def encode(anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
-    """Targets [..., 4] of boxes: the centre's place in its cell (x, y in 0..1), the logarithms of the sizes.
-
-    Args:
-        anchors, boxes: [..., 4] in pixels, broadcastable, anchors centred in their cells.
-        strides: [..., 1], sides of the cells in pixels.
-    """
+    """Targets [..., 4] of boxes [..., 4] in pixels: the centre's place in its cell (x, y in 0..1), then the logarithms
+    of the sizes. Anchors [..., 4] are centred in their cells, of which `strides` [..., 1] are the sides."""
     place = (box.centers(boxes) - box.centers(anchors)) / strides + 0.5
     size = box.sizes(boxes) / box.sizes(anchors)
     return torch.cat([place.clamp(EPS, 1 - EPS), size.clamp(min=EPS).log()], -1)
@@ -72,10 +68,7 @@ def decode(anchors: Tensor, output: Tensor, strides: Tensor) -> Tensor:
 @dataclass
 class GridMatcher:
     """Only anchors of cells that hold an object's centre take objects: each object's best one, and all that overlap an
-    object by more than half.
-
-    All others are background, except those that overlap an object by more than half: these are ignored.
-    """
+    object by more than half. Of the others those that do so are ignored, the rest is background."""
 
     def __call__(self, anchors: Tensor, strides: Tensor, gt_boxes: Tensor, gt_valid: Tensor) -> Tensor:
         """Index of the matched object, or BACKGROUND, or IGNORE, [N, A] int64.
@@ -109,8 +102,7 @@ class YOLONeck(nn.Module):
     """From the coarsest scale to the finest: five convolutions, then narrowed, enlarged and joined to a finer map.
 
     Args:
-        channels: of the backbone's maps, finest first.
-        widths: channels of each scale, coarsest first.
+        channels: of the backbone's maps, finest first; widths: channels of each scale, coarsest first.
     """
 
     def __init__(self, channels: Sequence[int], widths: Sequence[int]):
@@ -179,12 +171,10 @@ class YOLOHead(nn.Module):
         positive, index = (matched >= 0)[..., None], matched.clamp(min=0)
         target = encode(anchors, box.gather(gt_boxes, index), strides)
         one_hot = gt_labels.gather(1, index)[..., None] == torch.arange(self.num_classes, device=index.device)
-        return {
-            "loss_cls": (binary_cross_entropy(classes, one_hot) * positive).sum(),
-            "loss_conf": (binary_cross_entropy(objectness, positive) * (matched != IGNORE)[..., None]).sum(),
-            "loss_xy": CENTRE_WEIGHT * (binary_cross_entropy(center, target[..., :2]) * positive).sum(),
-            "loss_wh": SIZE_WEIGHT * ((size - target[..., 2:]).square() * positive).sum(),
-        }
+        return {"loss_cls": (binary_cross_entropy(classes, one_hot) * positive).sum(),
+                "loss_conf": (binary_cross_entropy(objectness, positive) * (matched != IGNORE)[..., None]).sum(),
+                "loss_xy": CENTRE_WEIGHT * (binary_cross_entropy(center, target[..., :2]) * positive).sum(),
+                "loss_wh": SIZE_WEIGHT * ((size - target[..., 2:]).square() * positive).sum()}
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         """The best classes of all scales, decoded, thinned by NMS within their class, in the network's input.
