@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from detcore.data.transforms import Masks, Sample, crop, map_rings
-from detcore.structures import IGNORED, Polygons
+from detcore.data.transforms import Sample, crop
+from detcore.structures import IGNORED
 
 ATTEMPTS = 50  # at a window, before another overlap is drawn
 MAX_ASPECT = 2.0  # of a window's sides
@@ -34,23 +34,17 @@ class Expand:
             return sample
         h, w = sample.size
         ratio = rng.uniform(*self.ratio)
-        high, wide = int(h * ratio), int(w * ratio)
         top, left = int(rng.uniform(0, h * ratio - h)), int(rng.uniform(0, w * ratio - w))
-        return place(sample, (high, wide), top, left, self.fill)
+        return place(sample, (int(h * ratio), int(w * ratio)), top, left, self.fill)
 
 
 def place(sample: Sample, size: tuple[int, int], top: int, left: int, fill: tuple[float, float, float]) -> Sample:
     """The sample on a canvas of `size` (h, w) and colour `fill` (r, g, b) that holds all of it."""
     (h, w), (high, wide) = sample.size, size
-
-    def masks(m: Masks) -> Masks:
-        if isinstance(m, Polygons):
-            return map_rings(m, (high, wide), lambda ring: ring + [left, top])
-        return np.pad(m, ((0, 0), (top, high - h - top), (left, wide - w - left)))
-
     canvas = np.full((high, wide, 3), fill[::-1], np.uint8)
     canvas[top:top + h, left:left + w] = sample.image
-    out = sample.move(canvas, lambda b: b + np.array([left, top, left, top], np.float32), masks)
+    out = sample.move(canvas, lambda p: p + np.array([left, top], p.dtype),
+                      lambda m: np.pad(m, ((0, 0), (top, high - h - top), (left, wide - w - left))))
     if out.semantic is not None:
         inside = out.semantic[top:top + h, left:left + w]
         out.semantic = np.full_like(out.semantic, IGNORED)
@@ -80,11 +74,8 @@ class MinIoUCrop:
                 window = self.window(sample.size, rng)
                 if window is None or (len(boxes) and iou_with(window, boxes).min() < overlap):
                     continue
-                if len(boxes) and not centred_in(window, boxes).any():
-                    continue
-                kept = replace(sample.keep(centred_in(window, sample.boxes)),
-                               ignored=sample.ignored[centred_in(window, sample.ignored)])
-                return crop(kept, *window)
+                if not len(boxes) or centred_in(window, boxes).any():
+                    return crop_centred(sample, window)
         return sample
 
     def window(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int] | None:
@@ -110,6 +101,12 @@ def centred_in(window: tuple[int, int, int, int], boxes: np.ndarray) -> np.ndarr
     """[n] bool: which boxes [n, 4] have their centre inside a window."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     return ((centres > window[:2]) & (centres < window[2:])).all(1)
+
+
+def crop_centred(sample: Sample, window: tuple[int, int, int, int]) -> Sample:
+    """What lies in a window (x1, y1, x2, y2), with the objects whose centre does."""
+    kept = sample.keep(centred_in(window, sample.boxes))
+    return crop(replace(kept, ignored=kept.ignored[centred_in(window, kept.ignored)]), *window)
 
 
 @dataclass(frozen=True)
@@ -186,12 +183,9 @@ class CornerCrop:
         for _ in range(ATTEMPTS):
             y, x = (int(rng.integers(rim(side), side - rim(side))) for side in (h, w))
             window = max(0, x - wide // 2), max(0, y - high // 2), min(x + wide // 2, w), min(y + high // 2, h)
-            if len(sample.boxes) and not centred_in(window, sample.boxes).any():
-                continue
-            kept = replace(sample.keep(centred_in(window, sample.boxes)),
-                           ignored=sample.ignored[centred_in(window, sample.ignored)])
-            return place(crop(kept, *window), (high, wide), high // 2 - (y - window[1]), wide // 2 - (x - window[0]),
-                         self.fill)
+            if not len(sample.boxes) or centred_in(window, sample.boxes).any():
+                return place(crop_centred(sample, window), (high, wide), high // 2 - (y - window[1]),
+                             wide // 2 - (x - window[0]), self.fill)
         return None
 
 

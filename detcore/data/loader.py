@@ -60,18 +60,18 @@ def collate(samples: list[Sample], preprocess: Preprocess, training: bool = Fals
 
 
 def _target(sample: Sample, size: tuple[int, int]) -> Target:
+    h, w = sample.size
     masks: Tensor | Polygons | None = None
     if isinstance(sample.masks, Polygons):
         masks = replace(sample.masks, size=size)
     elif sample.masks is not None:
-        h, w = sample.size
         masks = torch.zeros(len(sample.masks), *size, dtype=torch.uint8)
         masks[:, :h, :w] = torch.from_numpy(sample.masks.copy())
-    proposals = None if sample.proposals is None else torch.from_numpy(sample.proposals)
     semantic = None
     if sample.semantic is not None:
         semantic = torch.full(size, IGNORED)
-        semantic[:sample.size[0], :sample.size[1]] = torch.from_numpy(sample.semantic.copy())
+        semantic[:h, :w] = torch.from_numpy(sample.semantic.copy())
+    proposals = None if sample.proposals is None else torch.from_numpy(sample.proposals)
     return Target(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels), masks,
                   torch.from_numpy(sample.ignored), proposals, semantic, image_id=sample.meta.image_id)
 
@@ -125,19 +125,12 @@ class _Batches(TorchDataset):
             return error
 
 
-class Loader:
+class Loader(DataLoader):
     """The batches of one epoch, in order; see `build_loader`."""
 
-    def __init__(self, loader: DataLoader) -> None:
-        self._loader = loader
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            # PyTorch would wrap an error of a worker in a traceback.
-            if isinstance(batch, DetcoreError):
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, DetcoreError):  # PyTorch would wrap an error of a worker in a traceback
                 raise batch
             yield batch
 
@@ -163,16 +156,10 @@ def build_loader(dataset: Dataset, batch_size: int, *, preprocess: Preprocess, t
     batches = plan_epoch(dataset.sizes, batch_size, shuffle=training if shuffle is None else shuffle, seed=seed,
                          epoch=epoch, images=epoch_images(dataset, repeat, sampling, seed, epoch),
                          aspect_grouping=aspect_grouping, rank=rank, world_size=world_size, fill=training)
-    return Loader(DataLoader(_Batches(dataset, preprocess, training, seed, epoch), batch_size=None,
-                             sampler=batches[start:],  # type: ignore[arg-type]  # any iterable with a length
-                             num_workers=workers, collate_fn=_same,  # type: ignore[arg-type]
-                              worker_init_fn=_one_thread, pin_memory=pin_memory))
-
-
-def _same(batch: Batch) -> Batch:
-    return batch
+    return Loader(_Batches(dataset, preprocess, training, seed, epoch), batch_size=None,
+                  sampler=batches[start:],  # type: ignore[arg-type]  # any iterable with a length
+                  num_workers=workers, worker_init_fn=_one_thread, pin_memory=pin_memory)
 
 
 def _one_thread(worker: int) -> None:
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # PyTorch limits its own threads

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -18,10 +17,6 @@ from torch import Tensor
 from detcore.structures import Images, Polygons
 
 Masks = np.ndarray | Polygons
-
-
-def _no_boxes() -> np.ndarray:
-    return np.zeros((0, 4), np.float32)
 
 
 @dataclass(frozen=True)
@@ -56,10 +51,10 @@ class Sample:
     """
 
     image: np.ndarray
-    boxes: np.ndarray = field(default_factory=_no_boxes)
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     masks: Masks | None = None
-    ignored: np.ndarray = field(default_factory=_no_boxes)
+    ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     proposals: np.ndarray | None = None
     semantic: np.ndarray | None = None
     meta: Meta = field(default_factory=Meta)
@@ -74,29 +69,30 @@ class Sample:
         return replace(self, boxes=self.boxes[chosen], labels=self.labels[chosen],
                        masks=None if self.masks is None else self.masks[chosen])
 
-    def move(self, image: np.ndarray, boxes: Callable[[np.ndarray], np.ndarray], masks: Callable[[Masks], Masks],
-             meta: Meta | None = None) -> Sample:
-        """The sample with a new image, all its boxes mapped by `boxes` and clipped to it, its masks by `masks`."""
+    def move(self, image: np.ndarray, points: Callable[[np.ndarray], np.ndarray],
+             bitmaps: Callable[[np.ndarray], np.ndarray], meta: Meta | None = None) -> Sample:
+        """The sample with a new image, to which all its boxes are clipped.
+
+        `points` maps the corners of boxes and rings ([n, 2], x and y), `bitmaps` masks and class maps [n, h, w].
+        """
         h, w = image.shape[:2]
-        semantic = self.semantic
-        if semantic is not None:
-            moved = masks(semantic[None])  # nearest pixels, as a mask's
-            assert isinstance(moved, np.ndarray)
-            semantic = moved[0]
 
-        def mapped(b: np.ndarray) -> np.ndarray:
-            return np.clip(boxes(b), 0, [w, h, w, h]).astype(np.float32)
+        def boxes(b: np.ndarray) -> np.ndarray:
+            corners = points(b.reshape(-1, 2)).reshape(-1, 2, 2)
+            return np.concatenate([corners.min(1), corners.max(1)], 1).clip(0, [w, h, w, h]).astype(np.float32)
 
-        return replace(self, image=image, boxes=mapped(self.boxes), ignored=mapped(self.ignored),
-                       proposals=None if self.proposals is None else mapped(self.proposals),
-                       masks=None if self.masks is None else masks(self.masks), semantic=semantic,
+        masks = self.masks
+        if isinstance(masks, Polygons):
+            masks = Polygons([[points(ring) for ring in rings] for rings in masks.rings], (h, w))
+        elif masks is not None:
+            masks = bitmaps(masks)
+        return replace(self, image=image, boxes=boxes(self.boxes), ignored=boxes(self.ignored), masks=masks,
+                       proposals=None if self.proposals is None else boxes(self.proposals),
+                       semantic=None if self.semantic is None else bitmaps(self.semantic[None])[0],
                        meta=meta or self.meta)
 
 
-class Transform(Protocol):
-    """What every transform is: a function of a sample and a source of chance."""
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None: ...
+Transform = Callable[[Sample, np.random.Generator], Sample | None]
 
 
 def apply(transforms: Sequence[Transform], sample: Sample, rng: np.random.Generator) -> Sample | None:
@@ -107,10 +103,6 @@ def apply(transforms: Sequence[Transform], sample: Sample, rng: np.random.Genera
             return None
         sample = result
     return sample
-
-
-def map_rings(polygons: Polygons, size: tuple[int, int], f: Callable[[np.ndarray], np.ndarray]) -> Polygons:
-    return Polygons([[f(ring) for ring in rings] for rings in polygons.rings], size)
 
 
 def fit(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
@@ -129,15 +121,13 @@ def resize(sample: Sample, scale: tuple[int, int], keep_ratio: bool = True) -> S
     new_h, new_w = fit((h, w), scale) if keep_ratio else (scale[1], scale[0])
     x, y = new_w / w, new_h / h
 
-    def masks(m: Masks) -> Masks:
-        if isinstance(m, Polygons):
-            return map_rings(m, (new_h, new_w), lambda ring: ring * [x, y])
+    def bitmaps(m: np.ndarray) -> np.ndarray:
         out = [cv2.resize(one, (new_w, new_h), interpolation=cv2.INTER_NEAREST) for one in m]
-        return np.stack(out) if out else np.zeros((0, new_h, new_w), np.uint8)
+        return np.array(out, np.uint8).reshape(-1, new_h, new_w)
 
     image = cv2.resize(sample.image, (new_w, new_h), interpolation=cv2.INTER_LINEAR)
     before = sample.meta.scale_factor
-    return sample.move(image, lambda b: b * np.array([x, y, x, y], np.float32), masks,
+    return sample.move(image, lambda p: p * np.array([x, y], p.dtype), bitmaps,
                        replace(sample.meta, scale_factor=(before[0] * x, before[1] * y)))
 
 
@@ -203,16 +193,12 @@ class ScaleJitter:
 
 def crop(sample: Sample, left: int, top: int, right: int, bottom: int) -> Sample:
     """What lies in a window of the image; all objects stay, their boxes and masks clipped to it."""
-    h, w = bottom - top, right - left
-
-    def masks(m: Masks) -> Masks:
-        if isinstance(m, Polygons):
-            cut = [[clip_ring(r - [left, top], h, w) for r in rings] for rings in m.rings]
-            return Polygons([[r for r in rings if len(r)] for rings in cut], (h, w))
-        return m[:, top:bottom, left:right]
-
-    return sample.move(np.ascontiguousarray(sample.image[top:bottom, left:right]),
-                       lambda b: b - np.array([left, top, left, top], np.float32), masks)
+    out = sample.move(np.ascontiguousarray(sample.image[top:bottom, left:right]),
+                      lambda p: p - np.array([left, top], p.dtype), lambda m: m[:, top:bottom, left:right])
+    if isinstance(out.masks, Polygons):
+        clipped = [[clip_ring(ring, *out.size) for ring in rings] for rings in out.masks.rings]
+        out.masks = Polygons([[ring for ring in rings if len(ring)] for rings in clipped], out.size)
+    return out
 
 
 @dataclass(frozen=True)
@@ -289,15 +275,9 @@ class Flip:
         if rng.random() >= self.p:
             return sample
         w = sample.size[1]
-
-        def masks(m: Masks) -> Masks:
-            if isinstance(m, Polygons):
-                return map_rings(m, m.size, lambda ring: ring * [-1, 1] + [w, 0])
-            return np.ascontiguousarray(m[:, :, ::-1])
-
         return sample.move(cv2.flip(sample.image, 1),
-                           lambda b: b[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
-                           + np.array([w, 0, w, 0], np.float32), masks)
+                           lambda p: p * np.array([-1, 1], p.dtype) + np.array([w, 0], p.dtype),
+                           lambda m: np.ascontiguousarray(m[:, :, ::-1]))
 
 
 def _has_area(boxes: np.ndarray) -> np.ndarray:
