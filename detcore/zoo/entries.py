@@ -7,7 +7,7 @@ An entry needs no registration: one that a user makes goes wherever a name of th
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Backbone:
         preprocess: how the pretrained weights want their images.
         weights: where they are, as `load_backbone` takes it; None: training starts from random weights.
         pocket_weights: whether training starts from pretrained weights in the pocket profile.
+        label: what it is called in the names of models, such as "r50-caffe".
     """
 
     name: str
@@ -49,6 +50,7 @@ class Backbone:
     preprocess: Preprocess = TORCHVISION
     slim: Slim = SLIM
     pocket_weights: bool = True
+    label: str = ""
 
     @property
     def sha256(self) -> str | None:
@@ -161,20 +163,25 @@ def check_profile(profile: str) -> str:
 
 # The tables of the families' files
 
-def row(name: str, backbone: Backbone, *changes: Change, num_classes: int | None = None,
-        **options: Any) -> Callable[[ModelEntry], ModelEntry]:
-    """A model of a family: its backbone, its changes of the family's recipe, and options for the family's builder."""
-    def entry(shared: ModelEntry) -> ModelEntry:
-        recipe = replace(shared.recipe, preprocess=backbone.preprocess)
-        for changed in changes:
-            recipe = changed(recipe)
-        return replace(shared, name=name, backbone=backbone, recipe=recipe, options=options,
-                       num_classes=num_classes or shared.num_classes)
-    return entry
+def row(name: str, backbone: Backbone | Sequence[Backbone], *changes: Change, num_classes: int | None = None,
+        **options: Any) -> Callable[[ModelEntry], Iterator[ModelEntry]]:
+    """A model of a family, or one for each of several backbones, whose labels stand for "{}" in its name.
+
+    Args:
+        changes: of the family's recipe; options: for the family's builder.
+    """
+    def entries(shared: ModelEntry) -> Iterator[ModelEntry]:
+        for one in (backbone,) if isinstance(backbone, Backbone) else backbone:
+            recipe = replace(shared.recipe, preprocess=one.preprocess)
+            for changed in changes:
+                recipe = changed(recipe)
+            yield replace(shared, name=name.format(one.label), backbone=one, recipe=recipe, options=options,
+                          num_classes=num_classes or shared.num_classes)
+    return entries
 
 
 def family(name: str, builder: Callable[..., Detector], recipe: Recipe, pocket: Pocket,
-           *models: Callable[[ModelEntry], ModelEntry], num_classes: int = 80) -> list[ModelEntry]:
+           *models: Callable[[ModelEntry], Iterator[ModelEntry]], num_classes: int = 80) -> list[ModelEntry]:
     """The models of a family, or of one builder in it. What a row does not say is the family's."""
     shared = ModelEntry(name, builder, recipe, family=name, pocket=pocket, num_classes=num_classes)
-    return [entry(shared) for entry in models]
+    return [entry for entries in models for entry in entries(shared)]

@@ -28,10 +28,10 @@ def change(**fields: Any) -> Change:
 
 
 def classes(*names: str) -> Change:
-    """Train on a few of the data set's classes."""
     return change(classes=names)
 
 
+MIXED_PRECISION = change(amp=True)
 BOXES = Recipe()
 MASKS = Recipe(masks="bitmap", metric=("bbox", "segm"))
 
@@ -42,7 +42,6 @@ SCHEDULE_90K = change(epochs=None, iterations=90_000, val_interval=10_000,
                       schedule=Schedule((60_000, 80_000), 90_000, by_epoch=False))
 
 POLYGONS = change(masks="polygon")
-MIXED_PRECISION = change(amp=True)
 CLIPPED = change(clip_norm=35.0)
 MULTI_SCALE = change(train_transforms=(ResizeChoice(tuple((1333, s) for s in range(640, 801, 32))), Flip()))
 # The data set thrice an epoch, and the first drop an epoch later than usual.

@@ -8,13 +8,13 @@ from detcore.zoo.entries import Backbone
 ADDRESS = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_"
 
 
-def swin(name: str, size: Size, file: str) -> Backbone:
+def swin(name: str, label: str, size: Size, file: str) -> Backbone:
     """A Swin Transformer by the name of its file."""
-    return Backbone(name, "Swin", partial(Swin, size), f"{ADDRESS}{file}.pth", slim=SLIM_SWIN)
+    return Backbone(name, "Swin", partial(Swin, size), f"{ADDRESS}{file}.pth", slim=SLIM_SWIN, label=label)
 
 
-SWIN_T_224 = swin("Swin-T", SWIN_T, "tiny_patch4_window7_224")
-SWIN_S_224 = swin("Swin-S", SWIN_S, "small_patch4_window7_224")
-SWIN_B_384 = swin("Swin-B", SWIN_B, "base_patch4_window12_384")
-SWIN_B_384_22K = swin("Swin-B (ImageNet-22k)", SWIN_B, "base_patch4_window12_384_22k")
-SWIN_L_384_22K = swin("Swin-L (ImageNet-22k)", SWIN_L, "large_patch4_window12_384_22k")
+SWIN_T_224 = swin("Swin-T", "swin-t-p4-w7-224", SWIN_T, "tiny_patch4_window7_224")
+SWIN_S_224 = swin("Swin-S", "swin-s-p4-w7-224", SWIN_S, "small_patch4_window7_224")
+SWIN_B_384 = swin("Swin-B", "swin-b-p4-w12-384", SWIN_B, "base_patch4_window12_384")
+SWIN_B_384_22K = swin("Swin-B (ImageNet-22k)", "swin-b-p4-w12-384-in21k", SWIN_B, "base_patch4_window12_384_22k")
+SWIN_L_384_22K = swin("Swin-L (ImageNet-22k)", "swin-l-p4-w12-384-in21k", SWIN_L, "large_patch4_window12_384_22k")

@@ -6,11 +6,7 @@ from detcore.zoo.backbones.resnet import R50_CAFFE
 from detcore.zoo.entries import family, row
 from detcore.zoo.recipes import change
 
-POCKET = Pocket(dict(width=48, depth=2), training(250))
-
-MODELS = family(
-    "autoassign", autoassign,
-    Recipe(optimizer=SGD(lr=0.01, norm_decay_mult=0.0), schedule=Schedule(warmup_iters=1000)),
-    POCKET,
-    row("autoassign_r50-caffe_fpn_1x_coco", R50_CAFFE, change(preprocess=DETECTRON)),
-)
+MODELS = family("autoassign", autoassign,
+                Recipe(optimizer=SGD(lr=0.01, norm_decay_mult=0.0), schedule=Schedule(warmup_iters=1000)),
+                Pocket(dict(width=48, depth=2), training(250)),
+                row("autoassign_r50-caffe_fpn_1x_coco", R50_CAFFE, change(preprocess=DETECTRON)))

@@ -8,36 +8,20 @@ from detcore.pocket.profile import TWO_STAGE, Pocket, training
 from detcore.zoo.backbones.deformable import deformed
 from detcore.zoo.backbones.resnet import R50, R101, X101_32X4D
 from detcore.zoo.entries import family, row
-from detcore.zoo.recipes import BOXES, MASKS, MIXED_PRECISION
+from detcore.zoo.recipes import BOXES, MASKS, change
 
 R50_DCN, R101_DCN, X101_DCN = (deformed(b) for b in (R50, R101, X101_32X4D))
 
-POOLING = Pocket(TWO_STAGE | dict(hidden=96), training(88))
-
 MODELS = [
-    *family(
-        "dcn", faster_rcnn, BOXES, pocket.FASTER_RCNN,
-        row("faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
-        row("faster-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
-        row("faster-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", X101_DCN),
-    ),
-    *family("dcn", faster_rcnn_dpool, BOXES, POOLING,
+    *family("dcn", faster_rcnn, BOXES, pocket.FASTER_RCNN,
+            row("faster-rcnn_{}-dconv-c3-c5_fpn_1x_coco", (R50_DCN, R101_DCN, X101_DCN))),
+    *family("dcn", faster_rcnn_dpool, BOXES, Pocket(TWO_STAGE | dict(hidden=96), training(88)),
             row("faster-rcnn_r50_fpn_dpool_1x_coco", R50)),
-    *family(
-        "dcn", mask_rcnn, MASKS, pocket.MASK_RCNN,
-        row("mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
-        row("mask-rcnn_r50-dconv-c3-c5_fpn_amp-1x_coco", R50_DCN, MIXED_PRECISION),
-        row("mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
-    ),
-    *family(
-        "dcn", cascade_rcnn, BOXES, pocket.CASCADE_RCNN,
-        row("cascade-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
-        row("cascade-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
-    ),
-    *family(
-        "dcn", cascade_mask_rcnn, MASKS, pocket.CASCADE_MASK_RCNN,
-        row("cascade-mask-rcnn_r50-dconv-c3-c5_fpn_1x_coco", R50_DCN),
-        row("cascade-mask-rcnn_r101-dconv-c3-c5_fpn_1x_coco", R101_DCN),
-        row("cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco", X101_DCN),
-    ),
+    *family("dcn", mask_rcnn, MASKS, pocket.MASK_RCNN,
+            row("mask-rcnn_{}-dconv-c3-c5_fpn_1x_coco", (R50_DCN, R101_DCN)),
+            row("mask-rcnn_r50-dconv-c3-c5_fpn_amp-1x_coco", R50_DCN, change(amp=True))),
+    *family("dcn", cascade_rcnn, BOXES, pocket.CASCADE_RCNN,
+            row("cascade-rcnn_{}-dconv-c3-c5_fpn_1x_coco", (R50_DCN, R101_DCN))),
+    *family("dcn", cascade_mask_rcnn, MASKS, pocket.CASCADE_MASK_RCNN,
+            row("cascade-mask-rcnn_{}-dconv-c3-c5_fpn_1x_coco", (R50_DCN, R101_DCN, X101_DCN))),
 ]

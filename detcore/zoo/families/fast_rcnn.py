@@ -6,12 +6,6 @@ from detcore.zoo.backbones.resnet import R50, R50_CAFFE, R101, R101_CAFFE
 from detcore.zoo.entries import family, row
 from detcore.zoo.recipes import SCHEDULE_2X
 
-MODELS = family(
-    "fast_rcnn", fast_rcnn, Recipe(max_proposals=2000), pocket.FAST_RCNN,
-    row("fast-rcnn_r50_fpn_1x_coco", R50),
-    row("fast-rcnn_r50_fpn_2x_coco", R50, SCHEDULE_2X),
-    row("fast-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE),
-    row("fast-rcnn_r101_fpn_1x_coco", R101),
-    row("fast-rcnn_r101_fpn_2x_coco", R101, SCHEDULE_2X),
-    row("fast-rcnn_r101-caffe_fpn_1x_coco", R101_CAFFE),
-)
+MODELS = family("fast_rcnn", fast_rcnn, Recipe(max_proposals=2000), pocket.FAST_RCNN,
+                row("fast-rcnn_{}_fpn_1x_coco", (R50, R50_CAFFE, R101, R101_CAFFE)),
+                row("fast-rcnn_{}_fpn_2x_coco", (R50, R101), SCHEDULE_2X))

@@ -7,9 +7,5 @@ from detcore.zoo.entries import family, row
 
 POCKET = Pocket(dict(width=48, depth=2, anchor_scale=2), training(250))
 
-MODELS = family(
-    "free_anchor", free_anchor, Recipe(optimizer=SGD(lr=0.01), clip_norm=35.0), POCKET,
-    row("freeanchor_r50_fpn_1x_coco", R50),
-    row("freeanchor_r101_fpn_1x_coco", R101),
-    row("freeanchor_x101-32x4d_fpn_1x_coco", X101_32X4D),
-)
+MODELS = family("free_anchor", free_anchor, Recipe(optimizer=SGD(lr=0.01), clip_norm=35.0), POCKET,
+                row("freeanchor_{}_fpn_1x_coco", (R50, R101, X101_32X4D)))

@@ -11,14 +11,9 @@ from detcore.zoo.recipes import SCHEDULE_2X, change
 R101_DCN, X101_DCN_C4 = deformed(R101), deformed(X101_32X4D, stages=(2, 3))
 MULTI_SCALE = change(train_transforms=(ResizeRange((1333, 480), (1333, 800)), Flip()))
 
-POCKET = Pocket(dict(width=48, depth=2, anchor_scale=4), training(250))
-
-MODELS = family(
-    "gfl", gfl, Recipe(optimizer=SGD(lr=0.01)), POCKET,
-    row("gfl_r50_fpn_1x_coco", R50),
-    row("gfl_r50_fpn_ms-2x_coco", R50, SCHEDULE_2X, MULTI_SCALE),
-    row("gfl_r101_fpn_ms-2x_coco", R101, SCHEDULE_2X, MULTI_SCALE),
-    row("gfl_r101-dconv-c3-c5_fpn_ms-2x_coco", R101_DCN, SCHEDULE_2X, MULTI_SCALE),
-    row("gfl_x101-32x4d_fpn_ms-2x_coco", X101_32X4D, SCHEDULE_2X, MULTI_SCALE),
-    row("gfl_x101-32x4d-dconv-c4-c5_fpn_ms-2x_coco", X101_DCN_C4, SCHEDULE_2X, MULTI_SCALE),
-)
+MODELS = family("gfl", gfl, Recipe(optimizer=SGD(lr=0.01)),
+                Pocket(dict(width=48, depth=2, anchor_scale=4), training(250)),
+                row("gfl_r50_fpn_1x_coco", R50),
+                row("gfl_{}_fpn_ms-2x_coco", (R50, R101, X101_32X4D), SCHEDULE_2X, MULTI_SCALE),
+                row("gfl_r101-dconv-c3-c5_fpn_ms-2x_coco", R101_DCN, SCHEDULE_2X, MULTI_SCALE),
+                row("gfl_x101-32x4d-dconv-c4-c5_fpn_ms-2x_coco", X101_DCN_C4, SCHEDULE_2X, MULTI_SCALE))

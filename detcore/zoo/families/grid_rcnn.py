@@ -2,7 +2,7 @@
 from detcore.methods.grid_rcnn import grid_rcnn
 from detcore.pocket.profile import TWO_STAGE, Pocket, training
 from detcore.recipe import Schedule
-from detcore.zoo.backbones.resnet import R50, R101, X101_32X4D, X101_64X4D
+from detcore.zoo.backbones.resnet import R50, R101, X101
 from detcore.zoo.entries import family, row
 from detcore.zoo.recipes import BOXES, change
 
@@ -10,11 +10,6 @@ GRID_25E = change(epochs=25, schedule=Schedule((17, 23), 25, warmup_iters=3665, 
 
 POCKET = Pocket(TWO_STAGE | dict(grid_convs=2, grid_channels=8, most_regions=128), training(150))
 
-MODELS = family(
-    "grid_rcnn", grid_rcnn, BOXES, POCKET,
-    row("grid-rcnn_r50_fpn_gn-head_1x_coco", R50, change(schedule=Schedule(warmup_factor=1e-4))),
-    row("grid-rcnn_r50_fpn_gn-head_2x_coco", R50, GRID_25E),
-    row("grid-rcnn_r101_fpn_gn-head_2x_coco", R101, GRID_25E),
-    row("grid-rcnn_x101-32x4d_fpn_gn-head_2x_coco", X101_32X4D, GRID_25E),
-    row("grid-rcnn_x101-64x4d_fpn_gn-head_2x_coco", X101_64X4D, GRID_25E),
-)
+MODELS = family("grid_rcnn", grid_rcnn, BOXES, POCKET,
+                row("grid-rcnn_r50_fpn_gn-head_1x_coco", R50, change(schedule=Schedule(warmup_factor=1e-4))),
+                row("grid-rcnn_{}_fpn_gn-head_2x_coco", (R50, R101, *X101), GRID_25E))

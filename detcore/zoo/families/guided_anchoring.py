@@ -10,13 +10,13 @@ from detcore.options import forwards
 from detcore.pocket import profile as pocket
 from detcore.pocket.profile import TWO_STAGE, Pocket, training
 from detcore.recipe import SGD, TORCHVISION, Recipe, Schedule
-from detcore.zoo.backbones.resnet import R50, R50_CAFFE, R101_CAFFE, X101_32X4D, X101_64X4D
+from detcore.zoo.backbones.resnet import R50, R50_CAFFE, R101_CAFFE, X101
 from detcore.zoo.entries import family, row
 from detcore.zoo.recipes import change
 
 CLIPPED_BOXES = Recipe(clip_norm=35.0)
+BACKBONES = (R50, R50_CAFFE, R101_CAFFE, *X101)
 
-POCKET = Pocket(TWO_STAGE, training(140))
 # Feature adaption is one layer more; with two before it, learning starts late.
 RETINA_POCKET = Pocket(dict(width=48, depth=1, anchor_scale=4), training(350))
 
@@ -28,35 +28,16 @@ def any_class_ga_rpn(backbone: ResNet, num_classes: int, **options: Any) -> OneS
 
 
 MODELS = [
-    *family(
-        "guided_anchoring", any_class_ga_rpn, replace(CLIPPED_BOXES, metric=("proposal",)), pocket.RPN,
-        row("ga-rpn_r50_fpn_1x_coco", R50),
-        row("ga-rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
-        row("ga-rpn_r101-caffe_fpn_1x_coco", R101_CAFFE),
-        row("ga-rpn_x101-32x4d_fpn_1x_coco", X101_32X4D),
-        row("ga-rpn_x101-64x4d_fpn_1x_coco", X101_64X4D),
-        num_classes=1,
-    ),
+    *family("guided_anchoring", any_class_ga_rpn, replace(CLIPPED_BOXES, metric=("proposal",)), pocket.RPN,
+            row("ga-rpn_{}_fpn_1x_coco", BACKBONES), num_classes=1),
     # As published: caffe-style weights, yet torchvision's normalisation.
     *family("guided_anchoring", ga_fast_rcnn, Recipe(max_proposals=2000), pocket.FAST_RCNN,
             row("ga-fast-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE, change(preprocess=TORCHVISION))),
-    *family(
-        "guided_anchoring", ga_faster_rcnn, CLIPPED_BOXES, POCKET,
-        row("ga-faster-rcnn_r50_fpn_1x_coco", R50),
-        row("ga-faster-rcnn_r50-caffe_fpn_1x_coco", R50_CAFFE),
-        row("ga-faster-rcnn_r101-caffe_fpn_1x_coco", R101_CAFFE),
-        row("ga-faster-rcnn_x101-32x4d_fpn_1x_coco", X101_32X4D),
-        row("ga-faster-rcnn_x101-64x4d_fpn_1x_coco", X101_64X4D),
-    ),
-    *family(
-        "guided_anchoring", ga_retinanet, replace(CLIPPED_BOXES, optimizer=SGD(lr=0.01)), RETINA_POCKET,
-        row("ga-retinanet_r50_fpn_1x_coco", R50),
-        row("ga-retinanet_r50-caffe_fpn_1x_coco", R50_CAFFE),
-        row("ga-retinanet_r101-caffe_fpn_1x_coco", R101_CAFFE),
-        row("ga-retinanet_r101-caffe_fpn_ms-2x", R101_CAFFE,
-            change(train_transforms=(ResizeRange((1333, 480), (1333, 960)), Flip()), epochs=24,
-                   schedule=Schedule((16, 22), 24, warmup_factor=1 / 3))),
-        row("ga-retinanet_x101-32x4d_fpn_1x_coco", X101_32X4D),
-        row("ga-retinanet_x101-64x4d_fpn_1x_coco", X101_64X4D),
-    ),
+    *family("guided_anchoring", ga_faster_rcnn, CLIPPED_BOXES, Pocket(TWO_STAGE, training(140)),
+            row("ga-faster-rcnn_{}_fpn_1x_coco", BACKBONES)),
+    *family("guided_anchoring", ga_retinanet, replace(CLIPPED_BOXES, optimizer=SGD(lr=0.01)), RETINA_POCKET,
+            row("ga-retinanet_{}_fpn_1x_coco", BACKBONES),
+            row("ga-retinanet_r101-caffe_fpn_ms-2x", R101_CAFFE,
+                change(train_transforms=(ResizeRange((1333, 480), (1333, 960)), Flip()), epochs=24,
+                       schedule=Schedule((16, 22), 24, warmup_factor=1 / 3)))),
 ]

@@ -10,24 +10,16 @@ from detcore.zoo.backbones.resnet import R50, R101, X101_64X4D
 from detcore.zoo.entries import family, row
 from detcore.zoo.recipes import MASKS, change
 
-INSTABOOST_4X = change(train_transforms=(InstaBoost(), Resize(), Flip()), epochs=48,
-                       schedule=Schedule((32, 44), 48))
+INSTABOOST_4X = change(train_transforms=(InstaBoost(), Resize(), Flip()), epochs=48, schedule=Schedule((32, 44), 48))
+BACKBONES = (R50, R101, X101_64X4D)
 
 # The objects of half the images are moved.
 POCKET = with_transforms(pocket.MASK_RCNN, InstaBoost())
 CASCADE_POCKET = with_transforms(pocket.CASCADE_MASK_RCNN, InstaBoost())
 
 MODELS = [
-    *family(
-        "instaboost", mask_rcnn, MASKS, POCKET,
-        row("mask-rcnn_r50_fpn_instaboost-4x_coco", R50, INSTABOOST_4X),
-        row("mask-rcnn_r101_fpn_instaboost-4x_coco", R101, INSTABOOST_4X),
-        row("mask-rcnn_x101-64x4d_fpn_instaboost-4x_coco", X101_64X4D, INSTABOOST_4X),
-    ),
-    *family(
-        "instaboost", cascade_mask_rcnn, MASKS, CASCADE_POCKET,
-        row("cascade-mask-rcnn_r50_fpn_instaboost-4x_coco", R50, INSTABOOST_4X),
-        row("cascade-mask-rcnn_r101_fpn_instaboost-4x_coco", R101, INSTABOOST_4X),
-        row("cascade-mask-rcnn_x101-64x4d_fpn_instaboost-4x_coco", X101_64X4D, INSTABOOST_4X),
-    ),
+    *family("instaboost", mask_rcnn, MASKS, POCKET,
+            row("mask-rcnn_{}_fpn_instaboost-4x_coco", BACKBONES, INSTABOOST_4X)),
+    *family("instaboost", cascade_mask_rcnn, MASKS, CASCADE_POCKET,
+            row("cascade-mask-rcnn_{}_fpn_instaboost-4x_coco", BACKBONES, INSTABOOST_4X)),
 ]

@@ -9,12 +9,8 @@ from detcore.zoo.recipes import BOXES
 MODELS = [
     *family("libra_rcnn", libra_fast_rcnn, Recipe(max_proposals=2000), pocket.FAST_RCNN,
             row("libra-fast-rcnn_r50_fpn_1x_coco", R50)),
-    *family(
-        "libra_rcnn", libra_faster_rcnn, BOXES, pocket.FASTER_RCNN,
-        row("libra-faster-rcnn_r50_fpn_1x_coco", R50),
-        row("libra-faster-rcnn_r101_fpn_1x_coco", R101),
-        row("libra-faster-rcnn_x101-64x4d_fpn_1x_coco", X101_64X4D),
-    ),
+    *family("libra_rcnn", libra_faster_rcnn, BOXES, pocket.FASTER_RCNN,
+            row("libra-faster-rcnn_{}_fpn_1x_coco", (R50, R101, X101_64X4D))),
     *family("libra_rcnn", libra_retinanet, Recipe(optimizer=SGD(lr=0.01)), pocket.RETINANET,
             row("libra-retinanet_r50_fpn_1x_coco", R50)),
 ]

@@ -7,7 +7,7 @@ from detcore.methods.rpn import rpn
 from detcore.options import forwards
 from detcore.pocket import profile as pocket
 from detcore.recipe import Recipe
-from detcore.zoo.backbones.resnet import R50, R50_C4, R50_CAFFE, R101, R101_CAFFE, X101_32X4D, X101_64X4D
+from detcore.zoo.backbones.resnet import R50, R50_C4, R50_CAFFE, R101, R101_CAFFE, X101
 from detcore.zoo.entries import family, row
 from detcore.zoo.recipes import SCHEDULE_2X
 
@@ -20,16 +20,7 @@ def any_class_rpn(backbone: ResNet, num_classes: int, **options: Any) -> OneStag
 
 MODELS = family(
     "rpn", any_class_rpn, Recipe(metric=("proposal",)), pocket.RPN,
-    row("rpn_r50_fpn_1x_coco", R50),
-    row("rpn_r50_fpn_2x_coco", R50, SCHEDULE_2X),
-    row("rpn_r50-caffe_fpn_1x_coco", R50_CAFFE),
+    row("rpn_{}_fpn_1x_coco", (R50, R50_CAFFE, R101, R101_CAFFE, *X101)),
+    row("rpn_{}_fpn_2x_coco", (R50, R101, *X101), SCHEDULE_2X),
     row("rpn_r50-caffe-c4_1x_coco", R50_C4, neck=None, pre_nms_top_n=12000, max_detections=2000),
-    row("rpn_r101_fpn_1x_coco", R101),
-    row("rpn_r101_fpn_2x_coco", R101, SCHEDULE_2X),
-    row("rpn_r101-caffe_fpn_1x_coco", R101_CAFFE),
-    row("rpn_x101-32x4d_fpn_1x_coco", X101_32X4D),
-    row("rpn_x101-32x4d_fpn_2x_coco", X101_32X4D, SCHEDULE_2X),
-    row("rpn_x101-64x4d_fpn_1x_coco", X101_64X4D),
-    row("rpn_x101-64x4d_fpn_2x_coco", X101_64X4D, SCHEDULE_2X),
-    num_classes=1,
-)
+    num_classes=1)
