@@ -27,11 +27,6 @@ def change(**fields: Any) -> Change:
     return lambda recipe: replace(recipe, **fields)
 
 
-def classes(*names: str) -> Change:
-    return change(classes=names)
-
-
-MIXED_PRECISION = change(amp=True)
 BOXES = Recipe()
 MASKS = Recipe(masks="bitmap", metric=("bbox", "segm"))
 

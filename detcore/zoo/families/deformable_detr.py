@@ -18,10 +18,8 @@ MODELS = family(
     "deformable_detr", deformable_detr,
     Recipe(train_transforms=detr_transforms(4200), filter_empty=False, epochs=50, batch_size=32, clip_norm=0.1,
            schedule=Schedule((40,), 50, warmup_iters=0),
-           optimizer=AdamW(2e-4, 1e-4, parts=(
-               SLOW_BACKBONE, Part("sampling_offsets|reference_points", lr_mult=0.1)))),
+           optimizer=AdamW(2e-4, 1e-4, parts=(SLOW_BACKBONE, Part("sampling_offsets|reference_points", lr_mult=0.1)))),
     POCKET,
     row("deformable-detr_r50_16xb2-50e_coco", R50_FROZEN_NORM, UNPADDED),
     row("deformable-detr-refine_r50_16xb2-50e_coco", R50_FROZEN_NORM, UNPADDED, refine=True),
-    row("deformable-detr-refine-twostage_r50_16xb2-50e_coco", R50_FROZEN_NORM, UNPADDED, refine=True, two_stage=True),
-)
+    row("deformable-detr-refine-twostage_r50_16xb2-50e_coco", R50_FROZEN_NORM, UNPADDED, refine=True, two_stage=True))

@@ -19,12 +19,10 @@ MODELS = family(
     "maskformer", maskformer, RECIPE, POCKET,
     row("maskformer_r50_ms-16xb1-75e_coco", R50_WHOLE, UNPADDED,
         change(epochs=75, schedule=Schedule((50,), 75, warmup_iters=0),
-               optimizer=AdamW(1e-4, 1e-4, norm_decay_mult=0, parts=(
-                   SLOW_BACKBONE, Part("query_embed", decay_mult=0))))),
+               optimizer=AdamW(1e-4, 1e-4, norm_decay_mult=0,
+                               parts=(SLOW_BACKBONE, Part("query_embed", decay_mult=0))))),
     row("maskformer_swin-l-p4-w12_64xb1-ms-300e_coco", SWIN_L_384_22K, UNPADDED,
-        change(epochs=300, batch_size=64,
-               schedule=Schedule((250,), 300, warmup_iters=1500, warmup_factor=1e-6),
+        change(epochs=300, batch_size=64, schedule=Schedule((250,), 300, warmup_iters=1500, warmup_factor=1e-6),
                optimizer=AdamW(6e-5, 0.01, norm_decay_mult=0, parts=(
                    Part("relative_position_bias_table|query_embed", decay_mult=0), SLOW_BACKBONE))),
-        encoder_layers=0),
-)
+        encoder_layers=0))

@@ -17,10 +17,6 @@ PANOPTIC_FPN_3X = change(train_transforms=(ResizeRange((1333, 640), (1333, 800))
 POCKET = Pocket(TWO_STAGE | dict(stuff=len(STUFF), stuff_area=64, semantic_channels=32, score_threshold=0.3),
                 training(100, **PANOPTIC))
 
-MODELS = family(
-    "panoptic_fpn", panoptic_fpn, replace(MASKS, metric=("bbox", "segm", "panoptic")), POCKET,
-    row("panoptic-fpn_r50_fpn_1x_coco", R50),
-    row("panoptic-fpn_r50_fpn_ms-3x_coco", R50, PANOPTIC_FPN_3X),
-    row("panoptic-fpn_r101_fpn_1x_coco", R101),
-    row("panoptic-fpn_r101_fpn_ms-3x_coco", R101, PANOPTIC_FPN_3X),
-)
+MODELS = family("panoptic_fpn", panoptic_fpn, replace(MASKS, metric=("bbox", "segm", "panoptic")), POCKET,
+                row("panoptic-fpn_{}_fpn_1x_coco", (R50, R101)),
+                row("panoptic-fpn_{}_fpn_ms-3x_coco", (R50, R101), PANOPTIC_FPN_3X))

@@ -27,8 +27,8 @@ from detcore.zoo.recipes import (
 def regnet(design: str, digest: str) -> Backbone:
     """A RegNetX, with the weights of its authors, converted."""
     file = "regnetx_" + {"4GF": "4.0gf", "8GF": "8.0gf"}.get(design, design.lower())
-    return Backbone(f"RegNetX-{design}", "Pycls",
-                    partial(RegNet, design), f"{CONVERTED}{file}-{digest}.pth", PYCLS, SLIM_REGNET)
+    return Backbone(f"RegNetX-{design}", "Pycls", partial(RegNet, design), f"{CONVERTED}{file}-{digest}.pth", PYCLS,
+                    SLIM_REGNET, label=f"regnetx-{design}")
 
 
 X400M, X800M = regnet("400MF", "a5b10d96"), regnet("800MF", "1f4be4c7")
@@ -37,46 +37,22 @@ X4G, X6_4G = regnet("4GF", "a88f671e"), regnet("6.4GF", "006af45d")
 X8G, X12G = regnet("8GF", "3c68abe7"), regnet("12GF", "4c2a3350")
 
 REGNET_SGD = SGD(weight_decay=5e-5)
+REGNET_MASKS = replace(MASKS, optimizer=REGNET_SGD)
 # As published: trained with torchvision's normalisation, unlike the backbone.
 MULTI_SCALE_POLY_3X = (MULTI_SCALE_3X, POLYGONS, CLIPPED, change(preprocess=TORCHVISION))
 
 MODELS = [
-    *family(
-        "regnet", faster_rcnn, Recipe(optimizer=REGNET_SGD), pocket.FASTER_RCNN,
-        row("faster-rcnn_regnetx-400MF_fpn_ms-3x_coco", X400M, MULTI_SCALE_3X),
-        row("faster-rcnn_regnetx-800MF_fpn_ms-3x_coco", X800M, MULTI_SCALE_3X),
-        row("faster-rcnn_regnetx-1.6GF_fpn_ms-3x_coco", X1_6G, MULTI_SCALE_3X),
-        row("faster-rcnn_regnetx-3.2GF_fpn_1x_coco", X3_2G),
-        row("faster-rcnn_regnetx-3.2GF_fpn_2x_coco", X3_2G, SCHEDULE_2X),
-        row("faster-rcnn_regnetx-3.2GF_fpn_ms-3x_coco", X3_2G, MULTI_SCALE_3X),
-        row("faster-rcnn_regnetx-4GF_fpn_ms-3x_coco", X4G, MULTI_SCALE_3X),
-    ),
-    *family(
-        "regnet", mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.MASK_RCNN,
-        row("mask-rcnn_regnetx-400MF_fpn_ms-poly-3x_coco", X400M, *MULTI_SCALE_POLY_3X),
-        row("mask-rcnn_regnetx-800MF_fpn_ms-poly-3x_coco", X800M, *MULTI_SCALE_POLY_3X),
-        row("mask-rcnn_regnetx-1.6GF_fpn_ms-poly-3x_coco", X1_6G, *MULTI_SCALE_POLY_3X),
-        row("mask-rcnn_regnetx-3.2GF_fpn_1x_coco", X3_2G),
-        row("mask-rcnn_regnetx-3.2GF_fpn_ms-3x_coco", X3_2G, MULTI_SCALE, SCHEDULE_3X, CLIPPED),
-        row("mask-rcnn_regnetx-3.2GF-mdconv-c3-c5_fpn_1x_coco", deformed(X3_2G, modulated=True)),
-        row("mask-rcnn_regnetx-4GF_fpn_1x_coco", X4G),
-        row("mask-rcnn_regnetx-4GF_fpn_ms-poly-3x_coco", X4G, *MULTI_SCALE_POLY_3X),
-        row("mask-rcnn_regnetx-6.4GF_fpn_1x_coco", X6_4G),
-        row("mask-rcnn_regnetx-8GF_fpn_1x_coco", X8G),
-        row("mask-rcnn_regnetx-12GF_fpn_1x_coco", X12G),
-    ),
-    *family(
-        "regnet", cascade_mask_rcnn, replace(MASKS, optimizer=REGNET_SGD), pocket.CASCADE_MASK_RCNN,
-        row("cascade-mask-rcnn_regnetx-400MF_fpn_ms-3x_coco", X400M, MULTI_SCALE_3X),
-        row("cascade-mask-rcnn_regnetx-800MF_fpn_ms-3x_coco", X800M, MULTI_SCALE_3X),
-        row("cascade-mask-rcnn_regnetx-1.6GF_fpn_ms-3x_coco", X1_6G, MULTI_SCALE_3X),
-        row("cascade-mask-rcnn_regnetx-3.2GF_fpn_ms-3x_coco", X3_2G, MULTI_SCALE_3X),
-        row("cascade-mask-rcnn_regnetx-4GF_fpn_ms-3x_coco", X4G, MULTI_SCALE_3X),
-    ),
-    *family(
-        "regnet", retinanet, Recipe(optimizer=REGNET_SGD), pocket.RETINANET,
-        row("retinanet_regnetx-800MF_fpn_1x_coco", X800M, CLIPPED),
-        row("retinanet_regnetx-1.6GF_fpn_1x_coco", X1_6G, CLIPPED),
-        row("retinanet_regnetx-3.2GF_fpn_1x_coco", X3_2G, CLIPPED),
-    ),
+    *family("regnet", faster_rcnn, Recipe(optimizer=REGNET_SGD), pocket.FASTER_RCNN,
+            row("faster-rcnn_{}_fpn_ms-3x_coco", (X400M, X800M, X1_6G, X3_2G, X4G), MULTI_SCALE_3X),
+            row("faster-rcnn_{}_fpn_1x_coco", X3_2G),
+            row("faster-rcnn_{}_fpn_2x_coco", X3_2G, SCHEDULE_2X)),
+    *family("regnet", mask_rcnn, REGNET_MASKS, pocket.MASK_RCNN,
+            row("mask-rcnn_{}_fpn_ms-poly-3x_coco", (X400M, X800M, X1_6G, X4G), *MULTI_SCALE_POLY_3X),
+            row("mask-rcnn_{}_fpn_1x_coco", (X3_2G, X4G, X6_4G, X8G, X12G)),
+            row("mask-rcnn_{}_fpn_ms-3x_coco", X3_2G, MULTI_SCALE, SCHEDULE_3X, CLIPPED),
+            row("mask-rcnn_{}-mdconv-c3-c5_fpn_1x_coco", deformed(X3_2G, modulated=True))),
+    *family("regnet", cascade_mask_rcnn, REGNET_MASKS, pocket.CASCADE_MASK_RCNN,
+            row("cascade-mask-rcnn_{}_fpn_ms-3x_coco", (X400M, X800M, X1_6G, X3_2G, X4G), MULTI_SCALE_3X)),
+    *family("regnet", retinanet, Recipe(optimizer=REGNET_SGD), pocket.RETINANET,
+            row("retinanet_{}_fpn_1x_coco", (X800M, X1_6G, X3_2G), CLIPPED)),
 ]

@@ -20,12 +20,8 @@ POCKET = Pocket(CONVS | dict(samples=48), training(220))
 MASK_POCKET = Pocket(CONVS, training(120, **pocket.MASKS))
 
 MODELS = [
-    *family(
-        "scratch", gn_faster_rcnn, BOXES, POCKET,
-        row("faster-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH),
-    ),
-    *family(
-        "scratch", gn_mask_rcnn, MASKS, MASK_POCKET,
-        row("mask-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH),
-    ),
+    *family("scratch", gn_faster_rcnn, BOXES, POCKET,
+            row("faster-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH)),
+    *family("scratch", gn_mask_rcnn, MASKS, MASK_POCKET,
+            row("mask-rcnn_r50-scratch_fpn_gn-all_6x_coco", R50_SCRATCH, FROM_SCRATCH)),
 ]

@@ -13,7 +13,6 @@ from detcore.zoo.recipes import ssd_recipe
 
 MOBILENET_SCRATCH = Backbone("MobileNetV2 (from scratch)", "none", MobileNetV2, None, replace(TORCHVISION, pad_to=1),
                              SLIM_MOBILENET)
-LITE_POCKET = Pocket(dict(layout=LAYOUT), training(200))
 
 
 def ssd_coco(size: int) -> Recipe:
@@ -24,11 +23,9 @@ def ssd_coco(size: int) -> Recipe:
 MODELS = [
     *family("ssd", ssd, ssd_coco(300), SSD, row("ssd300_coco", VGG16)),
     *family("ssd", ssd, ssd_coco(512), SSD, row("ssd512_coco", VGG16, layout=SSD512)),
-    *family(
-        "ssd", ssdlite,
-        ssd_recipe(320, optimizer=SGD(lr=0.015, weight_decay=4e-5), schedule=Schedule((), 120, cosine=True), epochs=120,
-                   repeat=5, batch_size=192, batch_per_gpu=24, val_interval=5),
-        LITE_POCKET,
-        row("ssdlite_mobilenetv2-scratch_8xb24-600e_coco", MOBILENET_SCRATCH),
-    ),
+    *family("ssd", ssdlite,
+            ssd_recipe(320, optimizer=SGD(lr=0.015, weight_decay=4e-5), schedule=Schedule((), 120, cosine=True),
+                       epochs=120, repeat=5, batch_size=192, batch_per_gpu=24, val_interval=5),
+            Pocket(dict(layout=LAYOUT), training(200)),
+            row("ssdlite_mobilenetv2-scratch_8xb24-600e_coco", MOBILENET_SCRATCH)),
 ]

@@ -11,7 +11,7 @@ from detcore.pocket.profile import Pocket, training
 from detcore.pocket.slim import SLIM_DARKNET, SLIM_MOBILENET_LEAKY
 from detcore.recipe import DARKNET, SGD, TORCHVISION, Recipe, Schedule
 from detcore.zoo.entries import CONVERTED, Backbone, family, row
-from detcore.zoo.recipes import MIXED_PRECISION, Change, change
+from detcore.zoo.recipes import Change, change
 
 DARKNET53 = Backbone("Darknet-53", "Darknet", Darknet, CONVERTED + "darknet53-a628ea1b.pth", DARKNET, SLIM_DARKNET)
 # YOLOv3's activation instead of the one that the weights were trained with.
@@ -35,26 +35,21 @@ def yolo_train(size: int, largest: int | None = None, *, fill: tuple[float, floa
 
 
 MODELS = [
-    *family(
-        "yolo", yolov3,
-        Recipe(optimizer=SGD(lr=1e-3, weight_decay=5e-4), clip_norm=35.0, epochs=273,
-                schedule=Schedule((218, 246), 273, warmup_iters=2000, warmup_factor=0.1), batch_size=64,
-                batch_per_gpu=8, val_interval=7),
-        POCKET,
-        row("yolov3_d53_8xb8-320-273e_coco", DARKNET53, yolo_train(320)),
-        row("yolov3_d53_8xb8-ms-416-273e_coco", DARKNET53, yolo_train(320, 416)),
-        row("yolov3_d53_8xb8-ms-608-273e_coco", DARKNET53, yolo_train(320, 608)),
-        row("yolov3_d53_8xb8-amp-ms-608-273e_coco", DARKNET53, yolo_train(320, 608), MIXED_PRECISION),
-    ),
-    *family(
-        "yolo", yolov3,
-        Recipe(optimizer=SGD(lr=3e-3, weight_decay=5e-4), clip_norm=35.0, epochs=30, repeat=10,
-                schedule=Schedule((24, 28), 30, warmup_iters=4000, warmup_factor=1e-4), batch_size=192,
-                batch_per_gpu=24),
-        POCKET,
-        row("yolov3_mobilenetv2_8xb24-320-300e_coco", MOBILENET_LEAKY, yolo_train(320, fill=TORCHVISION.mean),
-            anchors=COCO_ANCHORS_320, **YOLO_SLIM),
-        row("yolov3_mobilenetv2_8xb24-ms-416-300e_coco", MOBILENET_LEAKY, yolo_train(320, 416, fill=TORCHVISION.mean),
-            **YOLO_SLIM),
-    ),
+    *family("yolo", yolov3,
+            Recipe(optimizer=SGD(lr=1e-3, weight_decay=5e-4), clip_norm=35.0, epochs=273, batch_size=64,
+                   schedule=Schedule((218, 246), 273, warmup_iters=2000, warmup_factor=0.1), batch_per_gpu=8,
+                   val_interval=7),
+            POCKET,
+            row("yolov3_d53_8xb8-320-273e_coco", DARKNET53, yolo_train(320)),
+            row("yolov3_d53_8xb8-ms-416-273e_coco", DARKNET53, yolo_train(320, 416)),
+            row("yolov3_d53_8xb8-ms-608-273e_coco", DARKNET53, yolo_train(320, 608)),
+            row("yolov3_d53_8xb8-amp-ms-608-273e_coco", DARKNET53, yolo_train(320, 608), change(amp=True))),
+    *family("yolo", yolov3,
+            Recipe(optimizer=SGD(lr=3e-3, weight_decay=5e-4), clip_norm=35.0, epochs=30, repeat=10, batch_size=192,
+                   schedule=Schedule((24, 28), 30, warmup_iters=4000, warmup_factor=1e-4), batch_per_gpu=24),
+            POCKET,
+            row("yolov3_mobilenetv2_8xb24-320-300e_coco", MOBILENET_LEAKY, yolo_train(320, fill=TORCHVISION.mean),
+                anchors=COCO_ANCHORS_320, **YOLO_SLIM),
+            row("yolov3_mobilenetv2_8xb24-ms-416-300e_coco", MOBILENET_LEAKY,
+                yolo_train(320, 416, fill=TORCHVISION.mean), **YOLO_SLIM)),
 ]
