@@ -22,7 +22,7 @@ from detcore.errors import UsageError
 from detcore.layers.conv import ConvBlock
 from detcore.layers.corner_pool import CornerPool
 from detcore.layers.heads import flatten
-from detcore.layers.init import init_normal, init_weights, kaiming_normal, normal, prior_bias
+from detcore.layers.init import init_weights, kaiming_normal, normal, prior_bias
 from detcore.ops import boxes as box
 from detcore.ops.deform import deform_conv
 from detcore.ops.losses import SmoothL1, reduce_mean
@@ -63,45 +63,16 @@ class Corners(NamedTuple):
     centripetal_shift: Sequence[Tensor]
 
 
-@dataclass
-class CornerLayers:
-    """The layers that predict one kind of corner on one map, under their published names."""
-
-    pool: CornerPool
-    heat: nn.Module
-    off: nn.Module
-    feat_adaption: nn.Conv2d
-    dcn_offset: ConvBlock
-    guiding_shift: nn.Module
-    centripetal_shift: nn.Module
-
-    def init_weights(self) -> None:
-        """Fill the weights in place."""
-        init_weights(self.pool, kaiming_normal)
-        init_weights(self.feat_adaption, normal)
-        init_normal(self.dcn_offset.conv, 0.1)
-        nn.init.constant_(self.heat.get_parameter("1.conv.bias"), prior_bias(PRIOR))
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The values of `Corners` on a map x [N, c, h, w]."""
-        pooled = self.pool(x)
-        guiding = self.guiding_shift(pooled)
-        # Cross-star deformable convolution (section 3.2): the guiding shift says where to look.
-        star = deform_conv(pooled, self.dcn_offset(guiding.detach()), self.feat_adaption.weight)
-        return self.heat(pooled), self.off(pooled), guiding, self.centripetal_shift(star)
-
-
 def branch(channels: int, outputs: int) -> nn.Sequential:
     """Two convolutions that predict `outputs` channels."""
     return nn.Sequential(ConvBlock(channels, channels, 3), ConvBlock(channels, outputs, 1, act=None))
 
 
 class CentripetalHead(nn.Module):
-    """Predicts both kinds of corners on the map of every hourglass.
+    """Predicts both kinds of corners, by layers `tl_...` and `br_...`, on the map of every hourglass.
 
     Args:
-        channels: of the maps; maps: their number.
-        pooling: channels of corner pooling's two ways.
+        channels: of the maps; maps: their number; pooling: channels of corner pooling's two ways.
         postprocess: which detections are kept at test time; `pre_nms_top_n` is of pairs.
         soft_nms_sigma: soft-NMS multiplies scores by exp(-IoU^2 / sigma).
         top_k_corners: best corners of each kind that are paired.
@@ -121,52 +92,47 @@ class CentripetalHead(nn.Module):
         self.num_classes = num_classes
         self.postprocess = postprocess or PostProcess(score_threshold=0.0, pre_nms_top_n=PAIRS, soft_nms=True)
         self.soft_nms_sigma, self.top_k_corners = soft_nms_sigma, top_k_corners
-
-        def each(layer: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.ModuleList:
-            return nn.ModuleList([layer(*args, **options) for _ in range(maps)])
-
-        # In the order of the published state dict.
-        self.tl_pool = each(CornerPool, channels, ("top", "left"), pooling)
-        self.br_pool = each(CornerPool, channels, ("bottom", "right"), pooling)
-        self.tl_heat = each(branch, channels, num_classes)
-        self.br_heat = each(branch, channels, num_classes)
-        self.tl_off = each(branch, channels, 2)
-        self.br_off = each(branch, channels, 2)
-        self.tl_feat_adaption = each(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
-        self.br_feat_adaption = each(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
-        self.tl_dcn_offset = each(ConvBlock, 2, 2 * 9, 1, bias=False, act=None)
-        self.br_dcn_offset = each(ConvBlock, 2, 2 * 9, 1, bias=False, act=None)
-        self.tl_guiding_shift = each(branch, channels, 2)
-        self.br_guiding_shift = each(branch, channels, 2)
-        self.tl_centripetal_shift = each(branch, channels, 2)
-        self.br_centripetal_shift = each(branch, channels, 2)
-        for both in zip(self.top_left(), self.bottom_right()):
-            for layers in both:
-                layers.init_weights()
-
-    def top_left(self) -> list[CornerLayers]:
-        """The layers of top-left corners, for each map."""
-        return list(map(CornerLayers, self.tl_pool, self.tl_heat, self.tl_off, self.tl_feat_adaption,
-                        self.tl_dcn_offset, self.tl_guiding_shift, self.tl_centripetal_shift))
-
-    def bottom_right(self) -> list[CornerLayers]:
-        """The layers of bottom-right corners, for each map."""
-        return list(map(CornerLayers, self.br_pool, self.br_heat, self.br_off, self.br_feat_adaption,
-                        self.br_dcn_offset, self.br_guiding_shift, self.br_centripetal_shift))
+        layers: dict[str, Callable[[Sequence[str]], nn.Module]] = {
+            "pool": lambda ways: CornerPool(channels, ways, pooling),
+            "heat": lambda _: branch(channels, num_classes),
+            "off": lambda _: branch(channels, 2),
+            "feat_adaption": lambda _: nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            "dcn_offset": lambda _: ConvBlock(2, 2 * 9, 1, bias=False, act=None),
+            "guiding_shift": lambda _: branch(channels, 2),
+            "centripetal_shift": lambda _: branch(channels, 2)}
+        self.layers = tuple(layers)
+        for name, make in layers.items():  # in the order of the published state dict: tl_pool, br_pool, tl_heat, ...
+            for kind, ways in (("tl", ("top", "left")), ("br", ("bottom", "right"))):
+                self.add_module(f"{kind}_{name}", nn.ModuleList([make(ways) for _ in range(maps)]))
+        for i in range(maps):
+            for kind in ("tl", "br"):
+                init_weights(self.get_submodule(f"{kind}_pool.{i}"), kaiming_normal)
+                init_weights(self.get_submodule(f"{kind}_feat_adaption.{i}"), normal)
+                nn.init.normal_(self.get_parameter(f"{kind}_dcn_offset.{i}.conv.weight"), 0, 0.1)
+                nn.init.constant_(self.get_parameter(f"{kind}_heat.{i}.1.conv.bias"), prior_bias(PRIOR))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Corners, Corners]:
         """The top-left and the bottom-right corners."""
-        top_left, bottom_right = ([layers(x) for layers, x in zip(kind, features)]
-                                  for kind in (self.top_left(), self.bottom_right()))
-        return Corners(*zip(*top_left)), Corners(*zip(*bottom_right))
+        return self.corners("tl", features), self.corners("br", features)
+
+    def corners(self, kind: str, features: Sequence[Tensor]) -> Corners:
+        """One kind of corners, "tl" or "br", on each of the maps [N, c, h, w]."""
+        of_maps: list[Any] = [self.get_submodule(f"{kind}_{name}") for name in self.layers]
+        found = []
+        for x, pool, heat, off, feat_adaption, dcn_offset, guiding_shift, centripetal_shift in zip(features, *of_maps):
+            pooled = pool(x)
+            guiding = guiding_shift(pooled)
+            # Cross-star deformable convolution (section 3.2): the guiding shift says where to look.
+            star = deform_conv(pooled, dcn_offset(guiding.detach()), feat_adaption.weight)
+            found.append((heat(pooled), off(pooled), guiding, centripetal_shift(star)))
+        return Corners(*zip(*found))
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """Losses of heat maps, offsets, guiding and centripetal shifts: mean of both kinds of corners, sum of all maps
         (section 3.4)."""
         output = self(features)
-        size, shape = (images.tensor.shape[2], images.tensor.shape[3]), output[0].heat[0].shape
-        padded = pad_targets(targets)
-        top_left, bottom_right = (corner_losses(corners, corner_targets(kind, *padded, size, shape))
+        size, padded = (images.tensor.shape[2], images.tensor.shape[3]), pad_targets(targets)
+        top_left, bottom_right = (corner_losses(corners, corner_targets(kind, *padded, size, corners.heat[0].shape))
                                   for corners, kind in zip(output, (TOP_LEFT, BOTTOM_RIGHT)))
         return {name: (top_left[name] + bottom_right[name]) / 2 for name in top_left}
 
@@ -212,12 +178,11 @@ class CornerTargets:
 @torch.no_grad()
 def corner_targets(kind: int, gt_boxes: Tensor, gt_labels: Tensor, gt_valid: Tensor, size: tuple[int, int],
                    shape: torch.Size) -> CornerTargets:
-    """The targets of one kind of corner (equations 1, 3 and 5).
+    """The targets of one kind of corner, TOP_LEFT or BOTTOM_RIGHT (equations 1, 3 and 5).
 
     Args:
-        kind: TOP_LEFT or BOTTOM_RIGHT.
-        gt_boxes: [N, G, 4] in pixels; gt_labels, gt_valid: [N, G].
-        size: (h, w) of the padded batch; shape: of the heat maps, [N, C, h, w].
+        gt_boxes: [N, G, 4] in pixels of the padded batch, whose `size` is (h, w); gt_labels, gt_valid: [N, G].
+        shape: of the heat maps, [N, C, h, w].
     """
     h, w = shape[2:]
     boxes = box.rescale(gt_boxes, size, (h, w))
@@ -232,12 +197,8 @@ def corner_targets(kind: int, gt_boxes: Tensor, gt_labels: Tensor, gt_valid: Ten
 
 
 def gaussian_heat(place: Tensor, radius: Tensor, gt_labels: Tensor, gt_valid: Tensor, shape: torch.Size) -> Tensor:
-    """Heat maps [N, C, h, w]: a Gaussian about each corner, cut off at its radius; where they overlap, the larger one.
-
-    Args:
-        place: [N, G, 2] (x, y), the corners' cells; radius: [N, G] in cells.
-        gt_labels, gt_valid: [N, G]; shape: of the result.
-    """
+    """Heat maps of `shape` [N, C, h, w]: a Gaussian about each corner, at cells `place` [N, G, 2] (x, y), cut off at
+    its `radius` [N, G] in cells; where they overlap, the larger one."""
     h, w = shape[2:]
     heat = radius.new_zeros(shape)
     reach = radius[..., None]
@@ -256,13 +217,8 @@ def _gaussian(distance: Tensor, reach: Tensor) -> Tensor:
 
 
 def radius(sides: Tensor) -> Tensor:
-    """[...] how far, in whole cells, both corners of a box may be off for it to overlap the object by `MIN_OVERLAP`.
-
-    Three cases bound it: one corner in and one out, both in, both out (CornerNet, section 3.2).
-
-    Args:
-        sides: [..., 2] of the objects, in cells.
-    """
+    """[...] how far, in whole cells, both corners of a box may be off for it to overlap an object of `sides` [..., 2],
+    in cells, by `MIN_OVERLAP`; one corner in and one out, both in, both out bound it (CornerNet, section 3.2)."""
     sides = sides.double().ceil()
     total, area, o = sides.sum(-1), sides.prod(-1), MIN_OVERLAP
     one_in = (total - (total**2 - 4 * area * (1 - o) / (1 + o)).sqrt()) / 2
@@ -305,8 +261,7 @@ def decode(top_left: Corners, bottom_right: Corners, size: tuple[int, int],
 
     Args:
         top_left, bottom_right: of one map.
-        size: (h, w) of the padded batch.
-        origins: (top, left) of each image in it.
+        size: (h, w) of the padded batch; origins: (top, left) of each image in it.
         top_k_corners: best corners of each kind that are paired; top_k_pairs: best pairs that are given.
     """
     tl, tl_center, tl_score, tl_label = corner_points(TOP_LEFT, top_left, size, origins, top_k_corners)
@@ -357,11 +312,8 @@ def centripetalnet(backbone: Hourglass, num_classes: int = 80, *, pooling: int =
 
     Args:
         pooling, soft_nms_sigma, top_k_corners: see `CentripetalHead`.
-        score_threshold, max_detections: which detections are kept, after soft-NMS.
+        score_threshold, max_detections: which detections are kept, after soft-NMS (see `PostProcess`).
         pre_nms_top_n: best pairs of corners that go on to soft-NMS.
-
-    Raises:
-        UsageError: see `CentripetalHead` and `PostProcess`.
     """
     settings = PostProcess(score_threshold, max_detections=max_detections, pre_nms_top_n=pre_nms_top_n, soft_nms=True)
     head = CentripetalHead(backbone.channels[0], num_classes, maps=len(backbone.channels), pooling=pooling,

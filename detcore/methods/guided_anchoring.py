@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from detcore.ops.deform import deform_conv
 from detcore.ops.losses import SmoothL1, bounded_iou_loss, focal, reduce_mean
 from detcore.ops.matching import IoUMatcher, Sampler, object_chunks, pad_targets
 from detcore.ops.nms import PostProcess, ProposalSettings, region_detections, top_scores
+from detcore.options import forwards
 from detcore.structures import Detections, Images, Proposals, Target
 
 # Sides of an object's centre region and of its ignore region around that, as shares of its own (section 3.4).
@@ -72,8 +74,7 @@ def location_targets(gt_boxes: Tensor, gt_valid: Tensor, sizes: Sequence[tuple[i
 
     Args:
         gt_boxes: [N, G, 4] in pixels; gt_valid: [N, G] bool, each image's objects first.
-        sizes: (h, w) of each level; strides: theirs.
-        scale: side of a square in strides.
+        sizes: (h, w) of each level; strides: theirs; scale: side of a square in strides.
     """
     target_level = (box.area(gt_boxes).sqrt() / (scale * strides[0])).log2().add(0.5).floor().clamp(0, len(sizes) - 1)
     numbers = torch.arange(1, gt_valid.shape[1] + 1, dtype=torch.int16, device=gt_boxes.device)[:, None, None]
@@ -131,10 +132,8 @@ class GuidedHead(nn.Module):
     """What every head with guided anchors does: predict and learn their locations and shapes.
 
     Args:
-        strides: of the levels.
         anchor_scale: side of the squares, in strides, from which the anchors' shapes are predicted.
-        shape_std: scale of the predicted shapes.
-        shape_matcher: finds the cells whose shape trains.
+        shape_std: scale of the predicted shapes; shape_matcher: finds the cells whose shape trains.
     """
 
     def __init__(self, strides: Sequence[int], anchor_scale: float, shape_std: float, shape_matcher: IoUMatcher):
@@ -192,8 +191,7 @@ class GuidedHead(nn.Module):
                 overlap = torch.maximum(overlap, box.pairwise_iou(boxes, anchors))
             return overlap
 
-        none = gt_boxes.new_full((len(gt_boxes), len(shapes[0])), -1.0)
-        matched = self.shape_matcher.by_overlap(best_overlap, none, gt_valid)
+        matched = self.shape_matcher.by_overlap(best_overlap, len(shapes[0]), gt_valid)
         positive, negative = self.shape_sampler(matched)
         return positive, negative, box.gather(gt_boxes, matched.clamp(min=0))
 
@@ -202,14 +200,7 @@ Output = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 class GARPNHead(GuidedHead):
-    """RPN with one guided anchor a cell.
-
-    Args:
-        channels: of the maps.
-        anchor_scale: see `GuidedHead`.
-        samples: anchors that train, an image; half of them positive at most.
-        train_proposals, test_proposals: which proposals are kept.
-    """
+    """RPN with one guided anchor a cell; arguments as in `RPNHead` and `GuidedHead`."""
 
     num_classes = 1
 
@@ -220,18 +211,15 @@ class GARPNHead(GuidedHead):
         self.matcher, self.sampler = IoUMatcher(0.7, 0.3, low_quality=0.3), Sampler(samples)
         self.box_loss = SmoothL1()
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_loc = nn.Conv2d(channels, 1, 1)
-        self.conv_shape = nn.Conv2d(channels, 2, 1)
+        self.conv_loc, self.conv_shape = nn.Conv2d(channels, 1, 1), nn.Conv2d(channels, 2, 1)
         self.feature_adaption = FeatureAdaption(channels)
-        self.conv_cls = nn.Conv2d(channels, 1, 1)
-        self.conv_reg = nn.Conv2d(channels, 4, 1)
+        self.conv_cls, self.conv_reg = nn.Conv2d(channels, 1, 1), nn.Conv2d(channels, 4, 1)
         for layer in (self.rpn_conv, self.conv_shape, self.conv_cls, self.conv_reg):
             init_normal(layer)
         init_normal(self.conv_loc, bias=NO_CENTER)
 
     def forward(self, features: Sequence[Tensor]) -> Output:
-        """For each level objectness logits [N, 1, h, w], box offsets [N, 4, h, w], shapes [N, 2, h, w] and location
-        logits [N, 1, h, w]."""
+        """As `GARetinaHead`, with objectness as the one class."""
         hidden = [self.rpn_conv(x).relu() for x in features]
         locations, shapes = [self.conv_loc(x) for x in hidden], [self.conv_shape(x) for x in hidden]
         hidden = [self.feature_adaption(x, s) for x, s in zip(hidden, shapes)]
@@ -247,11 +235,10 @@ class GARPNHead(GuidedHead):
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1) for maps, c in ((classes, 1), (offsets, 4)))
         anchors = torch.cat(self.guided_anchors(shapes), 1)
         gt_boxes, _, gt_valid = pad_targets(targets)
-        matched = self.matcher(anchors, gt_boxes, gt_valid)
-        return rpn.anchor_losses(logits[..., 0], deltas, anchors, matched, gt_boxes, self.sampler, self.box_loss,
-                                 RPN_BOX_STDS) | {
-            "loss_anchor_shape": self.shape_loss(shapes, gt_boxes, gt_valid),
-            "loss_anchor_loc": self.location_loss(locations, gt_boxes, gt_valid)}
+        losses = rpn.anchor_losses(logits[..., 0], deltas, anchors, self.matcher(anchors, gt_boxes, gt_valid), gt_boxes,
+                                   self.sampler, self.box_loss, RPN_BOX_STDS)
+        return losses | {"loss_anchor_shape": self.shape_loss(shapes, gt_boxes, gt_valid),
+                         "loss_anchor_loc": self.location_loss(locations, gt_boxes, gt_valid)}
 
     def loss_and_proposals(self, features: Sequence[Tensor], images: Images,
                            targets: list[Target]) -> tuple[dict[str, Tensor], Proposals]:
@@ -290,10 +277,8 @@ class GARetinaHead(GuidedHead):
         # As in RetinaNet, an object's best anchors are positive however little they overlap it.
         self.matcher = IoUMatcher(0.5, 0.5, low_quality=0.0)
         self.cls_convs, self.reg_convs = (conv_tower(width, depth, norm=None) for _ in range(2))
-        self.conv_loc = nn.Conv2d(width, 1, 1)
-        self.conv_shape = nn.Conv2d(width, 2, 1)
-        self.feature_adaption_cls = FeatureAdaption(width)
-        self.feature_adaption_reg = FeatureAdaption(width)
+        self.conv_loc, self.conv_shape = nn.Conv2d(width, 1, 1), nn.Conv2d(width, 2, 1)
+        self.feature_adaption_cls, self.feature_adaption_reg = FeatureAdaption(width), FeatureAdaption(width)
         self.retina_cls = nn.Conv2d(width, num_classes, 3, padding=1)
         self.retina_reg = nn.Conv2d(width, 4, 3, padding=1)
         for part in (self.cls_convs, self.reg_convs, self.conv_shape, self.retina_reg):
@@ -360,33 +345,24 @@ def ga_retinanet(backbone: ResNet, num_classes: int = 80, *, width: int = 256, d
     return OneStageDetector(backbone, neck, head)
 
 
-def _roi_head(width: int, num_classes: int, hidden: int, samples: int, sampling_ratio: int,
-              postprocess: PostProcess) -> RoIHead:
-    """A RoI head that asks more of its proposals (section 3.5)."""
-    bbox_head = BoxHead(width, num_classes, hidden=hidden, stds=BOX_STDS)
-    return RoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio), bbox_head, samples=samples,
-                   positive_iou=POSITIVE_IOU, postprocess=postprocess)
-
-
 def ga_fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
                  samples: int = SAMPLES, sampling_ratio: int = 0, score_threshold: float = SCORE_THRESHOLD,
                  nms_threshold: float = 0.5, max_detections: int = 100) -> TwoStageDetector:
-    """Fast R-CNN for the proposals of GA-RPN; options as in `fast_rcnn`."""
-    head = _roi_head(width, num_classes, hidden, samples, sampling_ratio,
-                     PostProcess(score_threshold, nms_threshold, max_detections))
+    """Fast R-CNN for the proposals of GA-RPN, of which it asks more (section 3.5); options as in `fast_rcnn`."""
+    bbox_head = BoxHead(width, num_classes, hidden=hidden, stds=BOX_STDS)
+    head = RoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio), bbox_head, samples=samples,
+                   positive_iou=POSITIVE_IOU, postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
     return TwoStageDetector(backbone, FPN(backbone.channels, width), None, head)
 
 
-def ga_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-                   anchor_scale: float = 8, samples: int = SAMPLES, rpn_samples: int = 256, sampling_ratio: int = 0,
-                   score_threshold: float = SCORE_THRESHOLD, nms_threshold: float = 0.5, max_detections: int = 100,
-                   rpn_pre_nms_top_n_train: int = 2000, rpn_pre_nms_top_n_test: int = 1000,
+@forwards(ga_fast_rcnn)
+def ga_faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, anchor_scale: float = 8,
+                   rpn_samples: int = 256, rpn_pre_nms_top_n_train: int = 2000, rpn_pre_nms_top_n_test: int = 1000,
                    rpn_post_nms_top_n_train: int = PROPOSALS, rpn_post_nms_top_n_test: int = PROPOSALS,
-                   rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
+                   rpn_nms_threshold: float = 0.7, **options: Any) -> TwoStageDetector:
     """Faster R-CNN on the proposals of GA-RPN; options as in `faster_rcnn`."""
     rpn_head = GARPNHead(width, ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
                          ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),
                          anchor_scale=anchor_scale, samples=rpn_samples)
-    head = _roi_head(width, num_classes, hidden, samples, sampling_ratio,
-                     PostProcess(score_threshold, nms_threshold, max_detections))
-    return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)
+    second_stage = ga_fast_rcnn(backbone, num_classes, width=width, **options)
+    return TwoStageDetector(backbone, second_stage.neck, rpn_head, second_stage.roi_head)
