@@ -34,8 +34,7 @@ class MultiScaleRoIAlign(nn.Module):
         if len(self.strides) == 1:
             return self.pool(0, features[0], rois)
         level = self.level(boxes)
-        shape = rois.shape[0], features[0].shape[1], self.output_size, self.output_size
-        out = features[0].new_zeros(shape)
+        out = features[0].new_zeros(len(rois), features[0].shape[1], self.output_size, self.output_size)
         for i, feature in enumerate(features[:len(self.strides)]):
             here = level == i
             if rois.device.type == "cpu":

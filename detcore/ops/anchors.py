@@ -28,11 +28,8 @@ class AnchorGenerator(nn.Module):
     @classmethod
     def from_scales(cls, strides: Sequence[int], scales: Sequence[float],
                     ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> AnchorGenerator:
-        """Anchors of several shapes, centred on their cell's top-left corner (Faster R-CNN, section 3.1.1).
-
-        Args:
-            scales: side of an anchor in strides. ratios: height / width. A cell's order is by ratio, then scale.
-        """
+        """Anchors of several shapes, centred on their cell's top-left corner (Faster R-CNN, section 3.1.1): each ratio
+        (height / width) with each scale (side in strides)."""
         root = np.sqrt(np.asarray(ratios, np.float32))[:, None]
         sides = [np.float32(stride) * np.asarray(scales, np.float32) for stride in strides]
         return cls(strides, [np.stack([side / root, side * root], -1).reshape(-1, 2) for side in sides])
@@ -61,7 +58,7 @@ def point_grid(maps: Sequence[Tensor], strides: Sequence[int], offset: float = 0
 def inside(anchors: Tensor, image_sizes: Tensor, border: int = 0) -> Tensor:
     """Which anchors [A, 4] cross the border of each image (h, w) [N, 2] by less than `border` pixels, [N, A] bool."""
     h, w = image_sizes[:, :1], image_sizes[:, 1:]
-    return ((anchors[:, :2] >= -border).all(1) & (anchors[:, 2] < w + border) & (anchors[:, 3] < h + border))
+    return (anchors[:, :2] >= -border).all(1) & (anchors[:, 2] < w + border) & (anchors[:, 3] < h + border)
 
 
 def per_anchor(maps: Tensor, values: int) -> Tensor:

@@ -15,14 +15,9 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
 
 def encode(anchors: Tensor, boxes: Tensor, stds: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
-    """Offsets (dx, dy, dw, dh) that turn anchors into boxes (R-CNN, appendix C).
+    """Offsets (dx, dy, dw, dh) [..., 4] that turn anchors into boxes [..., 4], broadcastable (R-CNN, appendix C).
 
-    Args:
-        anchors, boxes: [..., 4] in pixels, broadcastable.
-        stds: the scale of each offset; offsets are divided by it.
-
-    Returns:
-        [..., 4] without unit.
+    They are divided by their scales `stds`, and have no unit.
     """
     size = sizes(anchors)
     deltas = torch.cat([(centers(boxes) - centers(anchors)) / size, torch.log(sizes(boxes) / size)], -1)
@@ -73,10 +68,7 @@ def from_distances(points: Tensor, distances: Tensor) -> Tensor:
 
 
 def to_distances(points: Tensor, boxes: Tensor) -> Tensor:
-    """Distances [..., 4] of points [..., 2] from the sides of boxes [..., 4], broadcastable; negative outside.
-
-    The inverse of `from_distances`.
-    """
+    """The inverse of `from_distances`, for points and boxes that can be broadcast; negative outside the box."""
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
 
 
@@ -108,12 +100,12 @@ def _overlap(a_low: Tensor, a_high: Tensor, b_low: Tensor, b_high: Tensor) -> Te
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """[...] intersection over union of aligned boxes a, b [..., 4]."""
-    return _inter_union(a, b)[2]
+    return _union_iou(a, b)[1]
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """[...] generalised IoU: IoU less the share of the enclosing box that neither covers (Rezatofighi et al. 2019)."""
-    _, union, overlap = _inter_union(a, b)
+    union, overlap = _union_iou(a, b)
     enclosing = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1).clamp(min=1e-6)
     return overlap - (enclosing - union) / enclosing
 
@@ -123,7 +115,7 @@ def ciou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
 
     The trade-off weight of the aspect-ratio term is a constant for the gradient, and zero while IoU <= 0.5.
     """
-    overlap = _inter_union(a, b, eps)[2]
+    overlap = _union_iou(a, b, eps)[1]
     a_size, b_size = sizes(a), sizes(b)
     diagonal = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0)
     distance = ((centers(a) - centers(b)) ** 2).sum(-1) / ((diagonal**2).sum(-1) + eps)
@@ -134,13 +126,12 @@ def ciou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
     return (overlap - distance - alpha * aspect).clamp(-1, 1)
 
 
-def _inter_union(a: Tensor, b: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+def _union_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     union = (area(a) + area(b) - inter).clamp(min=eps)
-    return inter, union, inter / union
+    return union, inter / union
 
 
 def size_tensor(sizes: list[tuple[int, int]], like: Tensor) -> Tensor:
     """[N, 2] (h, w) on the device of `like`, without waiting for it."""
-    sizes_cpu = torch.tensor(sizes, dtype=torch.float32)
-    return sizes_cpu.to(like.device, non_blocking=True)
+    return torch.tensor(sizes, dtype=torch.float32).to(like.device, non_blocking=True)

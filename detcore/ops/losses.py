@@ -31,15 +31,12 @@ def focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2
     """Elementwise focal loss: cross-entropy weighted by how wrong the prediction is (Lin et al. 2017, equation 5).
 
     Args:
-        logits, targets: same shape; targets are 0 or 1.
-        alpha: weight of positives, 1 - alpha of negatives.
-        gamma: how strongly easy examples are muted.
+        targets: 0 or 1. alpha: weight of positives, 1 - alpha of negatives. gamma: how strongly easy ones are muted.
     """
-    logits, targets = logits.float(), targets.float()
-    p = logits.sigmoid()
+    p, targets = logits.float().sigmoid(), targets.float()
     miss = p * (1 - targets) + (1 - p) * targets
     weight = (alpha * targets + (1 - alpha) * (1 - targets)) * miss**gamma
-    return weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return weight * binary_cross_entropy(logits, targets)
 
 
 def dice(logits: Tensor, targets: Tensor) -> Tensor:
@@ -89,16 +86,10 @@ def ciou_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def bounded_iou_loss(pred: Tensor, target: Tensor, beta: float = 0.2, eps: float = 1e-3) -> Tensor:
-    """Smooth L1 of the largest IoU still possible given the error of one coordinate (Tychsen-Smith & Petersson 2018).
-
-    Summed over the four coordinates.
-    """
-    def split(b: Tensor) -> tuple[Tensor, Tensor]:
-        return (b[..., :2] + b[..., 2:]) * 0.5, b[..., 2:] - b[..., :2]
-
-    centre, size = split(pred)
-    true_centre, true_size = split(target)
-    shift = 2 * (true_centre - centre).abs()
+    """Smooth L1 of the largest IoU still possible given the error of one coordinate, summed over the four
+    (Tychsen-Smith & Petersson 2018)."""
+    size, true_size = box.sizes(pred), box.sizes(target)
+    shift = 2 * (box.centers(target) - box.centers(pred)).abs()
     bound_centre = 1 - ((true_size - shift) / (true_size + shift + eps)).clamp(min=0)
     bound_size = 1 - torch.minimum(true_size / (size + eps), size / (true_size + eps))
     bound = torch.cat([bound_centre, bound_size], -1)

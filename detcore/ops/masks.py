@@ -30,14 +30,12 @@ def bitmaps(masks: list[Tensor | Polygons | None], device: torch.device) -> list
 
 def crop_masks(masks: list[Tensor | Polygons | None], boxes: Tensor, image: Tensor, matched: Tensor,
                size: int) -> Tensor:
-    """Mask targets: each box's object, cropped to the box and resampled to size x size (Mask R-CNN, section 3).
+    """Mask targets: each box's object, cropped to the box and resampled (Mask R-CNN, section 3), float [r, size, size]
+    of zeros and ones.
 
     Args:
         masks: for each image of the batch its objects' masks, bitmaps [n, H, W] of one size or polygons.
         boxes: [r, 4] in pixels; image: [r], the image of each box; matched: [r], the object in that image.
-
-    Returns:
-        float [r, size, size] of zeros and ones.
 
     Raises:
         UsageError: an image comes without masks.
@@ -62,18 +60,14 @@ def crop_masks(masks: list[Tensor | Polygons | None], boxes: Tensor, image: Tens
     return (roi_align(stacked[:, None].float(), rois, (size, size), aligned=True)[:, 0] >= 0.5).float()
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5,
-                chunk: int = 32) -> Tensor:
-    """Masks drawn in their boxes on an empty image (Mask R-CNN, section 3.2).
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, chunk: int = 32) -> Tensor:
+    """Masks drawn in their boxes on an empty image, bool [n, h, w] (Mask R-CNN, section 3.2).
 
     Bilinear resampling is separable: two small matrices a box, one for rows and one for columns, say how much each
     mask row (column) counts in each image row (column), and their product with the mask is the pasted mask.
 
     Args:
         masks: [n, s, s] probabilities; boxes: [n, 4] in pixels; size: (h, w) of the image.
-
-    Returns:
-        bool [n, h, w].
     """
     if torch.compiler.is_compiling():  # how many masks there will be is not known
         return _paste(masks, boxes, size) >= threshold

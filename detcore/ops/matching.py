@@ -34,29 +34,25 @@ def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def object_chunks(gt_valid: Tensor, columns: int) -> Iterator[tuple[Tensor | slice, slice]]:
-    """Images and objects to look at together, so that a table of them by `columns` anchors stays below `CHUNK`
-    entries.
+    """Images and objects to look at together, so that a table of them by `columns` anchors stays below `CHUNK` entries.
 
     On the CPU images whose objects are all done are left out; elsewhere asking for that would wait for the device.
-
-    Args:
-        gt_valid: [N, G] bool, each image's objects first.
+    gt_valid [N, G] is true for each image's objects, which come first.
     """
-    n, objects = gt_valid.shape
-    chunk = min(CHUNK, CPU_CHUNK) if gt_valid.device.type == "cpu" else CHUNK
+    on_cpu, (n, objects) = gt_valid.device.type == "cpu", gt_valid.shape
+    chunk = CPU_CHUNK if on_cpu else CHUNK
+    images: Tensor | slice = slice(None)
     if n * objects * columns <= chunk or torch.compiler.is_compiling():
-        yield slice(None), slice(None)
+        yield images, slice(None)
         return
-    counts = gt_valid.sum(1) if gt_valid.device.type == "cpu" else None
-    start = 0
+    counts, start = gt_valid.sum(1), 0
     while start < objects:
-        images: Tensor | slice = slice(None)
-        if counts is not None:
+        if on_cpu:
             images = (counts > start).nonzero()[:, 0]
             n = len(images)
             if n == 0:
                 return
-        step = max(chunk // max(n * columns, 1), 1)
+        step = max(chunk // (n * columns), 1)
         yield images, slice(start, start + step)
         start += step
 
@@ -78,33 +74,26 @@ class IoUMatcher:
     ties: bool = True
 
     def __call__(self, boxes: Tensor, gt_boxes: Tensor, gt_valid: Tensor, candidates: Tensor | None = None) -> Tensor:
-        """Index of the matched object, or BACKGROUND, or IGNORE.
+        """Index of the matched object, or BACKGROUND, or IGNORE, [N, A] int64.
 
         Args:
             boxes: [A, 4] or [N, A, 4].
             gt_boxes: [N, G, 4]; gt_valid: [N, G] bool, each image's objects first.
             candidates: [N, A] bool, boxes that may take part; None: all.
-
-        Returns:
-            [N, A] int64.
         """
         return self.by_overlap(
             lambda images, objects: box.pairwise_iou(
                 gt_boxes[images][:, objects], boxes if boxes.dim() == 2 else boxes[images]),
-            gt_boxes.new_full((len(gt_boxes), boxes.shape[-2]), -1.0), gt_valid, candidates)
+            boxes.shape[-2], gt_valid, candidates)
 
-    def by_overlap(self, overlaps: Callable[[Tensor | slice, slice], Tensor], best: Tensor, gt_valid: Tensor,
+    def by_overlap(self, overlaps: Callable[[Tensor | slice, slice], Tensor], number: int, gt_valid: Tensor,
                    candidates: Tensor | None = None) -> Tensor:
-        """The same from how much objects overlap boxes.
-
-        Args:
-            overlaps: gives [n, g, A] for images and objects of `object_chunks`.
-            best: [N, A] of -1, on the device and in the type of the overlaps.
-        """
+        """The same for a `number` of boxes A from how much objects overlap them, which `overlaps` gives [n, g, A] for
+        images and objects of `object_chunks`."""
+        best = torch.full((len(gt_valid), number), -1.0, device=gt_valid.device)
         index, claimed = torch.zeros_like(best, dtype=torch.long), torch.zeros_like(best, dtype=torch.long)
-        for images, objects in object_chunks(gt_valid, best.shape[1]):
-            overlap = overlaps(images, objects)
-            overlap = overlap.masked_fill(~gt_valid[images][:, objects, None], -1.0)
+        for images, objects in object_chunks(gt_valid, number):
+            overlap = overlaps(images, objects).masked_fill(~gt_valid[images][:, objects, None], -1.0)
             if candidates is not None:
                 overlap = overlap.masked_fill(~candidates[images][:, None, :], -1.0)
             first = objects.start or 0
@@ -114,22 +103,17 @@ class IoUMatcher:
             best[images] = torch.where(better, top, best[images])
             if self.low_quality is not None:
                 # Where several objects claim a box, the last one has it.
-                claimed[images] = torch.maximum(
-                    claimed[images], self._claims(overlap, gt_valid[images][:, objects], first, self.low_quality))
+                claimed[images] = torch.maximum(claimed[images], self._claims(overlap, first, self.low_quality))
         match = torch.where(best >= self.positive, index, torch.where(best < self.negative, BACKGROUND, IGNORE))
         match = torch.where(claimed > 0, claimed - 1, match)
         return match if candidates is None else match.masked_fill(~candidates, IGNORE)
 
-    def _claims(self, overlap: Tensor, gt_valid: Tensor, first: int, least: float) -> Tensor:
-        """[n, A] 1 + the last object whose best box this is, if IoU >= `least`; 0 where there is none.
-
-        Objects are counted from `first` on.
-        """
+    def _claims(self, overlap: Tensor, first: int, least: float) -> Tensor:
+        """[n, A] 1 + the last object, counted from `first`, whose best box this is, if IoU >= `least`; 0 for none."""
         top, at = overlap.max(2, keepdim=True)
         is_top = overlap == top if self.ties else torch.arange(overlap.shape[2], device=top.device) == at
-        is_top &= (top >= least) & gt_valid[:, :, None]
         number = torch.arange(first + 1, first + 1 + overlap.shape[1], device=overlap.device)[:, None]
-        return (is_top * number).amax(1)
+        return (is_top * (top >= least) * number).amax(1)
 
 
 @dataclass
@@ -177,10 +161,7 @@ class ATSSMatcher:
                 distance = (box.centers(level) - centers[:, :, None]).square().sum(-1).sqrt()
                 nearest.append(start + distance.topk(count, 2, largest=False).indices)
                 start += len(level)
-            if isinstance(images, slice):
-                found[:, objects] = torch.cat(nearest, 2)
-            else:
-                found[images, objects] = torch.cat(nearest, 2)
+            found[images, objects] = torch.cat(nearest, 2)
         return found
 
     def choose(self, boxes: Tensor, candidates: Tensor, gt_boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,17 +198,16 @@ class Sampler:
             priority: [N, A], higher is kept first; None: at random.
         """
         positive, negative = match >= 0, match == BACKGROUND
-        if self.number is None:
+        if self.number is None or self.max_positives is None:
             return positive, negative
         if priority is None:
             priority = torch.rand(match.shape, device=match.device)
-        assert self.max_positives is not None
-        positive = highest(positive, priority, match.new_full((len(match),), self.max_positives), self.max_positives)
+        most = match.new_full((len(match),), self.max_positives)
+        positive = highest(positive, priority, most, self.max_positives)
         room = self.number - positive.sum(1)
         if self.negatives_per_positive is not None:
             room = room.minimum(self.negatives_per_positive * positive.sum(1).clamp(min=1))
-        negative = highest(negative, priority, room, self.number)
-        return positive, negative
+        return positive, highest(negative, priority, room, self.number)
 
 
 def highest(mask: Tensor, priority: Tensor, count: Tensor, most: int) -> Tensor:
@@ -239,11 +219,10 @@ def highest(mask: Tensor, priority: Tensor, count: Tensor, most: int) -> Tensor:
 
 
 def nonempty(filled: Tensor) -> Tensor:
-    """Flat indices of the slots to compute.
+    """Flat indices of the slots to compute, of the fixed number that a batch's samples lie in, some of them empty.
 
-    A batch's samples lie in a fixed number of slots, some of them empty. On the CPU the empty ones are dropped, which
-    costs nothing; elsewhere all are computed, with weight zero, because asking which are filled would wait for the
-    device.
+    On the CPU the empty ones are dropped, which costs nothing; elsewhere all are computed, with weight zero, because
+    asking which are filled would wait for the device.
     """
     if filled.device.type == "cpu":
         return filled.flatten().nonzero()[:, 0]

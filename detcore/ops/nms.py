@@ -4,7 +4,6 @@ Scores are thresholded before anything is sorted: nearly all of a dense head's s
 """
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,9 +15,19 @@ from detcore.ops import boxes as box
 from detcore.structures import Detections, Proposals
 
 
+def check_settings(settings: PostProcess | ProposalSettings) -> None:
+    """Raise a UsageError for a threshold outside 0..1 or a number below 1."""
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.name.endswith("threshold") and not 0 <= value <= 1:
+            raise UsageError(f"{f.name} is a number from 0 to 1, not {value}.")
+        if f.name.endswith(("_n", "detections")) and (value != int(value) or value < 1):
+            raise UsageError(f"{f.name} is a whole number of at least 1, not {value}.")
+
+
 @dataclass
 class PostProcess:
-    """Which detections are kept at test time.
+    """Which detections are kept at test time; a UsageError says what `check_settings` finds wrong.
 
     Attributes:
         score_threshold: detections must score higher.
@@ -27,9 +36,6 @@ class PostProcess:
         pre_nms_top_n: best scores of each level of a dense head that go on to NMS.
         soft_nms: overlapping boxes lose score instead (Bodla et al. 2017); `nms_threshold` is where that begins.
         class_agnostic_nms: boxes of different classes suppress each other too.
-
-    Raises:
-        UsageError: a threshold outside 0..1, or a number below 1.
     """
 
     score_threshold: float = 0.05
@@ -38,42 +44,25 @@ class PostProcess:
     pre_nms_top_n: int = 1000
     soft_nms: bool = False
     class_agnostic_nms: bool = False
-
-    def __post_init__(self) -> None:
-        check_settings(self)
+    __post_init__ = check_settings
 
 
 @dataclass
 class ProposalSettings:
-    """Which proposals are kept.
+    """Which proposals are kept; a UsageError says what `check_settings` finds wrong.
 
     Attributes:
         pre_nms_top_n: best anchors of each level that go on to NMS.
         post_nms_top_n: proposals kept an image.
         nms_threshold: IoU above which the lower-scored box of a level is dropped.
         score_threshold: least score of a proposal.
-
-    Raises:
-        UsageError: a threshold outside 0..1, or a number below 1.
     """
 
     pre_nms_top_n: int
     post_nms_top_n: int
     nms_threshold: float = 0.7
     score_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-
-def check_settings(settings: PostProcess | ProposalSettings) -> None:
-    """Raise a sentence for a threshold outside 0..1 or a number below 1."""
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if f.name.endswith("threshold") and not 0 <= value <= 1:
-            raise UsageError(f"{f.name} is a number from 0 to 1, not {value}.")
-        if f.name.endswith(("_n", "detections")) and (value != int(value) or value < 1):
-            raise UsageError(f"{f.name} is a whole number of at least 1, not {value}.")
+    __post_init__ = check_settings
 
 
 # Choosing the best scores
@@ -83,8 +72,7 @@ def top_scores(scores: Tensor, score_threshold: float, top_n: int, *,
     """The best class scores of each image, of those above a threshold.
 
     Args:
-        scores: [N, A, C], one for each anchor and class.
-        top_n: kept an image at most.
+        scores: [N, A, C], one for each anchor and class; top_n: kept an image at most.
         logits: `scores` are logits of them; the sigmoid is then taken of the chosen ones alone.
 
     Returns:
@@ -95,10 +83,7 @@ def top_scores(scores: Tensor, score_threshold: float, top_n: int, *,
         flat = flat.float().sigmoid() if logits else flat.float()
         best, index = flat.topk(min(top_n, flat.shape[1]), 1)
         return torch.where(best > score_threshold, best, -1.0), index // classes, index % classes
-    limit = score_threshold
-    if logits:
-        limit = math.log(score_threshold / (1 - score_threshold)) if 0 < score_threshold < 1 else (
-            -math.inf if score_threshold <= 0 else math.inf)
+    limit = torch.tensor(score_threshold, dtype=torch.float64).logit().item() if logits else score_threshold
     image, index = (flat > limit).nonzero(as_tuple=True)
     values = flat[image, index].float()
     values = values.sigmoid() if logits else values
@@ -140,7 +125,6 @@ def nms_per_image(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, 
     Args:
         boxes: [N, P, 4]; scores: [N, P]; valid: [N, P] bool.
         groups: [N, P] int64, boxes of different groups (levels, classes) never suppress each other.
-        max_kept: boxes kept per image at most.
 
     Returns:
         index [N, max_kept] into P, best first, and filled [N, max_kept] bool.
@@ -170,8 +154,7 @@ def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float
     groups lie in the rows of one table and advance together: step k fixes the k-th best box of every group.
 
     Args:
-        boxes: [P, 4]; scores: [P]; groups: [P] int64.
-        min_score: boxes that fall to it or below are dropped.
+        boxes: [P, 4]; scores: [P]; groups: [P] int64; min_score: boxes that fall to it or below are dropped.
 
     Returns:
         index [K] into P, by falling new score, and the new scores [K].
@@ -235,12 +218,8 @@ def region_detections(boxes: Tensor, scores: Tensor, image: Tensor, num_images: 
     else:
         order = grouped_nms(candidates, score, group, settings.nms_threshold)
         kept_scores = score[order]
-    result = []
-    for i in range(num_images):
-        mine = (owner[order] == i).nonzero()[:settings.max_detections, 0]
-        kept = order[mine]
-        result.append(Detections(candidates[kept], kept_scores[mine], label[kept]))
-    return result
+    mine = [(owner[order] == i).nonzero()[:settings.max_detections, 0] for i in range(num_images)]
+    return [Detections(candidates[order[m]], kept_scores[m], label[order[m]]) for m in mine]
 
 
 def top_proposals(boxes: Tensor, scores: Tensor, levels: Tensor, settings: ProposalSettings) -> Proposals:

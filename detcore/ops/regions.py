@@ -1,7 +1,7 @@
 """Regions of a two-stage detector: assigning and sampling proposals, and what belongs to each of the samples."""
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -83,8 +83,7 @@ def assign_regions(proposals: Proposals, targets: list[Target], matcher: IoUMatc
         boxes=boxes, matched=matched, gt_boxes=box.gather(gt_boxes, index),
         labels=gt_labels.gather(1, index).masked_fill(~positive, num_classes), positive=positive,
         valid=torch.cat([gt_valid, proposals.valid], 1),
-        is_gt=torch.cat([gt_valid, torch.zeros_like(proposals.valid)], 1),
-    )
+        is_gt=torch.cat([gt_valid, torch.zeros_like(proposals.valid)], 1))
 
 
 def sample_regions(regions: Samples, sampler: Sampler, priority: Tensor | None = None) -> Samples:
@@ -93,15 +92,12 @@ def sample_regions(regions: Samples, sampler: Sampler, priority: Tensor | None =
     slots = min(sampler.number or positive.shape[1], positive.shape[1])
     rank, index = (positive * 2 + negative.int()).sort(dim=1, descending=True, stable=True)  # in the proposals' order
     index = index[:, :slots]
-    return Samples(boxes=box.gather(regions.boxes, index), matched=box.gather(regions.matched, index),
-                   gt_boxes=box.gather(regions.gt_boxes, index), labels=box.gather(regions.labels, index),
-                   positive=box.gather(positive, index), valid=rank[:, :slots] > 0,
-                   is_gt=box.gather(regions.is_gt, index))
+    kept = Samples(*(box.gather(getattr(regions, f.name), index) for f in fields(regions)))
+    return replace(kept, positive=box.gather(positive, index), valid=rank[:, :slots] > 0)
 
 
 def flat_proposals(proposals: Proposals, images: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """The proposals of a batch in a row: boxes [r, 4], index of each one's image [r], size (h, w) of that image [r, 2].
-    """
+    """The proposals of a batch in a row: boxes [r, 4], index of the image [r] and its size (h, w) [r, 2] of each."""
     index = proposals.valid.flatten().nonzero()[:, 0]
     boxes, image = proposals.boxes.flatten(0, 1)[index], index // proposals.valid.shape[1]
     return boxes, image, box.size_tensor(images.sizes, boxes)[image]

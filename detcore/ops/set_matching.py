@@ -50,9 +50,6 @@ def hungarian(costs: Sequence[Sequence[Tensor]], gt_valid: Sequence[Tensor]) -> 
             cost of giving an object to a query, where only Q may differ between sets. What is not finite counts as
             unreachable.
         gt_valid: [G] bool for every image, which of its objects are real.
-
-    Returns:
-        The matches of each set, in its order.
     """
     tables = [cost.detach().float() for one_set in costs for cost in one_set]
     # SciPy solves on the CPU. This is the one time that these losses wait for the device, so all goes in one transfer.
@@ -88,15 +85,10 @@ def by_layer(losses: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor
 # Costs of giving objects to queries.
 
 def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Elementwise focal loss if the target is one, and if it is zero; it stays finite for what is all but impossible.
-
-    Args:
-        logits: of any shape; alpha, gamma: as in `losses.focal`.
-    """
+    """Elementwise focal loss (see `losses.focal`) if the target is one, and if it is zero; finite also for what is all
+    but impossible."""
     p = logits.float().sigmoid()
-    positive = -alpha * (1 - p) ** gamma * (p + EPS).log()
-    negative = -(1 - alpha) * p**gamma * (1 - p + EPS).log()
-    return positive, negative
+    return -alpha * (1 - p) ** gamma * (p + EPS).log(), -(1 - alpha) * p**gamma * (1 - p + EPS).log()
 
 
 def pairwise_mean(positive: Tensor, negative: Tensor, gt_masks: Tensor) -> Tensor:

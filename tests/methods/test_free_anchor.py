@@ -86,7 +86,7 @@ def test_objects_looked_at_in_parts_give_the_same(monkeypatch):
     many = detcore.Target(torch.cat([corners, corners + 20 * torch.rand(7, 2) + 1], 1), torch.arange(7) % 3)
     one = detcore.Target(torch.tensor([[10.0, 10.0, 60.0, 50.0]]), torch.tensor([1]))
     whole = head.loss(features(), IMAGES, [one, many])
-    monkeypatch.setattr(matching, "CHUNK", 5000)  # objects of two images, then of one, some at a time
+    monkeypatch.setattr(matching, "CPU_CHUNK", 5000)  # objects of two images, then of one, some at a time
     for name, value in head.loss(features(), IMAGES, [one, many]).items():
         torch.testing.assert_close(value, whole[name])
 

@@ -89,7 +89,7 @@ def test_objects_looked_at_in_parts_give_the_same(monkeypatch):
         return [*centers, *weights, *head.shape_targets(maps, boxes, valid)]
 
     whole = targets()
-    monkeypatch.setattr(matching, "CHUNK", 3000)
+    monkeypatch.setattr(matching, "CPU_CHUNK", 3000)
     assert all(torch.equal(a, b) for a, b in zip(targets(), whole))
 
 

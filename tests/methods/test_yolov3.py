@@ -89,7 +89,7 @@ def test_several_anchors_of_a_cell_may_take_a_large_object():
 def test_objects_looked_at_in_parts_give_the_same(monkeypatch):
     objects = [[28.0, 36.0, 60.0, 66.0], [0.0, 0.0, 128.0, 128.0], [3.0, 3.0, 13.0, 16.0], [30.0, 36.0, 60.0, 66.0]]
     whole = match(*objects)
-    monkeypatch.setattr(matching, "CHUNK", 2500)  # two objects at a time
+    monkeypatch.setattr(matching, "CPU_CHUNK", 2500)  # two objects at a time
     assert torch.equal(match(*objects), whole)
 
 

@@ -159,9 +159,9 @@ def same_in_chunks(assign, monkeypatch: pytest.MonkeyPatch) -> None:
     """The assignment of many batches does not depend on how many entries are looked at together."""
     for seed in range(5):
         targets, results = some_targets(seed), []
-        for chunk in (matching.CHUNK, 5000, 1000, 1):
+        for chunk in (matching.CPU_CHUNK, 5000, 1000, 1):
             with monkeypatch.context() as m:
-                m.setattr(matching, "CHUNK", chunk)
+                m.setattr(matching, "CPU_CHUNK", chunk)
                 results.append(assign(targets))
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other))
