@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import cv2
 import msgspec
 import numpy as np
 
 from detcore.data.dataset import Dataset, ReadOptions
+from detcore.data.files import open_file
 from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import ProposalFile
-from detcore.data.transforms import Transform
 from detcore.errors import DataError, UsageError
 from detcore.ops.masks import rasterise
 
@@ -62,21 +60,14 @@ _CHUNK = 10_000  # annotations that are Python objects at a time
 
 def fingerprint(path: str | Path) -> str:
     """Twelve hexadecimal digits that stand for the content of an annotation file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    except OSError as error:
-        raise DataError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
+    with open_file(path, "annotation file") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> tuple[bytes, _File, np.ndarray]:
     """The text of an annotation file, its images and categories, and the columns [n] of its annotations."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"There is no annotation file {path}.") from None
-    except OSError as error:
-        raise DataError(f"The annotation file {path} cannot be read: {error.strerror}.") from error
+    with open_file(path, "annotation file") as file:
+        data = file.read()
     problem: Exception | None = None
     for text in (data, _finite(data)) if b"NaN" in data or b"Infinity" in data else (data,):
         try:
@@ -122,36 +113,28 @@ class CocoDataset(Dataset):
     """
 
     def __init__(self, root: str | Path, annotations: str = "annotations/instances_train2017.json",
-                 images: str = "train2017", *, layout: str = "coco", transforms: Sequence[Transform] = (),
-                 masks: Literal["bitmap", "polygon"] | None = None, classes: Sequence[str] | None = None,
-                 filter_empty: bool = False, min_size: int = 0, min_box: int = 0,
-                 proposals: str | Path | None = None, max_proposals: int | None = None,
-                 panoptic: str | None = None) -> None:
+                 images: str = "train2017", *, layout: str = "coco", panoptic: str | None = None,
+                 **options: Any) -> None:
         """
         Args:
             root: folder of the data set.
             annotations, images: annotation file and folder of pictures under the root.
             layout: the name of the form, where another data set's files are like COCO's.
-            transforms: what every image goes through in `load`.
-            masks: read masks, as bitmaps or as polygons (run lengths are then traced).
-            classes: only objects of these names, which get the labels 0, 1, ...; all of the file's otherwise.
-            filter_empty: leave out images without any annotation of the classes.
-            min_size: leave out images whose shorter side is smaller.
-            min_box: objects narrower or lower count as ignored.
-            proposals: file of precomputed proposals, of which the best `max_proposals` are kept.
             panoptic: the split whose panoptic annotations to read too; with `masks`, samples get class maps.
+            options: the others of `ReadOptions`. Where `masks` are polygons, run lengths are traced.
         """
-        super().__init__(root, images, transforms=transforms, masks=masks, max_proposals=max_proposals)
-        self.layout, self.annotation_file = layout, self.root / annotations
+        super().__init__(root, images, ReadOptions(**options), layout)
+        self.annotation_file = self.root / annotations
         text, content, rows = _read(self.annotation_file)
-        if not self.image_folder.is_dir():
-            raise DataError(f"There is no image folder {self.image_folder}.")
-        self._choose_classes(content.categories, classes)
-        self._take(content.images, content.categories, rows)
-        self._text = text if masks else b""
-        self.ignore_small(min_box)
-        self.leave_out(filter_empty, min_size)
-        self.proposals = None if proposals is None else self._read_proposals(proposals)
+        self._choose_classes(content.categories)
+        self._take_content(content, rows)
+        self._text = text if self.masks else b""
+        if self.options.proposals is not None:
+            self.proposals = ProposalFile(self.options.proposals)
+            missing = next((i for i in self.image_ids.tolist() if i not in self.proposals), None)
+            if missing is not None:
+                raise DataError(f"The proposal file {self.options.proposals} has nothing for image {missing} of "
+                                f"{self.annotation_file}.")
         self.panoptic = None if panoptic is None else PanopticMaps(root, panoptic, self.category_ids)
 
     @classmethod
@@ -165,20 +148,20 @@ class CocoDataset(Dataset):
     def read(cls, root: str | Path, annotations: str, images: str, options: ReadOptions, *, layout: str = "coco",
              panoptic: str | None = None) -> CocoDataset:
         """An annotation file as `options` say; `panoptic` names the split of its panoptic maps, if there are any."""
-        given = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "panoptic"}
-        return cls(root, annotations, images, layout=layout, panoptic=panoptic if options.panoptic else None, **given)
+        given = vars(options) | dict(panoptic=panoptic if options.panoptic else None)
+        return cls(root, annotations, images, layout=layout, **given)
 
-    def _choose_classes(self, categories: list[_Category], classes: Sequence[str] | None) -> None:
+    def _choose_classes(self, categories: list[_Category]) -> None:
         by_name = {c.name: c.id for c in categories}
-        missing = [name for name in classes or () if name not in by_name]
+        missing = [name for name in self.options.classes or () if name not in by_name]
         if missing:
             raise UsageError(f"{self.annotation_file} has no category {missing[0]!r}; it has {', '.join(by_name)}.")
-        self.class_names = tuple(classes or by_name)
+        self.class_names = tuple(self.options.classes or by_name)
         self.category_ids = [by_name[name] for name in self.class_names]
 
-    def _take(self, images: list[_Image], categories: list[_Category], rows: np.ndarray) -> None:
+    def _take_content(self, content: _File, rows: np.ndarray) -> None:
         """Images in the file's order, and its annotations."""
-        file = self.annotation_file
+        file, images = self.annotation_file, content.images
         self.image_ids = np.array([i.id for i in images], np.int64)
         self.files = [i.file_name or "/".join(i.coco_url.split("/")[-2:]) for i in images]
         self.sizes = np.array([(i.height, i.width) for i in images], np.int32).reshape(-1, 2)
@@ -189,7 +172,7 @@ class CocoDataset(Dataset):
             bad = self.image_ids[(self.sizes < 1).any(1)][0]
             raise DataError(f"Image {bad} of {file} has no positive width and height.")
         image = find(self.image_ids, rows["image"])
-        category = find(np.array([c.id for c in categories]), rows["category"])
+        category = find(np.array([c.id for c in content.categories]), rows["category"])
         for what, found in ("image", image), ("category", category):
             if (found < 0).any():
                 bad = rows[np.argmin(found)]
@@ -199,17 +182,11 @@ class CocoDataset(Dataset):
         boxes[:, 2:] += boxes[:, :2]
         taken = self.arrange(
             image, boxes, find(np.array(self.category_ids), rows["category"]), ignored=rows["crowd"],
-            good=rows["area"] > 0, skip=rows["ignore"], title=lambda row: f"annotation {rows['id'][row]}")
+            flags=rows["crowd"], good=rows["area"] > 0, skip=rows["ignore"],
+            title=lambda row: f"annotation {rows['id'][row]}")
         if self.masks is not None:
             self._annotation_ids = rows["id"][taken]
             self._spans = np.stack([rows["begin"][taken], rows["end"][taken]], 1)
-
-    def _read_proposals(self, path: str | Path) -> ProposalFile:
-        proposals = ProposalFile(path)
-        missing = next((int(i) for i in self.image_ids if int(i) not in proposals), None)
-        if missing is not None:
-            raise DataError(f"The proposal file {path} has nothing for image {missing} of {self.annotation_file}.")
-        return proposals
 
     def _mask(self, row: int, size: tuple[int, int]) -> np.ndarray | list[np.ndarray] | None:
         text = self._text[slice(*self._spans[row])]

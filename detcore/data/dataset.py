@@ -6,6 +6,7 @@ its way to the network stands here once.
 from __future__ import annotations
 
 import warnings
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,7 @@ class ReadOptions:
     panoptic: bool = False
 
     def boxes_alone(self, title: str) -> ReadOptions:
-        """The same, once it is sure that no more than boxes are asked for.
-
-        Raises:
-            UsageError: more is.
-        """
+        """The same; UsageError where more than boxes is asked for."""
         for what, asked in ("masks", self.masks), ("panoptic maps", self.panoptic), ("proposals", self.proposals):
             if asked:
                 raise UsageError(f"{title} is read with boxes alone, but this model needs {what}: train it on a data "
@@ -74,6 +71,27 @@ class Columns(TypedDict):
     flags: np.ndarray
 
 
+class Rows:
+    """What annotation files say; `Dataset.take` makes a data set's columns of it.
+
+    Attributes:
+        files: of the pictures.
+        image: of each object, the place in `files`; boxes: its x1, y1, x2, y2, one object's after the other's.
+        labels, flags: of each object.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[str] = []
+        self.image, self.boxes, self.labels, self.flags = array("i"), array("f"), array("h"), array("b")
+
+    def add(self, box: Sequence[float], label: int, flag: bool, image: int | None = None) -> None:
+        """An object, of the picture whose file comes next if `image` does not say another."""
+        self.image.append(len(self.files) if image is None else image)
+        self.boxes.extend(box)
+        self.labels.append(label)
+        self.flags.append(flag)
+
+
 class Dataset:
     """Images with their objects.
 
@@ -81,7 +99,6 @@ class Dataset:
     warning. Objects that are neither to be found nor to be taken for background become `ignored` boxes.
 
     Attributes:
-        layout: the name of the form that the files have, see `detcore.data.layouts`.
         annotation_file: the file that messages and records name.
         class_names: a name for each label.
         category_ids: the number that results give each label.
@@ -96,7 +113,6 @@ class Dataset:
         UsageError: a class that there is not, or masks of a data set that has boxes alone.
     """
 
-    layout: str
     annotation_file: Path
     class_names: tuple[str, ...]
     category_ids: list[int]
@@ -107,71 +123,82 @@ class Dataset:
     panoptic: PanopticMaps | None = None
     proposals: ProposalFile | None = None
     _runs: np.ndarray  # [n, 2], each image's first row in the columns of objects, and the row after its last
-    _any: np.ndarray  # [n], whether there is any annotation of the classes, good or not
 
-    def __init__(self, root: str | Path, image_folder: str | Path, *, transforms: Sequence[Transform] = (),
-                 masks: Literal["bitmap", "polygon"] | None = None, max_proposals: int | None = None) -> None:
+    def __init__(self, root: str | Path, image_folder: str, options: ReadOptions, layout: str) -> None:
         """
         Args:
-            root: folder of the data set.
-            image_folder: where its pictures are, under the root.
-            transforms: what every image goes through in `load`.
-            masks: form of the masks that samples get; None: boxes alone.
-            max_proposals: how many of the precomputed proposals an image keeps, the best ones.
+            root: folder of the data set; `image_folder` with the pictures is under it.
+            layout: the name of the form that the files have, see `detcore.data.layouts`.
         """
-        self.root, self.image_folder = Path(root), Path(root) / image_folder
-        self.transforms, self.masks, self.max_proposals = tuple(transforms), masks, max_proposals
+        self.root, self.image_folder, self.options, self.layout = Path(root), Path(root) / image_folder, options, layout
+        self.transforms, self.masks = tuple(options.transforms), options.masks
         if not self.root.is_dir():
             raise DataError(f"There is no data set at {root}: no such folder.")
+        if not self.image_folder.is_dir():
+            raise DataError(f"There is no image folder {self.image_folder}.")
+
+    def take(self, rows: Rows, sizes: np.ndarray | Sequence[tuple[int, int]], *, shares: bool = False,
+             ignore: bool = True) -> None:
+        """Take over what annotation files say, once `class_names` are known.
+
+        Args:
+            sizes: (h, w) of the pictures.
+            shares: boxes are shares of the picture's width and height.
+            ignore: flagged objects are ignored.
+        """
+        self.files, self.image_ids = rows.files, np.arange(1, len(rows.files) + 1)
+        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
+        self.category_ids = list(range(1, len(self.class_names) + 1))
+        image, flags = np.array(rows.image, np.int64), np.array(rows.flags, bool)
+        boxes = np.array(rows.boxes, np.float64).reshape(-1, 4)
+        if shares:
+            boxes *= np.tile(self.sizes[image][:, ::-1], 2)
+        self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=flags & ignore, flags=flags,
+                     title=lambda row: f"one in {rows.files[image[row]]}")
 
     def arrange(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, *, ignored: np.ndarray,
-                flags: np.ndarray | None = None, good: np.ndarray | None = None,
-                skip: np.ndarray | None = None, title: Callable[[int], str] = "object number {}".format) -> np.ndarray:
-        """Take the columns of objects over: the good ones, in the order of their images.
+                flags: np.ndarray, title: Callable[[int], str], good: np.ndarray | bool = True,
+                skip: np.ndarray | bool = False) -> np.ndarray:
+        """Take the columns of objects over: the good ones, in the order of their images; leave images out as the
+        options say.
 
         Args:
             image: int64 [n], the place of each one's image.
             boxes: float [n, 4] (x1, y1, x2, y2) in pixels.
             labels: int64 [n]; below 0 for classes that are not asked for.
             ignored: bool [n], neither object nor background.
-            flags: bool [n], what the evaluation treats in another way; the ignored ones by default.
+            flags: bool [n], what the evaluation treats in another way.
+            title: what a message calls row i.
             good: bool [n], what the reader itself has nothing against.
             skip: bool [n], what is left out without a word.
-            title: what a message calls row i.
 
         Returns:
             int64 [m], the rows that were taken, in their new order.
         """
         size = boxes[:, 2:] - boxes[:, :2]
         seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
-        sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & (True if good is None else good)
+        sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & good
         if not sound.all():
             n = len(boxes)
             warnings.warn(f"{self.annotation_file}: dropped {n - sound.sum()} of {n} boxes whose size is zero, "
                           f"negative, not finite or less than a pixel, or that lie outside their image (the first: "
                           f"{title(int(np.argmin(sound)))}).", stacklevel=4)
-        rows = np.flatnonzero(sound & (labels >= 0) & (True if skip is None else ~skip))
+        rows = np.flatnonzero(sound & (labels >= 0) & np.logical_not(skip))
         rows = rows[np.argsort(image[rows], kind="stable")]
         ends = np.searchsorted(image[rows], np.arange(len(self.sizes) + 1))
         self._runs = np.stack([ends[:-1], ends[1:]], 1)
-        self._boxes, self.labels, self._ignored = boxes[rows].astype(np.float32), labels[rows], ignored[rows]
-        self._flags = self._ignored if flags is None else flags[rows]
-        self._any = np.bincount(image[labels >= 0], minlength=len(self.sizes)) > 0
+        self._boxes, self.labels, self._flags = boxes[rows].astype(np.float32), labels[rows], flags[rows]
+        self._ignored = ignored[rows] | (self._boxes[:, 2:] - self._boxes[:, :2] < self.options.min_box).any(1)
+        keep = self.sizes.min(1, initial=2**31 - 1) >= self.options.min_size
+        if self.options.filter_empty:
+            keep &= np.bincount(image[labels >= 0], minlength=len(self.sizes)) > 0
+        self.select(keep)
         return rows
 
     def select(self, keep: np.ndarray) -> None:
         """Leave images out: those for which the boolean array [n] is false."""
         self.image_ids, self.sizes, self._runs = self.image_ids[keep], self.sizes[keep], self._runs[keep]
-        self._any, self.files = self._any[keep], [f for f, k in zip(self.files, keep) if k]
-
-    def leave_out(self, filter_empty: bool, min_size: int) -> None:
-        """Leave out images without any annotation of the classes, or whose shorter side is below `min_size`."""
-        keep = self.sizes.min(1, initial=2**31 - 1) >= min_size
-        self.select(keep & self._any if filter_empty else keep)
-
-    def ignore_small(self, min_box: int) -> None:
-        """Objects narrower or lower than `min_box` pixels count as ignored."""
-        self._ignored = self._ignored | (self._boxes[:, 2:] - self._boxes[:, :2] < min_box).any(1)
+        self.files = [f for f, k in zip(self.files, keep) if k]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -203,10 +230,9 @@ class Dataset:
             ignored |= np.array([m is None for m in decoded], bool)
             kept: list[Any] = [m for m in decoded if m is not None]
             masks = Polygons(kept, size) if self.masks == "polygon" else np.array(kept, np.uint8).reshape(-1, *size)
-        proposals = None
+        proposals = semantic = None
         if self.proposals is not None:
-            proposals = self.proposals[image_id][:self.max_proposals, :4]
-        semantic = None
+            proposals = self.proposals[image_id][:self.options.max_proposals, :4]
         if self.panoptic is not None and self.masks is not None:  # training needs it, evaluation has maps of its own
             semantic = self.panoptic.read(image_id, size).classes()
         return Sample(image, boxes[~ignored], self.labels[start:stop][~ignored], masks, boxes[ignored], proposals,

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from detcore.data.files import open_file
 from detcore.errors import DataError
 from detcore.records import write_atomically
 
@@ -30,12 +31,8 @@ def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
     Raises:
         DataError: a file that is missing, cannot be read, is no image, or is cut short.
     """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"There is no image file {path}.") from None
-    except OSError as error:
-        raise DataError(f"The image file {path} cannot be read: {error.strerror}.") from error
+    with open_file(path, "image file") as file:
+        data = file.read()
     image = None
     if _complete(data):
         flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION

@@ -12,19 +12,18 @@ and kept beside the annotations.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import warnings
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions
+from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions, Rows
+from detcore.data.files import open_file
 from detcore.data.images import picture_sizes
 from detcore.errors import DataError
 
@@ -38,19 +37,6 @@ CHALLENGE_CLASSES = "challenge2019/cls-label-description.csv"
 CHALLENGE_TREE = "challenge2019/class_label_tree.np"
 CHALLENGE_HIERARCHY = "challenge2019/challenge-2019-label500-hierarchy.json"
 CHALLENGE_VERIFIED = "challenge2019/challenge-2019-validation-detection-human-imagelabels.csv"
-
-
-class Rows:
-    """What a table of boxes says.
-
-    Attributes:
-        names: of the images; image: of each box, the place in `names`.
-        labels, groups: of each box; boxes: four shares for each, x1, y1, x2, y2.
-    """
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.image, self.labels, self.groups, self.boxes = array("i"), array("h"), array("b"), array("f")
 
 
 class OpenImagesDataset(Dataset):
@@ -69,26 +55,15 @@ class OpenImagesDataset(Dataset):
             split: "train" or "val".
             challenge: the 500 classes and the boxes of the challenge of 2019.
         """
-        super().__init__(root, FOLDERS[split], transforms=options.boxes_alone("Open Images").transforms)
-        self.layout, self.split, self.challenge = f"openimages{'-challenge' * challenge}", split, challenge
+        super().__init__(root, FOLDERS[split], options.boxes_alone("Open Images"),
+                         "openimages-challenge" if challenge else "openimages")
+        self.split, self.challenge = split, challenge
         self.annotation_file = self.root / (CHALLENGE_BOXES if challenge else BOXES)[split]
         self._label, self.class_names = read_classes(self.root / (CHALLENGE_CLASSES if challenge else CLASSES))
-        self.category_ids = list(range(1, len(self.class_names) + 1))
         self.ancestors = self._read_ancestors()
-        if not self.image_folder.is_dir():
-            raise DataError(f"There is no image folder {self.image_folder}.")
-        read = read_blocks if challenge else read_table
-        rows = read(self.annotation_file, self._label)
-        self.files = [f"{name}.jpg" for name in rows.names]
-        self.image_ids = np.arange(1, len(self.files) + 1)
-        self.sizes = picture_sizes(self.image_folder, self.files, self.annotation_file.with_suffix(".sizes.npz"))
-        image = np.array(rows.image, np.int64)
-        boxes = np.array(rows.boxes, np.float64).reshape(-1, 4) * np.tile(self.sizes[image][:, ::-1], 2)
-        group = np.array(rows.groups, bool)
-        self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=np.zeros(len(boxes), bool), flags=group,
-                     title=lambda row: f"one in {rows.names[image[row]]}")
-        self.ignore_small(options.min_box)
-        self.leave_out(options.filter_empty, options.min_size)
+        rows = (read_blocks if challenge else read_table)(self.annotation_file, self._label)
+        sizes = picture_sizes(self.image_folder, rows.files, self.annotation_file.with_suffix(".sizes.npz"))
+        self.take(rows, sizes, shares=True, ignore=False)
 
     def _read_ancestors(self) -> np.ndarray:
         tree, named = self.root / CHALLENGE_TREE, self.root / (CHALLENGE_HIERARCHY if self.challenge else HIERARCHY)
@@ -114,18 +89,9 @@ class OpenImagesDataset(Dataset):
         return image, label
 
 
-def open_lines(path: Path) -> io.TextIOWrapper:
-    """A text file, open.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
-    try:
-        return open(path, encoding="utf-8", newline="")
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise DataError(f"The file {path} cannot be read: {error.strerror}.") from error
+def open_lines(path: Path) -> IO[str]:
+    """A text file, open; see `open_file`."""
+    return open_file(path, mode="r", encoding="utf-8", newline="")
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Iterator[list[str]]:
@@ -174,17 +140,14 @@ def read_table(path: Path, label: Mapping[str, int]) -> Rows:
             tqdm(read_columns(path, columns), desc=f"reading {path.name}", unit="box", unit_scale=True, leave=False,
                  delay=3), 2):
         try:
-            place = places.setdefault(name, len(places))
-            rows.labels.append(label[code])
-            rows.boxes.extend((float(x1), float(y1), float(x2), float(y2)))
+            rows.add((float(x1), float(y1), float(x2), float(y2)), label[code], group == "1",
+                     places.setdefault(name, len(places)))
         except KeyError:
             raise DataError(f"Line {number} of {path} has the class {code}, which the list of classes does not "
                             f"have.") from None
         except ValueError as error:
             raise DataError(f"Line {number} of {path} is broken: {error}.") from error
-        rows.image.append(place)
-        rows.groups.append(group == "1")
-    rows.names = list(places)
+    rows.files = [f"{name}.jpg" for name in places]
     return rows
 
 
@@ -208,11 +171,8 @@ def read_blocks(path: Path, label: Mapping[str, int]) -> Rows:
                     kind, x1, y1, x2, y2, group, *_ = line.split()
                     if not 1 <= int(kind) <= len(label):
                         raise ValueError(f"there is no class {kind}")
-                    rows.boxes.extend((float(x1), float(y1), float(x2), float(y2)))
-                    rows.image.append(len(rows.names))
-                    rows.labels.append(int(kind) - 1)
-                    rows.groups.append(int(group))
-                rows.names.append(Path(name).stem)
+                    rows.add((float(x1), float(y1), float(x2), float(y2)), int(kind) - 1, bool(int(group)))
+                rows.files.append(f"{Path(name).stem}.jpg")
         except (ValueError, IndexError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is broken near line {number}: {error}.") from error
     return rows

@@ -10,6 +10,7 @@ import cv2
 import msgspec
 import numpy as np
 
+from detcore.data.files import open_file
 from detcore.errors import DataError
 from detcore.structures import IGNORED
 
@@ -74,11 +75,11 @@ class PanopticMaps:
         """
         self.file = Path(root) / f"annotations/panoptic_{split}.json"
         self.folder = self.file.with_suffix("")
+        with open_file(self.file, "file of panoptic annotations") as file:
+            text = file.read()
         try:
-            content = msgspec.json.decode(self.file.read_bytes(), type=_File)
-        except FileNotFoundError:
-            raise DataError(f"There is no file of panoptic annotations {self.file}.") from None
-        except (OSError, msgspec.MsgspecError) as error:
+            content = msgspec.json.decode(text, type=_File)
+        except msgspec.MsgspecError as error:
             problem = str(error).rstrip(".")
             raise DataError(f"The panoptic annotations {self.file} cannot be read: {problem}.") from error
         names = {c.id: c.name for c in content.categories}

@@ -31,7 +31,7 @@ def save_proposals(path: str | Path, proposals: Mapping[int, np.ndarray]) -> Non
         raise DataError(f"The proposal file {path} cannot be written: {error.strerror}.") from error
 
 
-class ProposalFile(Mapping[int, np.ndarray]):
+class ProposalFile(dict[int, np.ndarray]):
     """The proposals of a file: image id -> float32 [p, 5], best first.
 
     Raises:
@@ -41,22 +41,12 @@ class ProposalFile(Mapping[int, np.ndarray]):
     def __init__(self, path: str | Path) -> None:
         try:
             with np.load(path, allow_pickle=False) as file:
-                ids, self._offsets = file["image_ids"], file["offsets"]
-                self._table = np.concatenate([file["boxes"], file["scores"][:, None]], 1).astype(np.float32)
+                ids, offsets = file["image_ids"], file["offsets"]
+                table = np.concatenate([file["boxes"], file["scores"][:, None]], 1).astype(np.float32)
         except FileNotFoundError:
             raise DataError(f"There is no proposal file {path}.") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} is not a proposal file as `detcore proposals` writes it: {error}.") from error
-        if self._table.shape[1:] != (5,) or len(self._offsets) != len(ids) + 1 or self._offsets[-1] != len(self._table):
+        if table.shape[1:] != (5,) or len(offsets) != len(ids) + 1 or offsets[-1] != len(table):
             raise DataError(f"The arrays of the proposal file {path} do not fit together.")
-        self._row = {int(image_id): i for i, image_id in enumerate(ids)}
-
-    def __getitem__(self, image_id: int) -> np.ndarray:
-        i = self._row[image_id]
-        return self._table[self._offsets[i]:self._offsets[i + 1]]
-
-    def __iter__(self):
-        return iter(self._row)
-
-    def __len__(self) -> int:
-        return len(self._row)
+        super().__init__(zip(ids.tolist(), np.split(table, offsets[1:-1])))

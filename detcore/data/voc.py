@@ -8,47 +8,20 @@ Trained on `trainval` of both years, tested on `test` of 2007.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
-from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions
+from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions, Rows
 from detcore.errors import DataError
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
 SPLITS = {"train": (("VOC2007", "trainval"), ("VOC2012", "trainval")), "val": (("VOC2007", "test"),)}
-
-
-@dataclass
-class Described:
-    """What XML files say, object by object.
-
-    Attributes:
-        files: of the pictures; sizes: their (h, w).
-        image: of each object, the place in `files`; boxes: its (x1, y1, x2, y2); labels; difficult.
-    """
-
-    files: list[str] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    image: list[int] = field(default_factory=list)
-    boxes: list[list[float]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    difficult: list[bool] = field(default_factory=list)
-
-    def fill(self, dataset: Dataset) -> None:
-        """Hand all over to a data set."""
-        dataset.files, dataset.image_ids = self.files, np.arange(1, len(self.files) + 1)
-        dataset.sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
-        dataset.arrange(np.array(self.image, np.int64), np.array(self.boxes, float).reshape(-1, 4),
-                        np.array(self.labels, np.int64), ignored=np.array(self.difficult, bool),
-                        title=lambda row: f"one in {self.files[self.image[row]]}")
 
 
 class VocDataset(Dataset):
@@ -65,22 +38,18 @@ class VocDataset(Dataset):
             split: "train" or "val".
         """
         root = devkit(root)
-        super().__init__(root, "", transforms=options.boxes_alone("PASCAL VOC").transforms)
-        self.layout = "voc"
+        super().__init__(root, "", options.boxes_alone("PASCAL VOC"), "voc")
         years = [(year, part) for year, part in SPLITS[split] if (root / year).is_dir()]
         if not years:
             raise DataError(f"{root} holds none of the folders {', '.join(year for year, _ in SPLITS[split])}.")
         self.annotation_file = lists(root, *years[0])
         self.class_names = tuple(options.classes or class_names(self.annotation_file.parent))
-        self.category_ids = list(range(1, len(self.class_names) + 1))
-        found = Described()
+        rows, sizes = Rows(), []
         for year, part in years:
             names = lists(root, year, part).read_text().split()
-            read_xml([(root / year / f"Annotations/{name}.xml", f"{year}/JPEGImages/{name}.jpg") for name in names],
-                     root, self.class_names, found, offset=-1, title=f"{year} {part}")
-        found.fill(self)
-        self.ignore_small(options.min_box)
-        self.leave_out(options.filter_empty, options.min_size)
+            sizes += read_xml([(root / year / f"Annotations/{name}.xml", f"{year}/JPEGImages/{name}.jpg")
+                               for name in names], root, self.class_names, rows, offset=-1, title=f"{year} {part}")
+        self.take(rows, sizes)
 
 
 def devkit(root: str | Path) -> Path:
@@ -105,9 +74,9 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem.removesuffix("_trainval") for path in folder.glob("*_trainval.txt"))) or CLASSES
 
 
-def read_xml(files: Iterable[tuple[Path, str]], folder: Path, classes: Sequence[str], found: Described, *,
-             offset: int, title: str) -> None:
-    """Read XML files and add what they say to `found`.
+def read_xml(files: Iterable[tuple[Path, str]], folder: Path, classes: Sequence[str], rows: Rows, *,
+             offset: int, title: str) -> list[tuple[int, int]]:
+    """Read XML files and add what they say to `rows`; the sizes (h, w) of the pictures.
 
     Args:
         files: each with its picture under `folder`.
@@ -116,16 +85,16 @@ def read_xml(files: Iterable[tuple[Path, str]], folder: Path, classes: Sequence[
     Raises:
         DataError: a file is missing or broken.
     """
-    label = {name: i for i, name in enumerate(classes)}
+    label, sizes = {name: i for i, name in enumerate(classes)}, []
     for path, picture in tqdm(files, desc=f"reading {title}", unit="img", leave=False, delay=3):
         try:
             tree = ElementTree.fromstring(path.read_bytes())
             size = tree.find("size")
             if size is None:
                 with Image.open(folder / picture) as image:
-                    found.sizes.append((image.height, image.width))
+                    sizes.append((image.height, image.width))
             else:
-                found.sizes.append((int(_text(size, "height")), int(_text(size, "width"))))
+                sizes.append((int(_text(size, "height")), int(_text(size, "width"))))
             for thing in tree.iter("object"):
                 name = _text(thing, "name")
                 if name not in label:
@@ -134,15 +103,13 @@ def read_xml(files: Iterable[tuple[Path, str]], folder: Path, classes: Sequence[
                 if box is None:
                     raise ValueError("an object has no bndbox")
                 corners = [int(float(_text(box, side))) + offset for side in ("xmin", "ymin", "xmax", "ymax")]
-                found.image.append(len(found.files))
-                found.boxes.append([float(c) for c in corners])
-                found.labels.append(label[name])
-                found.difficult.append(thing.findtext("difficult", "0").strip() not in ("0", ""))
+                rows.add(corners, label[name], thing.findtext("difficult", "0").strip() not in ("0", ""))
         except FileNotFoundError as error:
             raise DataError(f"There is no file {error.filename}.") from None
         except (ElementTree.ParseError, ValueError, OSError) as error:
             raise DataError(f"The annotation file {path} is broken: {error}.") from error
-        found.files.append(picture)
+        rows.files.append(picture)
+    return sizes
 
 
 def _text(element: ElementTree.Element, name: str) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from detcore.data.dataset import DEFAULT_OPTIONS, Columns, Dataset, ReadOptions
+from detcore.data.dataset import DEFAULT_OPTIONS, Columns, Dataset, ReadOptions, Rows
+from detcore.data.files import open_file
 from detcore.data.images import picture_sizes
-from detcore.data.voc import Described, read_xml
+from detcore.data.voc import read_xml
 from detcore.errors import DataError
 
 CLASSES = ("face",)
@@ -33,29 +34,22 @@ class WiderFaceDataset(Dataset):
             split: "train" or "val".
         """
         own = next(Path(root).glob(f"WIDER_{split}/*--*"), None) is not None
-        super().__init__(root, f"WIDER_{split}" if own else f"WIDER_{split}/images",
-                         transforms=options.boxes_alone("WIDER FACE").transforms)
-        self.layout, self.class_names, self.category_ids = "wider_face", CLASSES, [1]
-        if not self.image_folder.is_dir():
-            raise DataError(f"There is no image folder {self.image_folder}.")
+        super().__init__(root, f"WIDER_{split}" if own else f"WIDER_{split}/images", options.boxes_alone("WIDER FACE"),
+                         "wider_face")
+        self.class_names = CLASSES
         text, names = self.root / f"wider_face_split/wider_face_{split}_bbx_gt.txt", self.root / f"{split}.txt"
         if text.exists() or not names.exists():
-            self.annotation_file = text
-            found = read_text(text)
-            sizes = picture_sizes(self.image_folder, found.files, text.with_suffix(".sizes.npz"))
-            found.sizes = [(int(h), int(w)) for h, w in sizes]
-        else:
-            self.annotation_file = names
-            found = Described()
-            folder = self.root / f"WIDER_{split}/Annotations"
-            # A picture's name begins with the number of its event, whose folder has that number and a name.
-            events = {event.name.partition("--")[0]: event.name for event in self.image_folder.iterdir()}
-            listed = [Path(name).name for name in names.read_text().split()]
-            read_xml([(folder / f"{name}.xml", f"{events.get(name.partition('_')[0], '.')}/{name}.jpg")
-                      for name in listed], self.image_folder, CLASSES, found, offset=0, title=f"faces of {split}")
-        found.fill(self)
-        self.ignore_small(options.min_box)
-        self.leave_out(options.filter_empty, options.min_size)
+            self.annotation_file, rows = text, read_text(text)
+            self.take(rows, picture_sizes(self.image_folder, rows.files, text.with_suffix(".sizes.npz")))
+            return
+        self.annotation_file, rows = names, Rows()
+        folder = self.root / f"WIDER_{split}/Annotations"
+        # A picture's name begins with the number of its event, whose folder has that number and a name.
+        events = {event.name.partition("--")[0]: event.name for event in self.image_folder.iterdir()}
+        listed = [Path(name).name for name in names.read_text().split()]
+        sizes = read_xml([(folder / f"{name}.xml", f"{events.get(name.partition('_')[0], '.')}/{name}.jpg")
+                          for name in listed], self.image_folder, CLASSES, rows, offset=0, title=f"faces of {split}")
+        self.take(rows, sizes)
 
     def official_ground_truth(self) -> tuple[Columns, dict[str, np.ndarray]]:
         """All faces of the images as the official evaluation has them, and which of them count as easy, medium, hard.
@@ -89,7 +83,7 @@ class WiderFaceDataset(Dataset):
                         f"eval_tools.zip of shuoyang1213.me/WIDERFACE, in its folder ground_truth.")
 
 
-def read_text(path: Path) -> Described:
+def read_text(path: Path) -> Rows:
     """The published annotations: a picture, the number of its faces, and for each x, y, w, h and six marks.
 
     Where there is no face, a line of zeros follows all the same.
@@ -97,30 +91,24 @@ def read_text(path: Path) -> Described:
     Raises:
         DataError: the file is missing or broken.
     """
+    with open_file(path, "annotation file") as file:
+        text = file.read()
+    rows, number = Rows(), 0
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"There is no annotation file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The annotation file {path} cannot be read: {error}.") from error
-    found, number = Described(), 0
-    try:
+        lines = text.decode().splitlines()
         while number < len(lines) and lines[number].strip():
             picture, count = lines[number].strip(), int(lines[number + 1])
             number += 2
             for line in lines[number:number + count]:
                 x, y, w, h, *marks = (int(v) for v in line.split())
-                found.image.append(len(found.files))
-                found.boxes.append([x, y, x + w, y + h])
-                found.labels.append(0)
-                found.difficult.append(bool(marks[INVALID - 4]))
+                rows.add((x, y, x + w, y + h), 0, bool(marks[INVALID - 4]))
             if len(lines) < number + max(count, 1):
                 raise ValueError("the file ends within a picture")
-            found.files.append(picture)
+            rows.files.append(picture)
             number += max(count, 1)
     except (ValueError, IndexError) as error:
         raise DataError(f"{path} is broken near line {number + 1}: {error}.") from error
-    return found
+    return rows
 
 
 def read_cells(path: Path, name: str) -> dict[str, np.ndarray]:

@@ -161,7 +161,7 @@ def test_missing_and_broken_files_are_named(tree, tmp_path):
     file.unlink()
     with pytest.raises(DataError, match="There is no annotation file"):
         CocoDataset(root)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="There is no annotation file"):
         fingerprint(file)
     file.write_text(text)
     with pytest.raises(DataError, match="There is no image folder .*val2017"):

@@ -355,7 +355,7 @@ def test_a_large_table_is_read_in_no_time(tmp_path):
     start = time.perf_counter()
     rows = read_table(tmp_path / "t.csv", {f"/m/0{i}": i for i in range(600)})
     assert time.perf_counter() - start < 5  # the whole of Open Images has 73 times as many
-    assert len(rows.names) == n / 8 and len(rows.boxes) == 4 * n and sum(rows.groups) == len(range(0, n, 9))
+    assert len(rows.files) == n / 8 and len(rows.boxes) == 4 * n and sum(rows.flags) == len(range(0, n, 9))
 
 
 def test_wider_face_text_and_xml_say_the_same(own):
