@@ -8,21 +8,20 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from functools import cache
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detcore.errors import UsageError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from detcore.data.transforms import Preprocess
     from detcore.metrics.coco import CocoResult
     from detcore.structures import Detections, Images
@@ -120,8 +119,6 @@ def boxes(image: Any, boxes: Tensor | np.ndarray, *, colors: str | Sequence[str]
 
 def heat(image: Any, values: Tensor | np.ndarray, *, scale: float = 3, alpha: float = 0.6) -> Image.Image:
     """A map [h, w] of any size laid over the picture, dark for its least and bright for its greatest value."""
-    from matplotlib import colormaps
-
     picture = to_pil(image)
     size = (round(picture.width * scale), round(picture.height * scale))
     values = np.asarray(values.detach().float().cpu() if isinstance(values, Tensor) else values, np.float32)
@@ -151,25 +148,19 @@ def grid(images: Sequence[Any], columns: int = 4, *, gap: int = 4) -> Image.Imag
     return sheet
 
 
-@cache
-def _plot_class() -> type[Figure]:
-    from matplotlib.figure import Figure
+class Plot(Figure):
+    """A figure that a notebook shows by itself, without pyplot."""
 
-    class Plot(Figure):
-        """A figure that a notebook shows by itself, without pyplot."""
-
-        def _repr_png_(self) -> bytes:
-            data, small = io.BytesIO(), io.BytesIO()
-            self.savefig(data, format="png")
-            # Few colours make a small file, and notebooks are kept in git.
-            Image.open(data).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-            return small.getvalue()
-
-    return Plot
+    def _repr_png_(self) -> bytes:
+        data, small = io.BytesIO(), io.BytesIO()
+        self.savefig(data, format="png")
+        # Few colours make a small file, and notebooks are kept in git.
+        Image.open(data).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        return small.getvalue()
 
 
 def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Any]:
-    figure = _plot_class()(size, layout="constrained", dpi=100)
+    figure = Plot(size, layout="constrained", dpi=100)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,18 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
                         check=check_tta if tta else None, **options)
     recipe, detector = ready.recipe, ready.model
     folder = None if output is None else output_folder(output)
-    dataset = first_images(load_data(data_root, recipe, split, proposals=proposals), images)
+    dataset = load_data(data_root, recipe, split, proposals=proposals)
+    if images is not None:
+        dataset.select(np.arange(len(dataset)) < images)
     if "proposal" not in recipe.metric and detector.num_classes != len(dataset.class_names):
         raise UsageError(f"The model tells {detector.num_classes} classes apart, but {dataset.annotation_file} has "
                          f"{len(dataset.class_names)}.")
     clock, batch_size = Clock(where), batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu)
     how: dict[str, Any] = dict(batch_size=batch_size, workers=workers, progress=progress, title=ready.name)
     watched = watchers(dataset, recipe.metric)
-    if tta:
-        detections = detect_views(detector.to(where), dataset, recipe, **how)
-    else:
-        detections = detect(detector.to(where), dataset, recipe.preprocess, watched=watched, **how)
+    detector.to(where)
+    detections = detect_views(detector, dataset, recipe, **how) if tta else detect(
+        detector, dataset, recipe.preprocess, watched=watched, **how)
     seconds = clock()
     results = score(detections, dataset, recipe.metric, backend, watched, progress)
     record = Record(
@@ -111,17 +112,14 @@ def check_tta(subject: Resolved) -> None:
                          f"{', '.join(subject.recipe.metric)}.")
 
 
-def detect(model: Detector, dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1,
-           workers: int | None = None, rank: int = 0, world_size: int = 1, progress: bool = True,
-           title: str = "evaluating", watched: Mapping[str, Watcher] | None = None) -> list[dict[str, Any]]:
-    """The detections in every image of a data set, as in COCO's results files.
+def detect(model: Detector, dataset: Dataset, preprocess: Preprocess, *, world_size: int = 1,
+           watched: Mapping[str, Watcher] | None = None, **options: Any) -> list[dict[str, Any]]:
+    """The detections in every image of a data set, as in COCO's results files; `options` as of `predictions`.
 
-    The model runs where it is, in evaluation mode, and goes back to its mode. Of several processes each takes its
-    share; all get the whole, also what the measures in `watched` have counted.
+    Of several processes each takes its share; all get the whole, also what the measures in `watched` have counted.
     """
     results, watching = [], list((watched or {}).values())
-    for image_id, detections in _predict(model, dataset, preprocess, batch_size, workers, rank, world_size,
-                                         progress and rank == 0, title):
+    for image_id, detections in predictions(model, dataset, preprocess, world_size=world_size, **options):
         results += detections.to_coco(image_id, dataset.category_ids)
         for watcher in watching:
             watcher.add(image_id, detections)
@@ -132,8 +130,8 @@ def detect(model: Detector, dataset: Dataset, preprocess: Preprocess, *, batch_s
     return gather_object(results)
 
 
-def detect_views(model: Detector, dataset: Dataset, recipe: Recipe, *, batch_size: int = 1,
-                 workers: int | None = None, progress: bool = True, title: str = "evaluating") -> list[dict[str, Any]]:
+def detect_views(model: Detector, dataset: Dataset, recipe: Recipe, *, title: str = "evaluating",
+                 **options: Any) -> list[dict[str, Any]]:
     """As `detect`, with the boxes of several views of each image merged (see `TestTimeAugmentation`)."""
     augmentation = recipe.tta or TestTimeAugmentation()
     widths = dict(zip(dataset.image_ids.tolist(), dataset.sizes[:, 1].tolist()))
@@ -142,22 +140,27 @@ def detect_views(model: Detector, dataset: Dataset, recipe: Recipe, *, batch_siz
     for number, (transforms, flipped) in enumerate(views, 1):
         view = copy.copy(dataset)
         view.transforms = transforms
-        for image_id, one in _predict(model, view, recipe.preprocess, batch_size, workers, 0, 1, progress,
-                                      f"{title}, view {number} of {len(views)}"):
+        for image_id, one in predictions(model, view, recipe.preprocess, **options,
+                                         title=f"{title}, view {number} of {len(views)}"):
             views_of.setdefault(image_id, []).append((mirrored(one, widths[image_id]) if flipped else one).to("cpu"))
     return [result for image_id, several in views_of.items()
             for result in augmentation.merge(several).to_coco(image_id, dataset.category_ids)]
 
 
-def _predict(model: Detector, dataset: Dataset, preprocess: Preprocess, batch_size: int, workers: int | None,
-             rank: int, world_size: int, progress: bool, title: str) -> Iterable[tuple[int, Detections]]:
-    """Each image's id and detections, in the image's own pixels."""
+def predictions(model: Detector, dataset: Dataset, preprocess: Preprocess, *, batch_size: int = 1,
+                workers: int | None = None, rank: int = 0, world_size: int = 1, progress: bool = True,
+                title: str = "evaluating") -> Iterator[tuple[int, Detections]]:
+    """Each image's id and detections, in the image's own pixels; of several processes each gives its share.
+
+    The model runs where it is, in evaluation mode, and goes back to its mode.
+    """
     device, training = next(model.parameters()).device, model.training
     loader = build_loader(dataset, batch_size, preprocess=preprocess, rank=rank, world_size=world_size,
                           workers=loading_processes(device, workers))
     model.eval()
     try:
-        with tqdm(total=len(dataset), desc=title, unit="img", disable=not progress, dynamic_ncols=True) as bar:
+        with tqdm(total=len(dataset), desc=title, unit="img", disable=not progress or rank > 0,
+                  dynamic_ncols=True) as bar:
             for batch in loader:
                 detections = predict_batch(model, batch.to(device), preprocess)
                 yield from zip([meta.image_id for meta in batch.metas], detections)
@@ -191,13 +194,6 @@ def flat(results: Results) -> dict[str, float | None]:
     return {f"{kind}_{name}": value for kind, r in results.items() for name, value in r.metrics.items()}
 
 
-def first_images(dataset: Dataset, images: int | None) -> Dataset:
-    """The data set cut to its first images; None leaves it whole."""
-    if images is not None:
-        dataset.select(np.arange(len(dataset)) < images)
-    return dataset
-
-
 def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, weights: str | Path | None = None,
                    recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] = ("train", "val"),
                    device: str | None = None, batch_size: int | None = None, workers: int | None = None,
@@ -222,9 +218,10 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
     table: dict[int, np.ndarray] = {}
     for split in splits:
         dataset = load_data(data_root, recipe, split)
-        for image_id, one in _predict(ready.model.to(where), dataset, recipe.preprocess,
-                                        batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu), workers,
-                                        0, 1, progress, f"proposals of {split}"):
+        for image_id, one in predictions(
+                ready.model.to(where), dataset, recipe.preprocess, workers=workers, progress=progress,
+                batch_size=batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu),
+                title=f"proposals of {split}"):
             table[image_id] = torch.cat([one.boxes, one.scores[:, None]], 1).float().cpu().numpy()
     save_proposals(output, table)
     return Path(output)

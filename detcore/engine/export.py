@@ -81,11 +81,10 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
     if not is_file(model):
         profile = profile or "coco"
     ready = ready_model(model, weights, recipe=recipe, profile=profile, check=refuse, **options)
-    name, classes = ready.name, ready.classes
-    size = size or input_size(ready.recipe)
+    name, size = ready.name, size or input_size(ready.recipe)
     target = Path(output or f"{Path(model).stem if is_file(model) else name}{SUFFIXES[format]}")
     output_folder(target.parent)
-    told = dict(model=name, profile=ready.profile, size=list(size), classes=list(classes) if classes else None)
+    told = json.dumps(dict(model=name, profile=ready.profile, size=size, classes=ready.classes or None))
     device, training = next(ready.model.parameters()).device, ready.model.training
     graph = Graph(ready.model.cpu().eval(), ready.recipe, size)
     part = target.with_name(target.name + ".part")
@@ -95,7 +94,7 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
             # Before the graph is taken down: what the model keeps for a picture's size is then kept from real numbers.
             expected = [[t.numpy() for t in graph(p)] for p in pictures]
             try:
-                (write_onnx if format == "onnx" else write_torch)(graph, pictures[0], part, json.dumps(told))
+                (write_onnx if format == "onnx" else write_torch)(graph, pictures[0], part, told)
             except (RuntimeError, ValueError) as error:  # what the exporters raise
                 raise DetcoreError(f"The graph of {name} cannot be taken down: "
                                    f"{(str(error).splitlines() or [type(error).__name__])[0]}") from error
@@ -140,18 +139,13 @@ def picture(size: tuple[int, int], seed: int) -> Tensor:
 @contextmanager
 def quiet() -> Iterator[None]:
     """The exporters talk about what they cannot know of sizes; it does not concern the user."""
-    names = "torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._export"
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
             yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)
 
 
 def write_torch(graph: Graph, example: Tensor, path: Path, told: str) -> None:
@@ -175,10 +169,9 @@ def write_onnx(graph: Graph, example: Tensor, path: Path, told: str) -> None:
     except ImportError as error:
         raise UsageError(f"ONNX export needs the package {error.name}: pip install 'detcore[export]'.") from error
     program = torch.export.export(graph, (example,), strict=False)
-    masks = ("masks",) if len(graph(example)) > 3 else ()
     made: Any = torch.onnx.export(program, (example,), opset_version=OPSET, dynamo=True, verbose=False,
                                   custom_translation_table=TRANSLATIONS, input_names=["image"],
-                                  output_names=[*NAMES[:3], *masks])
+                                  output_names=NAMES[:len(graph(example))])
     made.model.metadata_props["detcore"] = told
     made.save(str(path), external_data=False)
 

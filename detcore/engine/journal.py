@@ -86,14 +86,13 @@ class Journal:
     """
 
     def __init__(self, folder: Path, start: int, steps: int, *, write: bool, progress: bool, title: str) -> None:
-        self.path, self.lines = folder / "log.jsonl", [line for line in read_log(folder) if line["step"] <= start]
         self._file: Any = None
-        self._board: Any = None
         if write:
             from torch.utils.tensorboard import SummaryWriter
 
-            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
-            self._file = open(self.path, "a", encoding="utf-8")
+            path, before = folder / "log.jsonl", [line for line in read_log(folder) if line["step"] <= start]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in before).encode())
+            self._file = open(path, "a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
         self._bar = tqdm(total=steps, initial=start, desc=title, unit="step", disable=not (write and progress),
                          dynamic_ncols=True)
@@ -104,11 +103,9 @@ class Journal:
 
     def write(self, step: int, values: Mapping[str, Any], losses: Sequence[str] = ()) -> None:
         """Log a line for the steps up to `step`: of training, where some of the values are `losses`, or of metrics."""
-        line = {"step": step, **values}
-        self.lines.append(line)
         if self._file is None:
             return
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):

@@ -13,7 +13,7 @@ from detcore.data.augment import CornerCrop
 from detcore.data.transforms import Flip, Preprocess, Rescale, Resize, Sample
 from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.engine.common import load_data
-from detcore.engine.evaluate import detect_views, evaluate, first_images
+from detcore.engine.evaluate import detect_views, evaluate
 from detcore.errors import UsageError
 from detcore.layers.corner_pool import running_max
 from detcore.methods.centripetalnet import (
@@ -90,7 +90,7 @@ def test_objects_looked_at_in_parts_give_the_same_heat(monkeypatch):
     labels, valid = torch.randint(3, (2, 9)), torch.arange(9) < torch.tensor([[9], [2]])
     given = (TOP_LEFT, boxes, labels, valid, (64, 64), torch.Size((2, 3, 16, 16)))
     whole = corner_targets(*given).heat
-    monkeypatch.setattr(matching, "CHUNK", 1100)  # two objects of both images, then four of the one that has more
+    monkeypatch.setattr(matching, "CPU_CHUNK", 1100)  # two objects of both images, then four of the one that has more
     assert torch.equal(corner_targets(*given).heat, whole)
 
 
@@ -191,7 +191,8 @@ def test_a_mirror_image_looked_at_twice_gives_the_mirrored_boxes(pocket_data, re
     sides = []
     for transforms in (recipe.test_transforms, (*recipe.test_transforms, Flip(1.0))):
         given = replace(recipe, test_transforms=transforms)
-        data = first_images(load_data(pocket_data, given), 2)
+        data = load_data(pocket_data, given)
+        data.select(np.arange(len(data)) < 2)
         found = detect_views(retinanet, data, given, workers=0, progress=False)
         sides.append(np.array([[d["image_id"], d["category_id"], d["score"], *d["bbox"]] for d in found]))
     plain, mirror = sides
