@@ -21,11 +21,8 @@ class CornerPool(nn.Module):
     """Gives each cell the maxima along the two sides that would meet there, if it were a corner of a box.
 
     A corner is seldom on its object, so evidence for it lies elsewhere: for a top-left corner in all cells to the right
-    in its row, and in all cells below in its column.
-
-    Args:
-        towards: the two ways, ("top", "left") or ("bottom", "right").
-        inner: channels of the two ways.
+    in its row, and in all cells below in its column. The two ways `towards`, ("top", "left") or ("bottom", "right"),
+    have `inner` channels.
     """
 
     def __init__(self, channels: int, towards: Sequence[str], inner: int = 128):

@@ -50,11 +50,7 @@ def _sample_level(values: Tensor, size: tuple[int, int], locations: Tensor, weig
 
 
 class MSDeformAttention(nn.Module):
-    """Multi-head attention at `points` points of each of `levels` levels.
-
-    Args:
-        width: channels.
-    """
+    """Multi-head attention, of `width` channels, at `points` points of each of `levels` levels."""
 
     def __init__(self, width: int, heads: int = 8, levels: int = 4, points: int = 4):
         super().__init__()
@@ -74,18 +70,16 @@ class MSDeformAttention(nn.Module):
         direction = torch.stack([angle.cos(), angle.sin()], 1)
         direction = direction / direction.abs().amax(1, keepdim=True)
         steps = torch.arange(1, self.points + 1)[:, None]
-        self.sampling_offsets.bias.copy_(
-            (direction[:, None, None] * steps).expand(-1, self.levels, -1, -1).flatten())
+        self.sampling_offsets.bias.copy_((direction[:, None, None] * steps).expand(-1, self.levels, -1, -1).flatten())
         for layer in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, sizes: list[tuple[int, int]],
                 valid: Tensor | None = None) -> Tensor:
-        """[N, Q, C].
+        """[N, Q, C] of queries [N, Q, C], to which is added what says where they are.
 
         Args:
-            query: [N, Q, C], with what says where it is.
             reference: [N, Q, levels, 2] points (x, y) in shares of each level's map, or [N, Q, levels, 4] boxes
                 (centre x, y, width, height), whose half is a step then.
             memory: [N, S, C], the cells of all levels in a row; sizes: (h, w) of the levels.
@@ -94,8 +88,7 @@ class MSDeformAttention(nn.Module):
         values = self.value_proj(memory)
         if valid is not None:
             values = values.masked_fill(~valid[..., None], 0.0)
-        offsets = self.sampling_offsets(query).float()
-        offsets = offsets.unflatten(2, (self.heads, self.levels, self.points, 2))
+        offsets = self.sampling_offsets(query).float().unflatten(2, (self.heads, self.levels, self.points, 2))
         weights = self.attention_weights(query).unflatten(2, (self.heads, -1)).softmax(3)
         reference = reference[:, :, None, :, None]
         if reference.shape[-1] == 4:

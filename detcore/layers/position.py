@@ -14,13 +14,8 @@ EPS = 1e-6
 
 
 def sine_positions(valid: Tensor, features: int, offset: float = 0.0) -> Tensor:
-    """[N, h, w, 2 * features]: first of the row, then of the column, each counted inside the image and scaled to 2 pi.
-
-    Args:
-        valid: [N, h, w] bool, cells that are not padding.
-        features: for each direction.
-        offset: added to the count, which begins at 1.
-    """
+    """[N, h, w, 2 * features]: first of the row, then of the column, each counted inside the image (where `valid`
+    [N, h, w] is true) from 1 + `offset` on, and scaled to 2 pi."""
     counted = valid.float()
     rows, columns = counted.cumsum(1), counted.cumsum(2)
     rows = (rows + offset) / (rows[:, -1:] + EPS) * 2 * math.pi

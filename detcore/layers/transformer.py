@@ -9,12 +9,8 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries to keys.
-
-    Args:
-        width: channels; heads: they are split into so many.
-        dropout: share of the attention, and of the output, left out in training.
-    """
+    """Multi-head attention of queries to keys, of `width` channels split into `heads`; `dropout` is the share of the
+    attention, and of the output, left out in training."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -42,12 +38,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers for each position by itself.
-
-    Args:
-        width: channels in and out; hidden: between the layers.
-        act: the activation. dropout: share left out after either layer in training.
-    """
+    """Two layers for each position by itself: `width` channels in and out, `hidden` between them, where the activation
+    `act` is; `dropout` is the share left out after either layer in training."""
 
     def __init__(self, width: int, hidden: int, *, act: type[nn.Module] = nn.ReLU, dropout: float = 0.0):
         super().__init__()
@@ -60,11 +52,7 @@ class FeedForward(nn.Module):
 
 
 class Layers(nn.Module):
-    """Layers one after the other.
-
-    Args:
-        post_norm: for what is predicted from after each of them; None: nothing.
-    """
+    """Layers one after the other; `post_norm` is for what is predicted from after each of them, None for nothing."""
 
     def __init__(self, layers: Sequence[nn.Module], post_norm: nn.Module | None = None):
         super().__init__()

@@ -51,12 +51,8 @@ BORDER = 0.01  # cells whose first box begins or ends nearer to the border of th
 
 
 class ChannelMapper(nn.Module):
-    """A pyramid without a top-down path (appendix A.2): one convolution for each of the backbone's maps from the second
-    on, and a coarser level from the last.
-
-    Args:
-        channels: of the backbone's maps; width: of all levels.
-    """
+    """A pyramid of `width` channels without a top-down path (appendix A.2): one convolution for each of the backbone's
+    maps, of `channels`, from the second on, and a coarser level from the last."""
 
     def __init__(self, channels: Sequence[int], width: int):
         super().__init__()
@@ -100,12 +96,8 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor, query_pos: Tensor, reference: Tensor, memory: Memory) -> Tensor:
-        """[N, Q, C] of the same shape.
-
-        Args:
-            query_pos: [N, Q, C], added wherever queries are compared.
-            reference: [N, Q, 2] points or [N, Q, 4] boxes (centre x, y, width, height) in shares of the image.
-        """
+        """[N, Q, C] of the same shape; query_pos: [N, Q, C], added wherever queries are compared; reference: [N, Q, 2]
+        points or [N, Q, 4] boxes (centre x, y, width, height) in shares of the image."""
         x = self.norms[0](x + self.self_attn(x, query_pos=query_pos))
         ratios = memory.valid_ratios.repeat(1, 1, reference.shape[2] // 2)
         attended = self.cross_attn(x + query_pos, reference[:, :, None] * ratios[:, None], memory.cells, memory.sizes,
@@ -136,13 +128,8 @@ class Outputs(NamedTuple):
 
 
 class DeformableDETRHead(nn.Module):
-    """Classes and boxes from queries, after each decoder layer.
-
-    Args:
-        branches: one for each decoder layer, and one for the encoder's cells if there are two stages.
-        refine: each branch has weights of its own; else all share them.
-        two_stage: boxes start from proposals, which give their size.
-    """
+    """Classes and boxes from queries, by one of `branches` for each decoder layer, and one for the encoder's cells if
+    there are two stages; with `refine` each has weights of its own, else all share them."""
 
     def __init__(self, width: int, num_classes: int, branches: int, *, refine: bool, two_stage: bool):
         super().__init__()
@@ -154,17 +141,13 @@ class DeformableDETRHead(nn.Module):
         boxes = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
         others = [[copy.deepcopy(branch) if refine else branch for _ in range(branches - 1)]
                   for branch in (classes, boxes)]
-        if not two_stage:
+        if not two_stage:  # else proposals give boxes their size
             nn.init.constant_(last.bias[2:], SMALL)
         self.cls_branches, self.reg_branches = nn.ModuleList([classes, *others[0]]), nn.ModuleList([boxes, *others[1]])
 
     def forward(self, i: int, x: Tensor, reference: Tensor) -> BoxPredictions:
-        """Classes and boxes after layer i.
-
-        Args:
-            x: [N, Q, width].
-            reference: [N, Q, 2 or 4], logits of the points or boxes that the new boxes are relative to.
-        """
+        """Classes and boxes of queries x [N, Q, width] after layer i, relative to points or boxes whose logits are
+        `reference` [N, Q, 2 or 4]."""
         offset = self.reg_branches[i](x).float()
         moved = torch.cat([offset[..., :reference.shape[-1]] + reference, offset[..., reference.shape[-1]:]], -1)
         return BoxPredictions(self.cls_branches[i](x), moved.sigmoid())
@@ -212,7 +195,6 @@ class DeformableDETR(QueryDetector):
             nn.init.zeros_(self.reference_points_fc.bias)
 
     def outputs(self, features: Sequence[Tensor], images: Images) -> Outputs:
-        """Predictions of the queries after each decoder layer, and of the encoder's cells if there are two stages."""
         memory = self.encode(features, images)
         proposed = None
         if self.two_stage:
@@ -306,11 +288,8 @@ def corners(boxes: Tensor, scale: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match_costs(predictions: BoxPredictions, targets: list[Target], scale: Tensor) -> list[Tensor]:
-    """For each image [L, Q, G], the cost of giving each object to each query after each of L layers.
-
-    Args:
-        predictions: [L, N, Q, ...]; scale: [N, 4] as `scales` gives it.
-    """
+    """For each image [L, Q, G], the cost of giving each object to each query after each of L layers, from predictions
+    [L, N, Q, ...] and the `scales` of the images."""
     costs = []
     for logits, boxes, target, size in zip(predictions.logits.unbind(1), predictions.boxes.unbind(1), targets, scale):
         positive, negative = focal_cost(logits, ALPHA, GAMMA)
@@ -326,11 +305,8 @@ def match_costs(predictions: BoxPredictions, targets: list[Target], scale: Tenso
 
 def set_losses(predictions: BoxPredictions, matched: Matches, targets: list[Target],
                scale: Tensor) -> dict[str, Tensor]:
-    """Focal loss of the classes, L1 and generalised IoU loss of matched boxes, [L] each, over the number of pairs.
-
-    Args:
-        predictions: [L, N, Q, ...] of L layers; scale: [N, 4] as `scales` gives it.
-    """
+    """Focal loss of the classes, L1 and generalised IoU loss of matched boxes, [L] each, over the number of pairs;
+    arguments as in `match_costs`."""
     logits, boxes = predictions
     labels = matched.labels(torch.cat([t.labels for t in targets]), logits.shape[2], no_object=logits.shape[3])
     one_hot = labels[..., None] == torch.arange(logits.shape[3], device=labels.device)
@@ -351,12 +327,8 @@ def deformable_detr(backbone: ResNet, num_classes: int = 80, *, width: int = 256
 
     Args:
         width, hidden: channels of the transformer, and inside its feed-forward parts.
-        encoder_layers, layers: of encoder and decoder.
-        queries, refine, two_stage: see `DeformableDETR`.
-        score_threshold: detections must score higher; max_detections: detections an image.
-
-    Raises:
-        UsageError: the threshold is not in 0..1, or the number is below 1.
+        encoder_layers, layers: of encoder and decoder; queries, refine, two_stage: see `DeformableDETR`.
+        score_threshold, max_detections: which detections are kept (see `PostProcess`).
     """
     head = DeformableDETRHead(width, num_classes, layers + two_stage, refine=refine, two_stage=two_stage)
     return DeformableDETR(backbone, ChannelMapper(backbone.channels, width), head, width=width, hidden=hidden,

@@ -22,14 +22,7 @@ from detcore.layers.conv import ConvBlock
 from detcore.layers.deformable_attention import MSDeformEncoder
 from detcore.layers.init import init_weights, kaiming_uniform
 from detcore.layers.position import sine_positions
-from detcore.methods.maskformer import (
-    HEADS,
-    OBJECT_SCORE,
-    DecoderLayer,
-    MaskFormer,
-    MaskFormerHead,
-    MaskPredictions,
-)
+from detcore.methods.maskformer import HEADS, OBJECT_SCORE, DecoderLayer, MaskFormer, MaskFormerHead, MaskPredictions
 from detcore.ops import boxes as box
 from detcore.ops.losses import binary_cross_entropy, dice
 from detcore.ops.nms import PostProcess
@@ -41,16 +34,16 @@ SAMPLING_POINTS = 4  # of deformable attention, for each level and head
 ENCODER_LAYERS, DECODER_LAYERS = 6, 9
 ENCODER_HIDDEN, DECODER_HIDDEN = 1024, 2048  # channels inside a layer's feed-forward part
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0  # section 4.1
-# Points at which masks are compared (section 3.3; ratios of PointRend).
-POINTS, OVERSAMPLING, IMPORTANT = 12544, 3.0, 0.75
+# Points at which masks are compared (section 3.3; ratios of PointRend): so many, of which a share is chosen where the
+# mask is least certain, from so many times as many; the rest is drawn uniformly.
+POINTS, IMPORTANT, OVERSAMPLING = 12544, 0.75, 3.0
 
 
 class MSDeformPixelDecoder(nn.Module):
     """Multi-scale deformable attention over the three coarser maps; the finest one is added at the end (section 4.1).
 
     Args:
-        channels: of the backbone's four maps; width: of all that is given.
-        layers, hidden: of the encoder.
+        channels: of the backbone's four maps; width: of all that is given; layers, hidden: of the encoder.
     """
 
     def __init__(self, channels: Sequence[int], width: int, *, layers: int = ENCODER_LAYERS,
@@ -96,10 +89,8 @@ class MaskedAttentionLayer(DecoderLayer):
 
 
 def attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """[N, 1, Q, h * w] bool: where queries with masks [N, Q, H, W] (logits) may look on a map of `size` (h, w).
-
-    A query whose mask is empty there may look everywhere (equation 3, as the authors run it).
-    """
+    """[N, 1, Q, h * w] bool: where queries with masks [N, Q, H, W] (logits) may look on a map of `size` (h, w);
+    everywhere, if their mask is empty there (equation 3, as the authors run it)."""
     small = F.interpolate(masks.detach(), size=size, mode="bilinear", align_corners=False)
     inside = small.flatten(2).sigmoid() >= 0.5
     return (inside | ~inside.any(2, keepdim=True))[:, None]
@@ -107,17 +98,9 @@ def attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass
 class RandomPoints:
-    """Points at which masks are compared (section 3.3); coordinates are (x, y) in shares of the image, 0 to 1.
-
-    Attributes:
-        number: of points.
-        oversampling: so many times as many are drawn to choose the uncertain ones from.
-        important: share of the points that is chosen, where the mask is least certain; the rest is drawn uniformly.
-    """
+    """Points at which masks are compared (section 3.3); coordinates are (x, y) in shares of the image, 0 to 1."""
 
     number: int = POINTS
-    oversampling: float = OVERSAMPLING
-    important: float = IMPORTANT
 
     def uniform(self, count: int, device: torch.device) -> Tensor:
         """[count, number, 2] anywhere."""
@@ -125,8 +108,8 @@ class RandomPoints:
 
     def uncertain(self, masks: Tensor) -> Tensor:
         """[m, number, 2] for masks [m, h, w] (logits), mostly where these are uncertain."""
-        drawn = torch.rand(len(masks), int(self.number * self.oversampling), 2, device=masks.device)
-        chosen = int(self.number * self.important)
+        drawn = torch.rand(len(masks), int(self.number * OVERSAMPLING), 2, device=masks.device)
+        chosen = int(self.number * IMPORTANT)
         index = at_points(masks[:, None], drawn)[:, 0].abs().topk(chosen, 1, largest=False).indices
         rest = torch.rand(len(masks), self.number - chosen, 2, device=masks.device)
         return torch.cat([box.gather(drawn, index), rest], 1)
@@ -138,11 +121,8 @@ def at_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 class Mask2FormerHead(MaskFormerHead):
-    """Pixel decoder, masked transformer decoder, and the segmentation module before and after each of its layers.
-
-    Attributes:
-        mask_points: where masks are compared in training.
-    """
+    """Pixel decoder, masked transformer decoder, and the segmentation module before and after each of its layers; masks
+    are compared at `mask_points` in training."""
 
     class_weight, mask_weight, dice_weight = CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT
     void_outside_masks = True
@@ -183,20 +163,15 @@ class Mask2FormerHead(MaskFormerHead):
         return torch.stack(costs)
 
     def mask_losses(self, masks: list[Tensor], matched: Matches, gt_masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and dice loss [L, M] of the M matched masks after each layer, mostly at uncertain points.
-
-        Args:
-            masks: [N, Q, h, w] logits of each layer; gt_masks: [T, H, W] of the batch.
-        """
+        """As there, with cross-entropy in place of focal loss, mostly at points where the masks are uncertain."""
         chosen = torch.cat([layer[i, q] for layer, i, q in zip(masks, matched.image, matched.query)]).float()
         with torch.no_grad():
             points = self.mask_points.uncertain(chosen)
             targets = torch.cat([at_points(gt_masks[index][:, None].float(), p)
                                  for index, p in zip(matched.index, points.unflatten(0, (len(masks), -1)))])[:, 0]
         logits = at_points(chosen[:, None], points)[:, 0]
-        losses = binary_cross_entropy(logits, targets).mean(1), dice(logits, targets)
-        loss_mask, loss_dice = (loss.view(len(masks), -1) for loss in losses)
-        return loss_mask, loss_dice
+        loss_mask, loss_dice = binary_cross_entropy(logits, targets).mean(1), dice(logits, targets)
+        return loss_mask.view(len(masks), -1), loss_dice.view(len(masks), -1)
 
 
 def mask2former(backbone: ResNet | Swin, num_classes: int = 80, *, stuff: int = 53,
@@ -204,18 +179,12 @@ def mask2former(backbone: ResNet | Swin, num_classes: int = 80, *, stuff: int = 
                 encoder_hidden: int = ENCODER_HIDDEN, hidden: int = DECODER_HIDDEN, queries: int = 100,
                 points: int = POINTS, object_score: float = OBJECT_SCORE, score_threshold: float = 0.0,
                 max_detections: int = 100) -> MaskFormer:
-    """Mask2Former.
+    """Mask2Former; options as in `maskformer`, and:
 
     Args:
-        num_classes, stuff: classes of things and of stuff; without stuff there is no panoptic map.
         encoder_layers, layers: of pixel decoder and transformer decoder.
-        width: channels of both; encoder_hidden, hidden: inside their feed-forward parts.
-        queries: of the transformer decoder.
+        encoder_hidden, hidden: channels inside their feed-forward parts.
         points: at which masks are compared in training.
-        object_score, score_threshold, max_detections: as in `maskformer`.
-
-    Raises:
-        UsageError: the threshold is not in 0..1, or the number is below 1.
     """
     decoder = MSDeformPixelDecoder(backbone.channels, width, layers=encoder_layers, hidden=encoder_hidden)
     head = Mask2FormerHead(decoder, num_classes, stuff, points=points, queries=queries, width=width, layers=layers,

@@ -50,11 +50,7 @@ VISIBLE = 0.8  # a segment of which less than this share of its mask is left is 
 # embeddings of stride 4, and to the map that the queries look at.
 
 class PixelDecoder(nn.Module):
-    """The top-down path that the pixel decoders share.
-
-    Args:
-        channels: of the backbone's maps; width: of the pixel embeddings.
-    """
+    """The top-down path that the pixel decoders share, from maps of `channels` to pixel embeddings of `width`."""
 
     def __init__(self, channels: Sequence[int], width: int):
         super().__init__()
@@ -78,11 +74,8 @@ class PyramidPixelDecoder(PixelDecoder):
         init_weights(self, kaiming_uniform)
 
     def forward(self, features: Sequence[Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixel embeddings [N, width, H / 4, W / 4], and the map [N, C, h, w] that the queries look at.
-
-        Args:
-            features: the backbone's maps, finest first; valid: [N, h, w] bool, cells of the last that are not padding.
-        """
+        """Pixel embeddings [N, width, H / 4, W / 4], and the map [N, C, h, w] that the queries look at, from the
+        backbone's maps, finest first; `valid` [N, h, w] bool: cells of the last that are not padding."""
         return self.mask_feature(self.top_down(self.last_feat_conv(features[-1]), features)), features[-1]
 
 
@@ -136,13 +129,8 @@ class DecoderLayer(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(3)])
 
     def forward(self, x: Tensor, query_pos: Tensor, memory: Tensor, position: Tensor, mask: Tensor) -> Tensor:
-        """[N, Q, C] of the same shape.
-
-        Args:
-            query_pos: [N, Q, C], added wherever queries are compared.
-            memory, position: [N, K, C], the cells of the image and where they are.
-            mask: as in `Attention`, which cells a query may look at.
-        """
+        """[N, Q, C] of the same shape; query_pos: [N, Q, C], added wherever queries are compared; memory, position:
+        [N, K, C], the cells of the image and where they are; mask: as in `Attention`, where a query may look."""
         x = self.norms[0](x + self.self_attn(x, query_pos=query_pos))
         x = self.norms[1](x + self.cross_attn(x, memory, query_pos=query_pos, key_pos=position, mask=mask))
         return self.norms[2](x + self.ffn(x))
@@ -179,18 +167,13 @@ class Segments:
 
 
 class MaskFormerHead(nn.Module):
-    """All three modules but the backbone.
+    """All three modules but the backbone; options as in `maskformer`.
 
     Args:
-        pixel_decoder: gives pixel embeddings and a map of `memory` channels for the queries.
-        memory: None: as many as `width`.
-        num_classes, stuff: classes of things and of stuff; things come first.
-        queries: their number; width: channels; layers, hidden: of the transformer decoder.
-        object_score: see below.
+        pixel_decoder: gives pixel embeddings and a map of `memory` channels (None: `width`) for the queries.
         postprocess: which detections are kept; there is no NMS.
 
     Attributes:
-        object_score: a query whose class is less probable has no segment in the panoptic map.
         void_outside_masks: pixels that lie outside the mask of their own segment are void in the panoptic map.
     """
 
@@ -280,11 +263,8 @@ class MaskFormerHead(nn.Module):
         return self.class_weight * (error * weight).sum(1) / reduce_mean(weight.sum(1))
 
     def mask_losses(self, masks: list[Tensor], matched: Matches, gt_masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Focal and dice loss [L, M] of the M matched masks after each layer, at the images' resolution.
-
-        Args:
-            masks: [N, Q, h, w] logits of each layer; gt_masks: [T, H, W] of the batch.
-        """
+        """Focal and dice loss [L, M] of the M matched masks after each layer, at the images' resolution, from masks
+        [N, Q, h, w] (logits) of each layer and those of the batch, `gt_masks` [T, H, W]."""
         # Full masks take much memory: they are made again in the backward pass, a layer at a time.
         losses = [checkpoint(full_mask_losses, layer[image, query], gt_masks, index, use_reentrant=False,
                              preserve_rng_state=False)
@@ -332,10 +312,8 @@ class MaskFormerHead(nn.Module):
 # What the loss compares with.
 
 def gt_segments(targets: list[Target], images: Images, things: int, stuff: int) -> Segments:
-    """The true segments of a batch. Nothing here waits for the device.
-
-    Args:
-        things, stuff: number of classes of either kind; without stuff, class maps are not looked at.
+    """The true segments of a batch, of so many classes of things and stuff; without stuff, class maps don't matter.
+    Nothing here waits for the device.
 
     Raises:
         UsageError: a target has no masks, or no class map though there is stuff.
@@ -375,12 +353,8 @@ def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def instances(scores: Tensor, labels: Tensor, masks: Tensor, index: Tensor, score_threshold: float) -> Detections:
-    """Detections whose score is that of their class times the mean probability of the pixels inside their mask.
-
-    Args:
-        scores, labels: [n] of the classes; masks: [K, h, w] logits; index: [n] into masks.
-        score_threshold: detections must score higher.
-    """
+    """Detections whose score is that of their class times the mean probability of the pixels inside their mask, and
+    above the threshold; from scores and labels [n] of the classes, and `index` [n] into masks [K, h, w] (logits)."""
     inside = masks > 0
     mask_scores = (masks.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
     scores, order = (scores * mask_scores[index]).sort(descending=True)
@@ -435,16 +409,13 @@ class MaskFormer(QueryDetector):
         self.panoptic_head, self.num_classes = panoptic_head, panoptic_head.num_classes
 
     def outputs(self, features: Sequence[Tensor], images: Images) -> list[MaskPredictions]:
-        """Predictions of the queries after each decoder layer."""
         return self.panoptic_head(features, images)
 
     def set_loss(self, outputs: list[MaskPredictions], images: Images, targets: list[Target]) -> dict[str, Tensor]:
-        """See `MaskFormerHead.loss`."""
         gt = gt_segments(targets, images, self.num_classes, self.panoptic_head.stuff)
         return self.panoptic_head.loss(outputs, gt)
 
     def detections(self, outputs: list[MaskPredictions], images: Images, output_sizes: Sizes) -> list[Detections]:
-        """Detections with masks, and with a panoptic map where there is stuff."""
         return self.panoptic_head.detections(outputs[-1], images, output_sizes)
 
 
@@ -455,17 +426,14 @@ def maskformer(backbone: ResNet | Swin, num_classes: int = 80, *, stuff: int = 5
     """MaskFormer.
 
     Args:
-        num_classes, stuff: classes of things and of stuff; without stuff there is no panoptic map.
+        num_classes, stuff: classes of things, which come first, and of stuff; without stuff there is no panoptic map.
         encoder_layers: of the pixel decoder; without any, the queries look at the backbone's last map.
         layers, queries: of the transformer decoder.
-        width, hidden: channels of both, and inside their feed-forward parts.
+        width, hidden: channels of both decoders, and inside their feed-forward parts.
         dropout: share of a layer's results left out in training.
-        object_score: see `MaskFormerHead`.
-        score_threshold: detections must score higher; max_detections: pairs of query and class, of things and stuff, of
-            which those of things become an image's detections.
-
-    Raises:
-        UsageError: the threshold is not in 0..1, or the number is below 1.
+        object_score: a query whose class is less probable has no segment in the panoptic map.
+        score_threshold: detections must score higher (see `PostProcess`).
+        max_detections: best pairs of query and class, of which those of things become an image's detections.
     """
     decoder = (TransformerPixelDecoder(backbone.channels, width, layers=encoder_layers, hidden=hidden, dropout=dropout)
                if encoder_layers else PyramidPixelDecoder(backbone.channels, width))

@@ -51,12 +51,7 @@ class Upsampling(nn.Module):
 
 
 class SemanticHead(nn.Module):
-    """The class of every pixel (section 3): stuff, and one class for all things, which comes last.
-
-    Args:
-        in_channels: channels of the pyramid; channels: those of the head.
-        things, stuff: number of classes of either kind.
-    """
+    """The class of every pixel (section 3): `stuff` classes, and one for all `things` classes, which comes last."""
 
     def __init__(self, in_channels: int, things: int, stuff: int, *, channels: int = CHANNELS):
         super().__init__()
@@ -90,14 +85,11 @@ class SemanticHead(nn.Module):
 
 
 def merge(detections: Detections, stuff: Tensor, things: int, stuff_area: int = STUFF_AREA) -> Tensor:
-    """One answer for each pixel, from objects and from stuff.
+    """One answer for each pixel, int64 [h, w]: class + 1000 x instance number; things, then stuff, then void.
 
     Args:
         detections: objects with masks [n, h, w], best first.
         stuff: [c + 1, h, w] logits of the stuff classes, then of things.
-
-    Returns:
-        int64 [h, w]: class + 1000 x instance number; things come before stuff, void is things + c.
     """
     assert detections.masks is not None
     owner = torch.zeros(stuff.shape[1:], dtype=torch.long, device=stuff.device)
@@ -115,14 +107,10 @@ def merge(detections: Detections, stuff: Tensor, things: int, stuff_area: int = 
 
 
 class PanopticFPN(TwoStageDetector):
-    """A detector with masks, and a semantic head; its detections carry the panoptic map.
+    """A detector with masks, and a semantic head; its detections carry the panoptic map, in which stuff covers
+    `stuff_area` pixels at least."""
 
-    Args:
-        stuff_area: pixels of the output that stuff must cover.
-    """
-
-    not_exportable = ("its panoptic map is put together segment by segment, and their number depends on the "
-                      "picture")
+    not_exportable = "its panoptic map is put together segment by segment, and their number depends on the picture"
 
     def __init__(self, backbone: nn.Module, neck: nn.Module | None, rpn_head: ProposalHead | None,
                  roi_head: RegionHead, semantic_head: SemanticHead, *, stuff_area: int = STUFF_AREA):
@@ -135,7 +123,6 @@ class PanopticFPN(TwoStageDetector):
 
     def predict_from(self, features: Sequence[Tensor], images: Images, output_sizes: Sizes | None = None,
                      proposals: list[Tensor] | None = None) -> list[Detections]:
-        """Detections with masks and a panoptic map, in their `output_sizes` (h, w) or in the network's input."""
         detections = super().predict_from(features, images, output_sizes, proposals)
         logits = F.interpolate(self.semantic_head(features).float(), size=images.tensor.shape[2:], mode="bilinear",
                                align_corners=False)
@@ -152,8 +139,7 @@ def panoptic_fpn(backbone: ResNet, num_classes: int = 80, *, stuff: int = 53, st
     """Panoptic FPN.
 
     Args:
-        num_classes, stuff: classes of things and of stuff.
-        stuff_area: pixels that stuff must cover to be kept.
+        num_classes, stuff: classes of things and of stuff; stuff_area: pixels that stuff must cover to be kept.
         semantic_channels: channels of the semantic head; width: those of the pyramid.
         score_threshold, class_agnostic_nms: which objects are kept at test time (see `PostProcess`).
         options: as in `mask_rcnn`.
