@@ -8,7 +8,7 @@ protocols; any object with these methods will do.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -61,14 +61,18 @@ class RegionHead(Protocol):
 class Detector(nn.Module):
     """What every detector can do.
 
-    A method of one's own has to define `features`, `loss` and `predict`; `forward` then makes `model(images)`, hooks,
-    `DistributedDataParallel` and `torch.compile(model)` work as everywhere in PyTorch.
+    A method of one's own has to define `loss` and `predict`, and `features` if it has no `backbone` and `neck`;
+    `forward` then makes `model(images)`, hooks, `DistributedDataParallel` and `torch.compile(model)` work as everywhere
+    in PyTorch.
 
     Attributes:
+        backbone, neck: from images to maps, and on to those that heads or queries look at; no neck: the backbone's own.
         num_classes: classes that it tells apart; labels are 0 to num_classes - 1.
         needs_proposals: whether targets (and `predict`) must carry precomputed proposals.
     """
 
+    backbone: nn.Module
+    neck: nn.Module | None
     num_classes: int
     needs_proposals = False
 
@@ -81,7 +85,8 @@ class Detector(nn.Module):
 
     def features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps [N, C, h, w] of images [N, 3, H, W], finest first."""
-        raise NotImplementedError
+        maps = self.backbone(x)
+        return maps if self.neck is None else self.neck(maps)
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """The training losses by name, 0-dim and float32 each; their sum is the loss of the batch.
@@ -113,19 +118,11 @@ class Detector(nn.Module):
 
         These are no losses: they have no gradient, and nothing adds them up.
         """
-        found: dict[str, Tensor] = {}
-        for module in self.children():
-            told: Mapping[str, Any] = getattr(module, "diagnostics", {})
-            found.update(told)
-        return found
+        return {name: value for module in self.children() for name, value in getattr(module, "diagnostics", {}).items()}
 
 
 class OneStageDetector(Detector):
-    """Backbone, neck and one dense head.
-
-    Args:
-        neck: from the backbone's maps to those of the head; None: the backbone's own.
-    """
+    """Backbone, neck (or None) and one dense head."""
 
     bbox_head: DenseHead
 
@@ -133,10 +130,6 @@ class OneStageDetector(Detector):
         super().__init__()
         self.backbone, self.neck = backbone, neck
         self.bbox_head, self.num_classes = bbox_head, bbox_head.num_classes
-
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        maps = self.backbone(x)
-        return maps if self.neck is None else self.neck(maps)
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         return self.bbox_head.loss(self.features(images.tensor), images, targets)
@@ -148,13 +141,7 @@ class OneStageDetector(Detector):
 
 
 class TwoStageDetector(Detector):
-    """Backbone, neck, a head that proposes regions, and a head that looks at each of them.
-
-    Args:
-        neck: from the backbone's maps to those of the heads; None: the backbone's own.
-        rpn_head: proposes regions; None: proposals are precomputed and given.
-        roi_head: looks at each of them.
-    """
+    """Backbone, neck (or None), a head that proposes regions (None: they are given), and one that looks at each."""
 
     rpn_head: ProposalHead | None
     roi_head: RegionHead
@@ -165,10 +152,6 @@ class TwoStageDetector(Detector):
         self.backbone, self.neck = backbone, neck
         self.rpn_head, self.roi_head = rpn_head, roi_head
         self.num_classes, self.needs_proposals = roi_head.num_classes, rpn_head is None
-
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        maps = self.backbone(x)
-        return maps if self.neck is None else self.neck(maps)
 
     def loss(self, images: Images, targets: list[Target]) -> dict[str, Tensor]:
         return self.loss_from(self.features(images.tensor), images, targets)
@@ -198,21 +181,14 @@ class TwoStageDetector(Detector):
 
 
 class QueryDetector(Detector):
-    """Backbone, neck, and queries that each end as one object or as none, after every layer of a decoder.
+    """Backbone, neck (or None), and queries that each end as one object or as none, after every layer of a decoder.
 
     A method has to define `outputs`, `set_loss` and `detections`, which share one form of outputs.
-
-    Args:
-        neck: from the backbone's maps to those that the queries look at; None: the backbone's own.
     """
 
     def __init__(self, backbone: nn.Module, neck: nn.Module | None):
         super().__init__()
         self.backbone, self.neck = backbone, neck
-
-    def features(self, x: Tensor) -> tuple[Tensor, ...]:
-        maps = self.backbone(x)
-        return maps if self.neck is None else self.neck(maps)
 
     def outputs(self, features: Sequence[Tensor], images: Images) -> Any:
         """What each query predicts after every decoder layer, the last one's at last."""

@@ -217,11 +217,9 @@ class Detections(_Movable):
         """
         boxes = self.boxes.detach().float().cpu().clone()
         boxes[:, 2:] -= boxes[:, :2]
-        labels = self.labels.tolist()
         results: list[dict[str, Any]] = [
             dict(image_id=image_id, category_id=category_ids[c], bbox=b, score=s)
-            for b, s, c in zip(boxes.tolist(), self.scores.tolist(), labels)
-        ]
+            for b, s, c in zip(boxes.tolist(), self.scores.tolist(), self.labels.tolist())]
         if self.masks is not None:
             for result, rle in zip(results, encode_rle(self.masks)):
                 result["segmentation"] = rle

@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -225,29 +225,14 @@ def save_weights(path: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
 
 # Loading
 
-@dataclass
-class Mismatch:
-    """Where a checkpoint and a model differ."""
-
-    missing: list[str]
-    unexpected: list[str]
-    shapes: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.shapes)
-
-    def __str__(self) -> str:
-        kinds = (("missing", self.missing), ("too many", self.unexpected), ("of another shape", self.shapes))
-        return "; ".join(f"{len(names)} entries are {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                         for kind, names in kinds if names)
-
-
-def compare(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mismatch:
-    """How the entries of a checkpoint differ from those that a model expects."""
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """How the entries of a checkpoint differ from those that a model expects, in words; "" if they do not."""
     # Older files lack batch norm's counter, which nothing here depends on.
-    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
-    shapes = [n for n in expected if n in state and state[n].shape != expected[n].shape]
-    return Mismatch(missing, [n for n in state if n not in expected], shapes)
+    kinds = {"missing": [n for n in expected if n not in state and not n.endswith("num_batches_tracked")],
+             "too many": [n for n in state if n not in expected],
+             "of another shape": [n for n in expected if n in state and state[n].shape != expected[n].shape]}
+    return "; ".join(f"{len(names)} entries are {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                     for kind, names in kinds.items() if names)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, leave: Collection[str] = (),
@@ -259,12 +244,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, leave: Collection[
     """
     expected = {n: v for n, v in model.state_dict().items() if n not in leave}
     state = {n: v for n, v in checkpoint.state.items() if n not in leave}
-    if difference := compare(state, expected):
-        raise WeightsError(f"{checkpoint.path} does not fit {name}: {difference}.")
+    if found := differences(state, expected):
+        raise WeightsError(f"{checkpoint.path} does not fit {name}: {found}.")
     model.load_state_dict(state, strict=False)
-
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def load_backbone(model: nn.Module, source: str) -> None:
@@ -285,21 +267,22 @@ def load_backbone(model: nn.Module, source: str) -> None:
     # Files of whole classifiers say `backbone.` before every name.
     state = {n.removeprefix("backbone."): v for n, v in checkpoint.state.items()
              if not n.startswith(("fc.", "head.")) and n != "conv1.bias"}
-    parts = list(_backbone_parts(model))
+    shared_head = getattr(getattr(model, "roi_head", None), "shared_head", None)
+    parts = [p for p in (model.get_submodule("backbone"), shared_head) if isinstance(p, nn.Module)]
     for part in parts:
         if convert := getattr(part, "from_published", None):
             state = convert(state)
     expected = {name: value for part in parts for name, value in part.state_dict().items()}
     if not any("running_mean" in name for name in expected):
-        state = {re.sub(r"\bbn(\d)", r"gn\1", n): v for n, v in state.items() if not n.endswith(STATISTICS)}
-    added = tuple(name for part in parts for name in getattr(part, "added", ()))
-    difference = compare(state, {n: v for n, v in expected.items()
-                                 if n in state or not (".conv_offset." in n or n.startswith(added))})
+        state = {re.sub(r"\bbn(\d)", r"gn\1", n): v for n, v in state.items()
+                 if not n.endswith(("running_mean", "running_var", "num_batches_tracked"))}
     stages = {_stage(name) for name in expected}
-    # Some backbones leave their last stage out.
-    difference.unexpected = [n for n in difference.unexpected if _stage(n) in stages]
-    if difference or not stages & {_stage(name) for name in state}:
-        raise WeightsError(f"{checkpoint.path} does not fit the backbone: {difference or 'no entry is known'}.")
+    state = {n: v for n, v in state.items() if _stage(n) in stages}  # some backbones leave their last stage out
+    added = tuple(name for part in parts for name in getattr(part, "added", ()))
+    found = differences(state, {n: v for n, v in expected.items()
+                                if n in state or not (".conv_offset." in n or n.startswith(added))})
+    if found or not state:
+        raise WeightsError(f"{checkpoint.path} does not fit the backbone: {found or 'no entry is known'}.")
     for part in parts:
         part.load_state_dict({n: state[n] for n in part.state_dict() if n in state}, strict=False)
 
@@ -308,13 +291,6 @@ def _stage(name: str) -> str:
     """The stage of a backbone that an entry belongs to: "layer1", "conv1", or "layers.1" where they are numbered."""
     found = re.match(r"(layers\.)?\w+", name)
     return found[0] if found else name
-
-
-def _backbone_parts(model: nn.Module) -> Iterator[nn.Module]:
-    yield model.get_submodule("backbone")
-    head = getattr(model, "roi_head", None)
-    if isinstance(shared := getattr(head, "shared_head", None), nn.Module):
-        yield shared
 
 
 def find(source: str | Path) -> Path:

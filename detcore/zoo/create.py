@@ -14,7 +14,7 @@ from torch import Tensor
 from detcore.detectors import Detector
 from detcore.errors import UsageError, WeightsError
 from detcore.recipe import Recipe
-from detcore.weights import Checkpoint, compare, find, load_weights, read_checkpoint
+from detcore.weights import Checkpoint, differences, find, load_weights, read_checkpoint
 from detcore.zoo.entries import ModelEntry, check_profile
 from detcore.zoo.index import all_entries, get_model_entry, near_names, rows
 
@@ -42,7 +42,8 @@ def create_model(model: Model, *, weights: str | Path | None = None, num_classes
     Example:
         create_model("retinanet_r50_fpn_1x_coco", weights="published", score_threshold=0.3)
     """
-    return _resolve(model, None, profile).build(num_classes, weights=weights, **options)
+    recipe = Recipe() if isinstance(model, Detector) else None  # building needs none
+    return resolve(model, recipe=recipe, profile=profile).build(num_classes, weights=weights, **options)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Resolved:
             model = self.build(num_classes, **options)
             load_weights(model, checkpoint, name=self.name)
             return model
-        heads = _class_entries(self.entry, self.profile, options)
+        heads = _class_entries(self.entry, self.profile, **options)
         count = _count_classes(checkpoint.state, heads)
         model = self.build(num_classes or count, **options)
         anew = heads if count and num_classes not in (None, count) else {}
@@ -140,17 +141,13 @@ def resolve(model: Model, *, recipe: Recipe | None = None, profile: str | None =
     Raises:
         UsageError: there is no such name or profile, or a detector comes without a recipe.
     """
-    if isinstance(model, Detector) and recipe is None:
-        raise UsageError(f"A detector that is made already ({type(model).__name__}) needs recipe=Recipe(...), which "
-                         "says how its images are prepared and how it is trained.")
-    return _resolve(model, recipe, profile, weights)
-
-
-def _resolve(model: Model, recipe: Recipe | None, profile: str | None, weights: str | Path | None = None) -> Resolved:
     if profile is not None:
         check_profile(profile)
     if isinstance(model, Detector):
-        return Resolved(type(model).__name__, "coco", recipe or Recipe(), None, model)
+        if recipe is None:
+            raise UsageError(f"A detector that is made already ({type(model).__name__}) needs recipe=Recipe(...), "
+                             "which says how its images are prepared and how it is trained.")
+        return Resolved(type(model).__name__, "coco", recipe, None, model)
     if not isinstance(model, (str, ModelEntry)):
         raise UsageError(f"A model is a name of the zoo, a ModelEntry or a Detector, not a {type(model).__name__}.")
     entry = get_model_entry(model) if isinstance(model, str) else model
@@ -168,6 +165,7 @@ class Restored:
         resolved: what it was made from.
         classes: their names, None where the file does not tell them.
         meta: what else the file says of itself.
+        name, profile, recipe, entry: those of `resolved`.
     """
 
     model: Detector
@@ -177,22 +175,18 @@ class Restored:
 
     @property
     def name(self) -> str:
-        """See `Resolved`."""
         return self.resolved.name
 
     @property
     def profile(self) -> str:
-        """See `Resolved`."""
         return self.resolved.profile
 
     @property
     def recipe(self) -> Recipe:
-        """See `Resolved`."""
         return self.resolved.recipe
 
     @property
     def entry(self) -> ModelEntry | None:
-        """See `Resolved`."""
         return self.resolved.entry
 
 
@@ -217,16 +211,14 @@ def restore(path: str | Path, model: Model | None = None, *, recipe: Recipe | No
     return Restored(resolved._filled(checkpoint, num_classes, options), resolved, checkpoint.classes, checkpoint.meta)
 
 
-def _meta_state(entry: ModelEntry, num_classes: int | None, profile: str,
-                options: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+def _meta_state(entry: ModelEntry, num_classes: int | None, profile: str, **options: Any) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return entry.build(num_classes, profile, **options or {}).state_dict()
+        return entry.build(num_classes, profile, **options).state_dict()
 
 
-def _class_entries(entry: ModelEntry, profile: str,
-                   options: Mapping[str, Any] | None = None) -> dict[str, tuple[torch.Size, torch.Size]]:
+def _class_entries(entry: ModelEntry, profile: str, **options: Any) -> dict[str, tuple[torch.Size, torch.Size]]:
     """The entries whose shape depends on the number of classes, with the shapes for two and for three classes."""
-    two, three = _meta_state(entry, 2, profile, options), _meta_state(entry, 3, profile, options)
+    two, three = _meta_state(entry, 2, profile, **options), _meta_state(entry, 3, profile, **options)
     return {name: (two[name].shape, three[name].shape) for name in two if two[name].shape != three[name].shape}
 
 
@@ -267,6 +259,6 @@ def _explain(checkpoint: Checkpoint, expected: ModelEntry, profile: str) -> str:
         if names != _names(_meta_state(entry, 2, "coco")):
             continue
         count = _count_classes(checkpoint.state, heads := _class_entries(entry, "coco"))
-        if (count or not heads) and not compare(checkpoint.state, _meta_state(entry, count, "coco")):
+        if (count or not heads) and not differences(checkpoint.state, _meta_state(entry, count, "coco")):
             return f"It fits {entry.name}" + (f" with {count} classes." if heads else ".")
     return "It fits no model of the zoo."

@@ -127,8 +127,9 @@ def check_name(name: str) -> None:
         return
     family = _plain(name).replace("-", "_")
     if family in families():
-        raise UsageError(f"{name!r} is a family of {len(list_models(family=family))} models: name one of them, such as "
-                         f"{_shortest(list_models(family=family))} (`detcore list --family {family}` shows them).")
+        names = list_models(family=family)
+        raise UsageError(f"{name!r} is a family of {len(names)} models: name one of them, such as "
+                         f"{min(names, key=len)} (`detcore list --family {family}` shows them).")
     near = near_names(name)
     offer = f"The nearest names are: {', '.join(near)}." if near else "`detcore list` shows all names."
     wrong = "No model matches" if any(c in name for c in WILDCARDS) else "There is no model"
@@ -168,10 +169,6 @@ def _plain(text: str) -> str:
     return "".join(c for c in text.lower().replace("_", "-") if c not in "*?[]").strip("-")
 
 
-def _shortest(names: Collection[str]) -> str:
-    return min(names, key=len)
-
-
 # Entries
 
 def get_model_entry(name: str) -> ModelEntry:
@@ -183,7 +180,7 @@ def get_model_entry(name: str) -> ModelEntry:
     check_name(name)
     if name not in rows():
         raise UsageError(f"{name!r} stands for several models: name one of them, such as "
-                         f"{_shortest(list_models(name))}.")
+                         f"{min(list_models(name), key=len)}.")
     family = rows()[name].family
     if name not in _entries(family):
         raise UsageError(f"published.csv has a row of {name}, which the MODELS of "
