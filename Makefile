@@ -12,7 +12,7 @@ ALL ?=
 # The set-up is done anew when these files' content changes; their dates say nothing.
 STAMP := $(VENV)/.setup-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup book chapters chapter test lint serve translations clean
+.PHONY: help setup book chapters chapter test lint gpu serve translations clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
@@ -50,6 +50,9 @@ test: setup lint ## ruff, mypy, then all tests; runs chapters and builds pages w
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+gpu: setup ## what needs a GPU: reference cases, half precision, speed beside torchvision; ten minutes at most
+	@$(BIN)/python -m tests.gpu
 
 serve: ## serves the built book on this machine
 	@echo "http://localhost:$(PORT)/" && $(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory build/book

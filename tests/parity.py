@@ -143,11 +143,14 @@ def configure(model: nn.Module, case: dict) -> None:
 
 
 def prepare(model: nn.Module, case: dict) -> tuple[Images, list[Target], list[torch.Tensor] | None]:
-    """Fills and sets a model for a case, in evaluation mode, and gives the case's input in the model's precision."""
+    """Fills and sets a model for a case, in evaluation mode; the case's input in its precision and on its device."""
     fill(model, case)
     configure(model, case)
     model.eval()
-    return inputs(case, next(model.parameters()).dtype)
+    parameter = next(model.parameters())
+    images, targets, proposals = inputs(case, parameter.dtype)
+    return (images.to(parameter.device), [t.to(parameter.device) for t in targets],
+            None if proposals is None else [p.to(parameter.device) for p in proposals])
 
 
 class CellCentres:
@@ -203,7 +206,7 @@ def run_checks(case: dict, model: nn.Module, name: str) -> Report:
         if case.get("head"):
             check_maps(report, "head", case["head"], head_maps(model.bbox_head, features))
         if case.get("detections"):
-            check_detections(report, case, model.predict(images, proposals=proposals))
+            check_detections(report, case, [d.to("cpu") for d in model.predict(images, proposals=proposals)])
     if case.get("losses"):
         check_training(report, case, model, images, targets)
     return report
