@@ -24,16 +24,7 @@ from detcore.ops import boxes as box
 from detcore.ops.losses import SmoothL1
 from detcore.ops.matching import IoUMatcher, Sampler
 from detcore.ops.nms import PostProcess, region_detections
-from detcore.ops.regions import (
-    Regions,
-    Samples,
-    assign_regions,
-    flat_detections,
-    flat_proposals,
-    mask_targets,
-    of_class,
-    sample_regions,
-)
+from detcore.ops.regions import Regions, Samples, assign_regions, flat_detections, flat_proposals, sample_regions
 from detcore.options import forwards
 from detcore.structures import Detections, Images, Proposals, Target
 
@@ -49,8 +40,7 @@ class CascadeRoIHead(nn.Module):
 
     Args:
         roi_align: region features from the pyramid; mask_roi_align: those for masks.
-        bbox_heads: a head a stage, with class-agnostic boxes.
-        mask_size: side of the mask targets.
+        bbox_heads: a head a stage, with class-agnostic boxes. mask_size: side of the mask targets.
         samples: regions that train, an image and stage.
         postprocess: which detections are kept at test time.
 
@@ -86,19 +76,14 @@ class CascadeRoIHead(nn.Module):
             stage = head.loss(logits, deltas, regions)
             if self.mask_head:
                 positives = samples.positives(self.sampler.max_positives)
-                stage["loss_mask"] = self.mask_loss(self.mask_head[i], features, positives, targets)
+                drawn = self.mask_head[i](self.mask_roi_align(features, positives.boxes, positives.image))
+                target = positives.mask_targets(targets, self.mask_size)
+                stage["loss_mask"] = self.mask_head[i].loss(drawn, target, positives)
             losses |= {f"s{i}.{name}": value * weight for name, value in stage.items()}
             self.diagnostics |= {f"s{i}.{name}": value for name, value in head.accuracy(logits, regions).items()}
             if i + 1 < len(self.bbox_head):
                 proposals = self.next_proposals(head, samples, regions, deltas, images)
         return losses
-
-    def mask_loss(self, head: MaskHead, features: Sequence[Tensor], positives: Regions,
-                  targets: list[Target]) -> Tensor:
-        """The mask loss of one stage's positives, 0-dim."""
-        logits = head(self.mask_roi_align(features, positives.boxes, positives.image))
-        return head.loss(logits, positives.labels, mask_targets(targets, positives, self.mask_size),
-                         positives.positive)
 
     @torch.no_grad()
     def next_proposals(self, head: BoxHead, samples: Samples, regions: Regions, deltas: Tensor,
@@ -112,8 +97,7 @@ class CascadeRoIHead(nn.Module):
 
     def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
                 output_sizes: Sizes | None = None) -> list[Detections]:
-        """Detections of each image, with masks if they are learned, in pixels of its `output_sizes` (h, w) or of the
-        network's input."""
+        """Detections of each image, with masks if learned, in its `output_sizes` (h, w) or in the network's input."""
         detections = self.detect(features, proposals, images)
         if not self.mask_head:
             return rescaled(detections, images, output_sizes)
@@ -134,8 +118,8 @@ class CascadeRoIHead(nn.Module):
         """For each image, mask probabilities [n, s, s] of its detections: the mean of the stages'."""
         boxes, labels, image = flat_detections(detections)
         x = self.mask_roi_align(features, boxes, image)
-        stages = torch.stack([of_class(head(x), labels).float().sigmoid() for head in self.mask_head])
-        return list(stages.mean(0).split([d.boxes.shape[0] for d in detections]))
+        stages = torch.stack([head.masks(x, labels) for head in self.mask_head])
+        return list(stages.mean(0).split([len(d) for d in detections]))
 
 
 @forwards(fpn_rpn_head)
@@ -149,8 +133,7 @@ def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, h
 
     Args:
         width, hidden: channels of pyramid and mask heads, and of the box heads' layers.
-        samples: regions that train, an image and stage.
-        sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
+        samples: regions that train, an image and stage. sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
         masks: draw masks too (Cascade Mask R-CNN); mask_predictor: kind of the mask heads' last convolution.
         bbox_heads: other box heads.
         score_threshold, nms_threshold, max_detections: which detections are kept (see `PostProcess`).

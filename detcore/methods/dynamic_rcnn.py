@@ -18,12 +18,10 @@ from detcore.backbones.resnet import ResNet
 from detcore.detectors import TwoStageDetector
 from detcore.layers.roi_align import MultiScaleRoIAlign
 from detcore.methods.fast_rcnn import BoxHead, RoIHead
-from detcore.methods.rpn import fpn_rpn_head
-from detcore.necks.fpn import FPN
+from detcore.methods.faster_rcnn import faster_rcnn
 from detcore.ops import boxes as box
 from detcore.ops.losses import reduce_mean
 from detcore.ops.matching import IoUMatcher, pad_targets
-from detcore.ops.nms import PostProcess
 from detcore.ops.regions import Samples, assign_regions, sample_regions
 from detcore.options import forwards
 from detcore.structures import Images, Proposals, Target
@@ -122,13 +120,9 @@ def best_error(samples: Samples, stds: Sequence[float]) -> Tensor:
     return torch.where(smallest.isfinite(), smallest, torch.nan)
 
 
-@forwards(fpn_rpn_head)
-def dynamic_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
-                 sampling_ratio: int = 0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
-                 max_detections: int = 100, rpn_nms_threshold: float = 0.85, **rpn_options: Any) -> TwoStageDetector:
+@forwards(faster_rcnn, without=["box_loss", "decoded", "hard_examples", "roi_head"])
+def dynamic_rcnn(backbone: ResNet, num_classes: int = 80, *, rpn_nms_threshold: float = 0.85,
+                 **options: Any) -> TwoStageDetector:
     """Dynamic R-CNN, whose RPN leaves more and better proposals than usual; options as in `faster_rcnn`."""
-    rpn_head = fpn_rpn_head(width, rpn_nms_threshold=rpn_nms_threshold, **rpn_options)
-    head = DynamicRoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio),
-                          BoxHead(width, num_classes, hidden=hidden, box_loss=DynamicSmoothL1()), samples=samples,
-                          postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
-    return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)
+    return faster_rcnn(backbone, num_classes, roi_head=DynamicRoIHead, box_loss=DynamicSmoothL1(),
+                       rpn_nms_threshold=rpn_nms_threshold, **options)

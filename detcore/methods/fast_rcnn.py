@@ -6,7 +6,7 @@ box, in one training with one multi-task loss. Proposals come from elsewhere.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -20,7 +20,7 @@ from detcore.layers.init import init_normal, init_weights, kaiming_normal
 from detcore.layers.roi_align import MultiScaleRoIAlign
 from detcore.necks.fpn import FPN
 from detcore.ops import boxes as box
-from detcore.ops.losses import l1, reduce_mean
+from detcore.ops.losses import ElementwiseLoss, l1, reduce_mean
 from detcore.ops.matching import IoUMatcher, Sampler
 from detcore.ops.nms import PostProcess, region_detections
 from detcore.ops.regions import Regions, Samples, assign_regions, flat_proposals, of_class, sample_regions
@@ -33,22 +33,20 @@ class BoxHead(nn.Module):
     """Two fully connected layers, then class logits and box offsets (section 2; two layers as in FPN, section 4.2).
 
     Args:
-        in_channels: channels of the region's map.
+        in_channels: channels of the region's map; size: its side.
         num_classes: classes, background not counted.
-        size: side of the region's map.
         hidden: width of the two layers; 0: average-pool the map instead (the head of C4 detectors).
         convs: 3x3 convolutions that take the place of the first layer. block: their kind.
         agnostic: one box for all classes instead of one for each; boxes: whether there are any.
         stds: scale of the box offsets.
-        box_loss: loss of the offsets, elementwise; or of decoded boxes, if `decoded`.
-        box_weight: weight of that loss.
+        box_loss: loss of the offsets, elementwise; or of decoded boxes, if `decoded`. box_weight: its weight.
         cls_layer: kind of the classifier; cls_outputs: of it; None: one a class, and one for background.
         cls_loss: a loss of the classes that has a state of its own, kept as `loss_cls`.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, size: int = 7, hidden: int = 1024, agnostic: bool = False,
                  boxes: bool = True, stds: tuple[float, float, float, float] = BOX_STDS,
-                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1, decoded: bool = False, box_weight: float = 1.0,
+                 box_loss: ElementwiseLoss = l1, decoded: bool = False, box_weight: float = 1.0,
                  convs: int = 0, block: Block = ConvBlock, cls_layer: type[nn.Linear] = nn.Linear,
                  cls_outputs: int | None = None, cls_loss: nn.Module | None = None):
         super().__init__()
@@ -97,19 +95,14 @@ class BoxHead(nn.Module):
     # The multi-task loss (section 2.3)
 
     def loss(self, logits: Tensor, deltas: Tensor, regions: Regions) -> dict[str, Tensor]:
-        """Losses of classes and boxes, over the number of regions.
-
-        Args:
-            logits, deltas: outputs [r, ...] for the regions.
-        """
+        """Losses of classes and boxes, of the outputs [r, ...] for the regions, over their number."""
         count = reduce_mean(regions.valid.sum().clamp(min=1))
         if not self.agnostic:
             deltas = of_class(deltas.unflatten(1, (-1, 4)), regions.labels)
         positive = regions.positive[:, None]
         # Regions that hold nothing get their own box as target, so that every value stays finite.
         gt_boxes = torch.where(positive, regions.gt_boxes, regions.boxes)
-        if self.decoded:
-            # Aligned boxes give one value each, offsets four.
+        if self.decoded:  # aligned boxes give one value each, offsets four
             error = self.box_loss(self.decode(regions.boxes, deltas), gt_boxes)
         else:
             target = torch.where(positive, box.encode(regions.boxes, gt_boxes, self.stds), 0.0)
@@ -137,7 +130,6 @@ class RoIHead(nn.Module):
 
     Args:
         roi_align: region features from the pyramid.
-        bbox_head: the box head.
         shared_head: a network between pooling and heads (C4).
         samples: regions that train, an image; a quarter positive at most.
         hard_examples: choose the regions with the largest loss (OHEM, Shrivastava et al. 2016) instead of random ones.
@@ -153,8 +145,7 @@ class RoIHead(nn.Module):
                  samples: int = 512, hard_examples: bool = False, positive_iou: float = 0.5,
                  low_quality: bool = False, postprocess: PostProcess | None = None):
         super().__init__()
-        self.shared_head = shared_head
-        self.bbox_roi_extractor, self.bbox_head = roi_align, bbox_head
+        self.shared_head, self.bbox_roi_extractor, self.bbox_head = shared_head, roi_align, bbox_head
         self.num_classes = bbox_head.num_classes
         self.matcher = IoUMatcher(positive_iou, positive_iou, low_quality=positive_iou if low_quality else None)
         self.sampler = Sampler(samples, 0.25)
@@ -216,8 +207,7 @@ def fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidd
 
     Args:
         width, hidden: channels of the pyramid and of the box head's layers.
-        samples: regions that train, an image.
-        sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
+        samples: regions that train, an image. sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
         score_threshold, nms_threshold, max_detections: which detections are kept (see `PostProcess`).
     """
     head = RoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio), BoxHead(width, num_classes, hidden=hidden),

@@ -18,12 +18,12 @@ from detcore.layers.conv import Block, ConvBlock
 from detcore.layers.init import init_weights, kaiming_normal
 from detcore.layers.roi_align import MultiScaleRoIAlign
 from detcore.methods.fast_rcnn import BoxHead, RoIHead
-from detcore.methods.rpn import RPNHead, fpn_rpn_head, single_map_anchors
+from detcore.methods.rpn import fpn_rpn_head, single_map_rpn_head
 from detcore.necks.fpn import FPN
-from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
+from detcore.ops.losses import ElementwiseLoss, binary_cross_entropy, l1, reduce_mean
 from detcore.ops.masks import paste_masks
-from detcore.ops.nms import PostProcess, ProposalSettings
-from detcore.ops.regions import Regions, flat_detections, mask_targets, of_class
+from detcore.ops.nms import PostProcess
+from detcore.ops.regions import Regions, flat_detections, of_class
 from detcore.options import forwards
 from detcore.structures import Detections, Images, Proposals, Target
 
@@ -32,10 +32,8 @@ class MaskHead(nn.Module):
     """Convolutions, one 2x upsampling, and a mask logit for every class (figure 4).
 
     Args:
-        in_channels: channels of the region's map.
-        width: channels of the convolutions and the upsampling.
-        depth: number of 3x3 convolutions. block: their kind.
-        predictor: kind of the last, 1x1 convolution.
+        in_channels: channels of the region's map; width: those of the convolutions and the upsampling.
+        depth: number of 3x3 convolutions. block: their kind; predictor: that of the last, 1x1 convolution.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, depth: int = 4,
@@ -52,14 +50,18 @@ class MaskHead(nn.Module):
             x = conv(x)
         return self.conv_logits(self.upsample(x).relu())
 
-    def loss(self, logits: Tensor, labels: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """Mean over regions and pixels of the cross-entropy of the true class's mask (section 3), 0-dim.
+    def loss(self, logits: Tensor, target: Tensor, positives: Regions) -> Tensor:
+        """Cross-entropy of the true class's mask, its logits [r, C, s, s] and target [r, s, s], 0-dim (section 3).
 
-        Args:
-            logits: [r, C, s, s]; labels: [r]; target: [r, s, s]; valid: [r] bool.
+        A mean over pixels and positive regions.
         """
-        count = reduce_mean(valid.sum().float()).clamp(min=1)
-        return (binary_cross_entropy(of_class(logits, labels), target).mean((1, 2)) * valid).sum() / count
+        count = reduce_mean(positives.positive.sum().float()).clamp(min=1)
+        error = binary_cross_entropy(of_class(logits, positives.labels), target).mean((1, 2))
+        return (error * positives.positive).sum() / count
+
+    def masks(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities [r, 2 s, 2 s] of the masks of classes `labels` [r], from region maps [r, c, s, s]."""
+        return of_class(self(x), labels).float().sigmoid()
 
 
 class MaskRoIHead(RoIHead):
@@ -98,8 +100,8 @@ class MaskRoIHead(RoIHead):
 
     def mask_loss(self, maps: Tensor, positives: Regions, targets: list[Target]) -> dict[str, Tensor]:
         """Loss of the masks drawn from maps [r, c, s, s] of the positive regions."""
-        target = mask_targets(targets, positives, self.mask_size)
-        return {"loss_mask": self.mask_head.loss(self.mask_head(maps), positives.labels, target, positives.positive)}
+        target = positives.mask_targets(targets, self.mask_size)
+        return {"loss_mask": self.mask_head.loss(self.mask_head(maps), target, positives)}
 
     # Inference
 
@@ -112,17 +114,14 @@ class MaskRoIHead(RoIHead):
     def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Tensor]:
         """For each image, mask probabilities [n, s, s] of its detections."""
         boxes, labels, image = flat_detections(detections)
-        logits = self.mask_head(self.mask_features(features, boxes, image))
-        return list(of_class(logits, labels).float().sigmoid().split([d.boxes.shape[0] for d in detections]))
+        masks = self.mask_head.masks(self.mask_features(features, boxes, image), labels)
+        return list(masks.split([len(d) for d in detections]))
 
 
 def with_masks(detections: list[Detections], masks: list[Tensor], images: Images,
                output_sizes: Sizes | None) -> list[Detections]:
-    """Detections moved, in place, to their `output_sizes` (h, w), where their masks are pasted (section 3.2).
-
-    Args:
-        masks: for each image, probabilities [n, s, s] of its detections.
-    """
+    """Detections moved, in place, to their `output_sizes` (h, w), where their masks are pasted, of which `masks` has
+    the probabilities [n, s, s] (section 3.2)."""
     detections = rescaled(detections, images, output_sizes)
     for one, mask, size in zip(detections, masks, output_sizes or images.sizes):
         one.masks = paste_masks(mask, one.boxes, size)
@@ -131,20 +130,20 @@ def with_masks(detections: list[Detections], masks: list[Tensor], images: Images
 
 @forwards(fpn_rpn_head)
 def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-              box_loss: Callable[[Tensor, Tensor], Tensor] = l1, sampling_ratio: int = 0, aligned: bool = True,
+              box_loss: ElementwiseLoss = l1, sampling_ratio: int = 0, aligned: bool = True,
               block: Block = ConvBlock, box_convs: int = 0, samples: int = 512,
               mask_predictor: type[nn.Conv2d] = nn.Conv2d, bbox_head: BoxHead | None = None,
+              roi_head: Callable[..., MaskRoIHead] = MaskRoIHead,
               score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
               class_agnostic_nms: bool = False, **rpn_options: Any) -> TwoStageDetector:
     """Mask R-CNN on a feature pyramid.
 
     Args:
         width, hidden: channels of pyramid and mask head, and of the box head's layers.
-        box_loss: loss of the box head's offsets.
+        box_loss: loss of the box head's offsets. samples: regions that train, an image.
         sampling_ratio, aligned: how RoIAlign samples (see `MultiScaleRoIAlign`).
         block: the convolutions of pyramid and heads; box_convs: how many the box head has before its layer.
-        samples: regions that train, an image.
-        mask_predictor: kind of the mask head's last convolution; bbox_head: another box head.
+        mask_predictor: kind of the mask head's last convolution; bbox_head: another box head; roi_head: its kind.
         score_threshold, nms_threshold, max_detections, class_agnostic_nms: which detections are kept (see
             `PostProcess`).
         rpn_options: as in `fpn_rpn_head`.
@@ -152,7 +151,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidd
     align: dict[str, Any] = dict(sampling_ratio=sampling_ratio, aligned=aligned)
     rpn_head = fpn_rpn_head(width, **rpn_options)
     # Unlike Faster R-CNN's, objects that no region overlaps enough keep their best one, as published.
-    head = MaskRoIHead(
+    head = roi_head(
         MultiScaleRoIAlign(**align),
         bbox_head or BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, convs=box_convs, block=block),
         MaskHead(width, num_classes, width=width, block=block, predictor=mask_predictor),
@@ -161,17 +160,13 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidd
     return TwoStageDetector(backbone, FPN(backbone.channels, width, block=block), rpn_head, head)
 
 
-def mask_rcnn_c4(backbone: ResNet, num_classes: int = 80, *, samples: int = 512, rpn_samples: int = 256,
-                 sampling_ratio: int = 0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
-                 max_detections: int = 100, rpn_pre_nms_top_n_train: int = 12000, rpn_pre_nms_top_n_test: int = 6000,
-                 rpn_post_nms_top_n_train: int = 2000, rpn_post_nms_top_n_test: int = 1000,
-                 rpn_nms_threshold: float = 0.7) -> TwoStageDetector:
+@forwards(single_map_rpn_head, without=["border"])
+def mask_rcnn_c4(backbone: ResNet, num_classes: int = 80, *, samples: int = 512, sampling_ratio: int = 0,
+                 score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
+                 **rpn_options: Any) -> TwoStageDetector:
     """Mask R-CNN on one map of stride 16, whose heads share the backbone's last stage; arguments as in `mask_rcnn`."""
     stage = ResStage(backbone.depth, base_channels=backbone.base_channels)
-    rpn_head = RPNHead(backbone.channels[-1], single_map_anchors(),
-                       ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
-                       ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),
-                       border=0, samples=rpn_samples)
+    rpn_head = single_map_rpn_head(backbone.channels[-1], border=0, **rpn_options)
     head = MaskRoIHead(MultiScaleRoIAlign([16], 14, sampling_ratio=sampling_ratio),
                        BoxHead(stage.channels, num_classes, hidden=0), MaskHead(stage.channels, num_classes, depth=0),
                        None, mask_size=14, shared_head=stage, samples=samples,

@@ -17,15 +17,10 @@ from torch import Tensor, nn
 from detcore.backbones.resnet import ResNet
 from detcore.detectors import TwoStageDetector
 from detcore.layers.init import init_normal, init_weights, kaiming_normal
-from detcore.layers.roi_align import MultiScaleRoIAlign
-from detcore.methods.fast_rcnn import BoxHead
-from detcore.methods.mask_rcnn import MaskHead, MaskRoIHead
-from detcore.methods.rpn import fpn_rpn_head
-from detcore.necks.fpn import FPN
+from detcore.methods.mask_rcnn import MaskRoIHead, mask_rcnn
 from detcore.ops.losses import reduce_mean
 from detcore.ops.masks import bitmaps
-from detcore.ops.nms import PostProcess
-from detcore.ops.regions import Regions, flat_detections, mask_targets, of_class
+from detcore.ops.regions import Regions, flat_detections, of_class
 from detcore.options import forwards
 from detcore.structures import Detections, Target
 
@@ -38,8 +33,7 @@ class MaskIoUHead(nn.Module):
     """Regresses the IoU of a drawn mask with its object, for every class (section 3.2).
 
     Args:
-        in_channels: channels of the region's map; size: its side.
-        width: channels of the convolutions; hidden: those of the layers.
+        in_channels: channels of the region's map, of side `size`; width: of the convolutions; hidden: of the layers.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, width: int = 256, hidden: int = 1024, size: int = 14):
@@ -53,8 +47,7 @@ class MaskIoUHead(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """[r, C] IoU of region maps [r, c, s, s] and mask logits [r, 2 s, 2 s]."""
-        drawn = torch.max_pool2d(mask.sigmoid()[:, None], 2)
-        x = torch.cat([x, drawn.to(x.dtype)], 1)
+        x = torch.cat([x, torch.max_pool2d(mask.sigmoid()[:, None], 2).to(x.dtype)], 1)
         for conv in self.convs:
             x = conv(x).relu()
         x = x.flatten(1)
@@ -97,11 +90,7 @@ def share_inside(targets: list[Target], regions: Regions) -> Tensor:
 
 
 class MaskScoringRoIHead(MaskRoIHead):
-    """The RoI head with masks, and a head that scores them.
-
-    Args:
-        mask_iou_head: scores masks. Others as in `MaskRoIHead`.
-    """
+    """The RoI head with masks, and `mask_iou_head`, which scores them; arguments as in `MaskRoIHead`."""
 
     not_exportable = "its masks are scored in a second round whose size depends on the picture"
 
@@ -111,19 +100,16 @@ class MaskScoringRoIHead(MaskRoIHead):
 
     def mask_loss(self, maps: Tensor, positives: Regions, targets: list[Target]) -> dict[str, Tensor]:
         """Loss of the masks, and squared error of their IoU where they meet the object at all."""
-        labels, positive = positives.labels, positives.positive
-        target, logits = mask_targets(targets, positives, self.mask_size), self.mask_head(maps)
-        own = of_class(logits, labels)
-        iou = of_class(self.mask_iou_head(maps, own), labels).float()
+        target, logits = positives.mask_targets(targets, self.mask_size), self.mask_head(maps)
+        own = of_class(logits, positives.labels)
+        iou = of_class(self.mask_iou_head(maps, own), positives.labels).float()
         true_iou = iou_targets(own.detach(), target, share_inside(targets, positives))
-        meets = (true_iou > 0) & positive
+        meets = (true_iou > 0) & positives.positive
         error = ((iou - true_iou).square() * meets).sum() / reduce_mean(meets.sum().float()).clamp(min=1)
-        return {"loss_mask": self.mask_head.loss(logits, labels, target, positive),
-                "loss_mask_iou": LOSS_WEIGHT * error}
+        return {"loss_mask": self.mask_head.loss(logits, target, positives), "loss_mask_iou": LOSS_WEIGHT * error}
 
     def masks(self, features: Sequence[Tensor], detections: list[Detections]) -> list[Tensor]:
-        """For each image, mask probabilities [n, s, s] of its detections, which are scored and sorted anew (in place).
-        """
+        """For each image, mask probabilities [n, s, s] of its detections, which are scored and sorted anew in place."""
         boxes, labels, image = flat_detections(detections)
         maps = self.mask_features(features, boxes, image)
         own = of_class(self.mask_head(maps), labels)
@@ -136,15 +122,12 @@ class MaskScoringRoIHead(MaskRoIHead):
         return drawn
 
 
-@forwards(fpn_rpn_head)
-def ms_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
-            sampling_ratio: int = 0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
-            max_detections: int = 100, **rpn_options: Any) -> TwoStageDetector:
+@forwards(mask_rcnn, without=["roi_head"])
+def ms_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
+            **options: Any) -> TwoStageDetector:
     """Mask Scoring R-CNN; options as in `mask_rcnn`."""
-    rpn_head = fpn_rpn_head(width, **rpn_options)
-    head = MaskScoringRoIHead(
-        MultiScaleRoIAlign(sampling_ratio=sampling_ratio), BoxHead(width, num_classes, hidden=hidden),
-        MaskHead(width, num_classes, width=width), MultiScaleRoIAlign(output_size=14, sampling_ratio=sampling_ratio),
-        mask_iou_head=MaskIoUHead(width, num_classes, width=width, hidden=hidden), samples=samples, low_quality=True,
-        postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
-    return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)
+    def roi_head(*parts: Any, **options: Any) -> MaskScoringRoIHead:
+        mask_iou_head = MaskIoUHead(width, num_classes, width=width, hidden=hidden)
+        return MaskScoringRoIHead(*parts, mask_iou_head=mask_iou_head, **options)
+
+    return mask_rcnn(backbone, num_classes, width=width, hidden=hidden, roi_head=roi_head, **options)

@@ -7,7 +7,7 @@ suppression, are the proposals.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from detcore.layers.init import init_normal
 from detcore.necks.fpn import FPN
 from detcore.ops import boxes as box
 from detcore.ops.anchors import AnchorGenerator, inside, per_anchor
-from detcore.ops.losses import binary_cross_entropy, l1, reduce_mean
+from detcore.ops.losses import ElementwiseLoss, binary_cross_entropy, l1, reduce_mean
 from detcore.ops.matching import IoUMatcher, Sampler, pad_targets
 from detcore.ops.nms import ProposalSettings, top_proposals
 from detcore.structures import Detections, Images, Proposals, Target
@@ -40,7 +40,6 @@ class RPNHead(nn.Module):
     """A shared 3x3 convolution, then for each anchor an objectness logit and four box offsets (section 3.1).
 
     Args:
-        in_channels: channels of the maps.
         anchors: the same number of anchors on every level.
         train_proposals, test_proposals: which proposals are kept.
         border: anchors that cross the image border by more than this many pixels do not train; -1: all train.
@@ -52,9 +51,8 @@ class RPNHead(nn.Module):
     num_classes = 1
 
     def __init__(self, in_channels: int, anchors: AnchorGenerator, train_proposals: ProposalSettings,
-                 test_proposals: ProposalSettings, *, border: int = -1,
-                 box_loss: Callable[[Tensor, Tensor], Tensor] = l1, samples: int = 256,
-                 negatives_per_positive: int | None = None):
+                 test_proposals: ProposalSettings, *, border: int = -1, box_loss: ElementwiseLoss = l1,
+                 samples: int = 256, negatives_per_positive: int | None = None):
         super().__init__()
         self.anchors, self.border, self.box_loss = anchors, border, box_loss
         self.train_proposals, self.test_proposals = train_proposals, test_proposals
@@ -95,9 +93,9 @@ class RPNHead(nn.Module):
         """Anchors [A, 4], the object each one is matched to [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4]."""
         anchors = torch.cat(self.anchors(maps))
         gt_boxes, _, gt_valid = pad_targets(targets)
-        if self.border < 0:
-            return anchors, self.matcher(anchors, gt_boxes, gt_valid), gt_boxes
-        candidates = inside(anchors, box.size_tensor(images.sizes, anchors), self.border)
+        candidates = None
+        if self.border >= 0:
+            candidates = inside(anchors, box.size_tensor(images.sizes, anchors), self.border)
         return anchors, self.matcher(anchors, gt_boxes, gt_valid, candidates), gt_boxes
 
     # Inference
@@ -120,8 +118,7 @@ class RPNHead(nn.Module):
 
 
 def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tensor, gt_boxes: Tensor, sampler: Sampler,
-                  box_loss: Callable[[Tensor, Tensor], Tensor],
-                  stds: Sequence[float] = (1, 1, 1, 1)) -> dict[str, Tensor]:
+                  box_loss: ElementwiseLoss, stds: Sequence[float] = (1, 1, 1, 1)) -> dict[str, Tensor]:
     """`loss_rpn_cls` and `loss_rpn_bbox` (equation 1), over the anchors that are sampled.
 
     Args:
@@ -146,9 +143,8 @@ def best_anchors(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Se
     """The best anchors of each level, moved by their offsets, clipped, thinned by NMS within their level.
 
     Args:
-        scores: [N, A] of each level, negative where an anchor is no candidate; deltas: [N, A, 4].
-        anchors: [A, 4] or [N, A, 4].
-        stds: scale of the offsets.
+        scores: [N, A] of each level, negative where an anchor is no candidate.
+        deltas: [N, A, 4]; stds: their scale; anchors: [A, 4] or [N, A, 4].
     """
     sizes = box.size_tensor(images.sizes, scores[0])
     boxes, best, levels = [], [], []
@@ -168,10 +164,10 @@ def proposal_detections(proposals: Proposals) -> list[Detections]:
 
 
 def fpn_rpn_head(width: int, *, anchor_scale: float = 8, border: int = -1, rpn_samples: int = 256,
-                 rpn_box_loss: Callable[[Tensor, Tensor], Tensor] = l1,
-                 rpn_negatives_per_positive: int | None = None, rpn_pre_nms_top_n_train: int = 2000,
-                 rpn_pre_nms_top_n_test: int = 1000, rpn_post_nms_top_n_train: int = 1000,
-                 rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> RPNHead:
+                 rpn_box_loss: ElementwiseLoss = l1, rpn_negatives_per_positive: int | None = None,
+                 rpn_pre_nms_top_n_train: int = 2000, rpn_pre_nms_top_n_test: int = 1000,
+                 rpn_post_nms_top_n_train: int = 1000, rpn_post_nms_top_n_test: int = 1000,
+                 rpn_nms_threshold: float = 0.7) -> RPNHead:
     """RPN on a feature pyramid, as the first stage of a two-stage detector.
 
     Args:
@@ -186,6 +182,19 @@ def fpn_rpn_head(width: int, *, anchor_scale: float = 8, border: int = -1, rpn_s
                    box_loss=rpn_box_loss, samples=rpn_samples, negatives_per_positive=rpn_negatives_per_positive)
 
 
+def single_map_rpn_head(channels: int, *, border: int, rpn_samples: int = 256, rpn_pre_nms_top_n_train: int = 12000,
+                        rpn_pre_nms_top_n_test: int = 6000, rpn_post_nms_top_n_train: int = 2000,
+                        rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> RPNHead:
+    """RPN on one map of stride 16; all anchors are on one level, so more of them enter and leave NMS.
+
+    Arguments as in `fpn_rpn_head`.
+    """
+    return RPNHead(channels, single_map_anchors(),
+                   ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
+                   ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),
+                   border=border, samples=rpn_samples)
+
+
 def rpn(backbone: ResNet, *, neck: str | None = "fpn", width: int = 256, anchor_scale: float = 8, samples: int = 256,
         score_threshold: float = 0.0, nms_threshold: float = 0.7, pre_nms_top_n: int = 2000,
         max_detections: int = 1000) -> OneStageDetector:
@@ -196,8 +205,9 @@ def rpn(backbone: ResNet, *, neck: str | None = "fpn", width: int = 256, anchor_
         width: channels of the pyramid. anchor_scale: side of an anchor in strides. samples: anchors that train.
         score_threshold, nms_threshold, pre_nms_top_n, max_detections: which proposals are given at test time.
     """
-    single = neck is None
-    test = ProposalSettings(pre_nms_top_n, max_detections, nms_threshold, score_threshold)
-    head = RPNHead(backbone.channels[-1] if single else width, single_map_anchors() if single else
-                   fpn_anchors(anchor_scale), test, test, samples=samples)
-    return OneStageDetector(backbone, None if single else FPN(backbone.channels, width), head)
+    settings = ProposalSettings(pre_nms_top_n, max_detections, nms_threshold, score_threshold)
+    if neck is None:
+        head = RPNHead(backbone.channels[-1], single_map_anchors(), settings, settings, samples=samples)
+        return OneStageDetector(backbone, None, head)
+    head = RPNHead(width, fpn_anchors(anchor_scale), settings, settings, samples=samples)
+    return OneStageDetector(backbone, FPN(backbone.channels, width), head)

@@ -5,12 +5,16 @@ the whole batch.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch import distributed as dist
 
 from detcore.ops import boxes as box
+
+ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]  # of predictions and targets
 
 
 def reduce_mean(count: Tensor) -> Tensor:

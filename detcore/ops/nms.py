@@ -15,19 +15,26 @@ from detcore.ops import boxes as box
 from detcore.structures import Detections, Proposals
 
 
-def check_settings(settings: PostProcess | ProposalSettings) -> None:
-    """Raise a UsageError for a threshold outside 0..1 or a number below 1."""
-    for f in fields(settings):
-        value = getattr(settings, f.name)
-        if f.name.endswith("threshold") and not 0 <= value <= 1:
-            raise UsageError(f"{f.name} is a number from 0 to 1, not {value}.")
-        if f.name.endswith(("_n", "detections")) and (value != int(value) or value < 1):
-            raise UsageError(f"{f.name} is a whole number of at least 1, not {value}.")
+@dataclass
+class Settings:
+    """Settings that are checked.
+
+    Raises:
+        UsageError: a threshold outside 0..1, or a number below 1.
+    """
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name.endswith("threshold") and not 0 <= value <= 1:
+                raise UsageError(f"{f.name} is a number from 0 to 1, not {value}.")
+            if f.name.endswith(("_n", "detections")) and (value != int(value) or value < 1):
+                raise UsageError(f"{f.name} is a whole number of at least 1, not {value}.")
 
 
 @dataclass
-class PostProcess:
-    """Which detections are kept at test time; a UsageError says what `check_settings` finds wrong.
+class PostProcess(Settings):
+    """Which detections are kept at test time.
 
     Attributes:
         score_threshold: detections must score higher.
@@ -44,12 +51,11 @@ class PostProcess:
     pre_nms_top_n: int = 1000
     soft_nms: bool = False
     class_agnostic_nms: bool = False
-    __post_init__ = check_settings
 
 
 @dataclass
-class ProposalSettings:
-    """Which proposals are kept; a UsageError says what `check_settings` finds wrong.
+class ProposalSettings(Settings):
+    """Which proposals are kept.
 
     Attributes:
         pre_nms_top_n: best anchors of each level that go on to NMS.
@@ -62,7 +68,6 @@ class ProposalSettings:
     post_nms_top_n: int
     nms_threshold: float = 0.7
     score_threshold: float = 0.0
-    __post_init__ = check_settings
 
 
 # Choosing the best scores

@@ -70,6 +70,14 @@ class Regions:
         """Those that `index` [k] chooses."""
         return Regions(*(getattr(self, f.name)[index] for f in fields(self)))
 
+    def mask_targets(self, targets: list[Target], size: int) -> Tensor:
+        """What each region's mask should be, float [r, size, size]: its object's mask, cropped to the region.
+
+        Raises:
+            UsageError: an image comes without masks.
+        """
+        return crop_masks([t.masks for t in targets], self.boxes, self.image, self.matched, size)
+
 
 def assign_regions(proposals: Proposals, targets: list[Target], matcher: IoUMatcher, num_classes: int) -> Samples:
     """Every proposal and every object's own box, each with the object that it matches (Fast R-CNN, section 2.3)."""
@@ -112,14 +120,5 @@ def flat_detections(detections: list[Detections]) -> tuple[Tensor, Tensor, Tenso
 def of_class(values: Tensor, labels: Tensor) -> Tensor:
     """[r, ...] each region's own class of values [r, C, ...]; labels [r], background takes the last class."""
     return values[torch.arange(values.shape[0], device=values.device), labels.clamp(max=values.shape[1] - 1)]
-
-
-def mask_targets(targets: list[Target], regions: Regions, size: int) -> Tensor:
-    """What each region's mask should be, float [r, size, size]: its object's mask, cropped to the region.
-
-    Raises:
-        UsageError: an image comes without masks.
-    """
-    return crop_masks([t.masks for t in targets], regions.boxes, regions.image, regions.matched, size)
 
 
