@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from detcore.data.dataset import Dataset, ReadOptions
+from detcore.data.dataset import ReadOptions
 from detcore.data.layouts import Layout, find_layout, get_layout
 from detcore.errors import DataError, DetcoreError
 
@@ -46,16 +46,14 @@ def check(root: str | Path, layout: str | None = None, *, progress: bool = True)
     if not root.is_dir():
         raise DataError(f"There is no data set at {root}: no such folder.")
     found = [Finding("ok" if form.fits(root) else "missing", str(root), f"read as {form.title} (layout {form.name})")]
-    found += [_file(form.home(root), needed.path, needed.what, needed.optional) for needed in form.needed]
+    for needed in form.needed:
+        if next(form.home(root).glob(needed.path), None) is not None:
+            found.append(Finding("ok", needed.path, ""))
+        else:
+            found.append(Finding("note" if needed.optional else "missing", needed.path, needed.what))
     for split in ("train", "val"):
         found += _split(root, form, split, progress)
     return found
-
-
-def _file(root: Path, path: str, what: str, optional: bool) -> Finding:
-    if next(root.glob(path), None) is not None:
-        return Finding("ok", path, "")
-    return Finding("note" if optional else "missing", path, what)
 
 
 def _split(root: Path, form: Layout, split: str, progress: bool) -> Iterator[Finding]:
@@ -71,10 +69,6 @@ def _split(root: Path, form: Layout, split: str, progress: bool) -> Iterator[Fin
                                f"{len(data.class_names)} classes")
     for warning in told:
         yield Finding("note", split, str(warning.message))
-    yield from _pictures(data, split, progress)
-
-
-def _pictures(data: Dataset, split: str, progress: bool) -> Iterator[Finding]:
     missing = [path for path in tqdm(map(data.path, range(len(data))), total=len(data), desc=f"pictures of {split}",
                                      unit="img", disable=not progress, leave=False) if not path.is_file()]
     if missing:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from detcore.data.coco import CocoDataset
 from detcore.data.dataset import ReadOptions
 from detcore.errors import DataError
-from detcore.records import write_atomically
+from detcore.records import write_text
 from detcore.structures import encode_rle
 
 # The classes of the instance task with their official numbers.
@@ -35,11 +35,7 @@ class CityscapesDataset(CocoDataset):
 
     @classmethod
     def open(cls, root: str | Path, split: str, options: ReadOptions) -> CityscapesDataset:
-        """The training or validation images.
-
-        Raises:
-            DataError: files are missing or broken, or the annotation file has to be made and cannot be written.
-        """
+        """The training or validation images; makes the annotation file where it is not there."""
         file = annotation_file(Path(root), split)
         if not file.exists() and (Path(root) / "gtFine" / split).is_dir():
             convert(root, split)
@@ -51,11 +47,7 @@ class CityscapesDataset(CocoDataset):
     split: str
 
     def instance_map(self, image_id: int) -> np.ndarray:
-        """int64 [h, w], the official map of an image.
-
-        Raises:
-            DataError: there is none.
-        """
+        """int64 [h, w], the official map of an image; DataError where there is none."""
         index = int(np.flatnonzero(self.image_ids == image_id)[0])
         return read_map(self.root / "gtFine" / self.split / self.files[index].replace(PICTURE, MAP))
 
@@ -66,11 +58,7 @@ def annotation_file(root: Path, split: str) -> Path:
 
 
 def read_map(path: Path) -> np.ndarray:
-    """int64 [h, w] map of instances.
-
-    Raises:
-        DataError: it is missing or broken.
-    """
+    """int64 [h, w] map of instances; DataError where it is missing or broken."""
     values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if values is None or values.ndim != 2:
         raise DataError(f"The map of instances {path} cannot be read.")
@@ -78,11 +66,7 @@ def read_map(path: Path) -> np.ndarray:
 
 
 def convert(root: str | Path, split: str, classes: Mapping[int, str] = CLASSES) -> Path:
-    """Write the objects of all maps of a split as a file in COCO's format.
-
-    Raises:
-        DataError: there are no maps, one is broken, or the file cannot be written.
-    """
+    """Write the objects of all maps of a split as a file in COCO's format; DataError where that cannot be done."""
     root = Path(root)
     maps = sorted((root / "gtFine" / split).glob(f"*/*{MAP}"))
     if not maps:
@@ -101,13 +85,5 @@ def convert(root: str | Path, split: str, classes: Mapping[int, str] = CLASSES) 
                     id=len(annotations) + 1, image_id=image_id, category_id=category, iscrowd=int(value < INSTANCE),
                     area=int(mask.sum()), bbox=list(cv2.boundingRect(mask.astype(np.uint8))),
                     segmentation=encode_rle(mask[None])[0]))
-    file = annotation_file(root, split)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(dict(
-            images=images, annotations=annotations,
-            categories=[dict(id=i, name=name) for i, name in classes.items()])).encode())
-    except OSError as error:
-        raise DataError(f"The annotation file {file} is not there, and cannot be made from the maps of instances: "
-                        f"{error.strerror}.") from error
-    return file
+    return write_text(annotation_file(root, split), json.dumps(dict(
+        images=images, annotations=annotations, categories=[dict(id=i, name=name) for i, name in classes.items()])))

@@ -20,13 +20,9 @@ from detcore.records import write_atomically
 
 
 def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
-    """Read an image file as uint8 [h, w, 3], BGR.
+    """Read an image file as uint8 [h, w, 3], BGR, turned as its EXIF orientation says if `upright`.
 
     Gray, palette, 16-bit and CMYK images become 8-bit colour, transparency is dropped.
-
-    Args:
-        path: the file.
-        upright: turn the picture as its EXIF orientation says.
 
     Raises:
         DataError: a file that is missing, cannot be read, is no image, or is cut short.
@@ -39,7 +35,7 @@ def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:
-            image = None
+            pass  # Pillow may know better
     return _decode_slowly(path, data, upright) if image is None else image
 
 

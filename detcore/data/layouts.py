@@ -50,27 +50,26 @@ class Layout:
         return any(next(self.home(root).glob(mark), None) is not None for mark in self.marks)
 
 
+def both(path: str, what: str, optional: bool = False) -> tuple[Needed, ...]:
+    """What is needed of the training and of the validation images: "{0}" stands for "train", "val", "{1}" for those."""
+    return tuple(Needed(path.format(split, images), what.format(split, images), optional)
+                 for split, images in (("train", "training"), ("val", "validation")))
+
+
 COCO = Layout(
     "coco", "COCO 2017", ("annotations/instances_*.json",), (
-        Needed("train*", "pictures of the training images: train2017.zip of cocodataset.org"),
-        Needed("val*", "pictures of the validation images: val2017.zip of cocodataset.org"),
-        Needed("annotations/instances_train*.json",
-               "objects of the training images: annotations_trainval2017.zip of cocodataset.org"),
-        Needed("annotations/instances_val*.json",
-               "objects of the validation images: annotations_trainval2017.zip of cocodataset.org"),
-        Needed("annotations/panoptic_train*.json",
-               "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
-        Needed("annotations/panoptic_val*.json",
-               "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
+        *both("{0}*", "pictures of the {1} images: {0}2017.zip of cocodataset.org"),
+        *both("annotations/instances_{0}*.json",
+              "objects of the {1} images: annotations_trainval2017.zip of cocodataset.org"),
+        *both("annotations/panoptic_{0}*.json",
+              "for panoptic models: panoptic_annotations_trainval2017.zip of cocodataset.org", optional=True),
     ), coco.CocoDataset.open)
 
-OF_LVIS = "of lvisdataset.org"
 LVIS = Layout(
     "lvis", "LVIS v1", ("annotations/lvis_v1_*.json",), (
         Needed("train2017", "most pictures: train2017.zip of cocodataset.org"),
         Needed("val2017", "the other pictures: val2017.zip of cocodataset.org"),
-        Needed("annotations/lvis_v1_train.json", f"objects of the training images: lvis_v1_train.json.zip {OF_LVIS}"),
-        Needed("annotations/lvis_v1_val.json", f"objects of the validation images: lvis_v1_val.json.zip {OF_LVIS}"),
+        *both("annotations/lvis_v1_{0}.json", "objects of the {1} images: lvis_v1_{0}.json.zip of lvisdataset.org"),
     ), lvis.open_lvis)
 
 OF_2007 = "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar of host.robots.ox.ac.uk/pascal/VOC"
@@ -96,15 +95,12 @@ VOC_COCO = Layout(
     ), voc.open_coco_format, voc.devkit)
 
 OF_CITYSCAPES = "of cityscapes-dataset.com"
-FROM_MAPS = "objects in COCO's format, made from the maps of instances when they are first read"
 CITYSCAPES = Layout(
     "cityscapes", "Cityscapes", ("leftImg8bit", "annotations/instancesonly_filtered_gtFine_*.json"), (
-        Needed("leftImg8bit/train", f"pictures to train on: leftImg8bit_trainvaltest.zip {OF_CITYSCAPES}"),
-        Needed("leftImg8bit/val", f"pictures to evaluate on: leftImg8bit_trainvaltest.zip {OF_CITYSCAPES}"),
-        Needed("gtFine/train", f"maps of instances: gtFine_trainvaltest.zip {OF_CITYSCAPES}"),
-        Needed("gtFine/val", f"maps of instances: gtFine_trainvaltest.zip {OF_CITYSCAPES}"),
-        Needed("annotations/instancesonly_filtered_gtFine_train.json", FROM_MAPS, optional=True),
-        Needed("annotations/instancesonly_filtered_gtFine_val.json", FROM_MAPS, optional=True),
+        *both("leftImg8bit/{0}", f"pictures of the {{1}} images: leftImg8bit_trainvaltest.zip {OF_CITYSCAPES}"),
+        *both("gtFine/{0}", f"maps of instances: gtFine_trainvaltest.zip {OF_CITYSCAPES}"),
+        *both("annotations/instancesonly_filtered_gtFine_{0}.json",
+              "objects in COCO's format, made from the maps of instances when they are first read", optional=True),
     ), cityscapes.CityscapesDataset.open)
 
 OF_OPENIMAGES = "of storage.googleapis.com/openimages"
@@ -140,13 +136,9 @@ OF_WIDER = "of shuoyang1213.me/WIDERFACE"
 OF_XML = "of github.com/sovrasov/wider-face-pascal-voc-annotations"
 WIDER_FACE = Layout(
     "wider_face", "WIDER FACE", ("WIDER_train", "WIDER_val"), (
-        Needed("WIDER_train/**/*--*", f"pictures to train on: WIDER_train.zip {OF_WIDER}"),
-        Needed("WIDER_val/**/*--*", f"pictures to evaluate on: WIDER_val.zip {OF_WIDER}"),
-        Needed("wider_face_split/wider_face_train_bbx_gt.txt",
-               f"faces: wider_face_split.zip {OF_WIDER}; or train.txt and WIDER_train/Annotations {OF_XML}",
-               optional=True),
-        Needed("wider_face_split/wider_face_val_bbx_gt.txt",
-               f"faces: wider_face_split.zip {OF_WIDER}; or val.txt and WIDER_val/Annotations {OF_XML}", optional=True),
+        *both("WIDER_{0}/**/*--*", f"pictures of the {{1}} images: WIDER_{{0}}.zip {OF_WIDER}"),
+        *both("wider_face_split/wider_face_{0}_bbx_gt.txt", f"faces: wider_face_split.zip {OF_WIDER}; or {{0}}.txt and "
+              f"WIDER_{{0}}/Annotations {OF_XML}", optional=True),
         Needed("*/**/wider_hard_val.mat", f"which faces are easy, medium and hard: eval_tools.zip {OF_WIDER}, its four "
                f"files of ground_truth into wider_face_split", optional=True),
     ), widerface.WiderFaceDataset)

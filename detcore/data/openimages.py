@@ -7,7 +7,7 @@
         challenge-2019-validation-detection-human-imagelabels.csv
 
 Boxes are shares of the upright picture's width and height, so the sizes of all pictures are read from their files once,
-and kept beside the annotations.
+and kept beside the annotations. A file that is missing or broken is a `DataError` with its name and line.
 """
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FOLDERS = {"train": "OpenImages/train", "val": "OpenImages/validation"}
 BOXES = {"train": "annotations/oidv6-train-annotations-bbox.csv", "val": "annotations/validation-annotations-bbox.csv"}
 CLASSES, HIERARCHY = "annotations/class-descriptions-boxable.csv", "annotations/bbox_labels_600_hierarchy.json"
 VERIFIED = "annotations/validation-annotations-human-imagelabels-boxable.csv"
-CHALLENGE_BOXES = {split: f"challenge2019/challenge-2019-{name}-detection-bbox.txt"
-                   for split, name in (("train", "train"), ("val", "validation"))}
+CHALLENGE_BOXES = {"train": "challenge2019/challenge-2019-train-detection-bbox.txt",
+                   "val": "challenge2019/challenge-2019-validation-detection-bbox.txt"}
 CHALLENGE_CLASSES = "challenge2019/cls-label-description.csv"
 CHALLENGE_TREE = "challenge2019/class_label_tree.np"
 CHALLENGE_HIERARCHY = "challenge2019/challenge-2019-label500-hierarchy.json"
@@ -95,11 +95,7 @@ def open_lines(path: Path) -> IO[str]:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> Iterator[list[str]]:
-    """The rows of a table that starts with the names of its columns, cut to some of them.
-
-    Raises:
-        DataError: there is no such file or column, or a row is too short.
-    """
+    """The rows of a table that starts with the names of its columns, cut to some of them."""
     with open_lines(path) as file:
         reader = csv.reader(file)
         header = next(reader, [])
@@ -128,20 +124,14 @@ def read_classes(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
 
 
 def read_table(path: Path, label: Mapping[str, int]) -> Rows:
-    """The boxes of a table of Open Images.
-
-    Raises:
-        DataError: a file that is missing or broken, a class that is not in the list of classes.
-    """
+    """The boxes of a table of Open Images."""
     rows = Rows()
     places: dict[str, int] = {}
-    columns = "ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf"
-    for number, (name, code, x1, y1, x2, y2, group) in enumerate(
-            tqdm(read_columns(path, columns), desc=f"reading {path.name}", unit="box", unit_scale=True, leave=False,
-                 delay=3), 2):
+    lines = read_columns(path, ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf"))
+    for number, (name, code, *box, group) in enumerate(
+            tqdm(lines, desc=f"reading {path.name}", unit="box", unit_scale=True, leave=False, delay=3), 2):
         try:
-            rows.add((float(x1), float(y1), float(x2), float(y2)), label[code], group == "1",
-                     places.setdefault(name, len(places)))
+            rows.add([float(x) for x in box], label[code], group == "1", places.setdefault(name, len(places)))
         except KeyError:
             raise DataError(f"Line {number} of {path} has the class {code}, which the list of classes does not "
                             f"have.") from None
@@ -153,11 +143,7 @@ def read_table(path: Path, label: Mapping[str, int]) -> Rows:
 
 def read_blocks(path: Path, label: Mapping[str, int]) -> Rows:
     """The boxes of a text file of the challenge: for each image its file, a line that is not used, the number of its
-    boxes, and their lines of class (from 1 on), x1, y1, x2, y2 and whether it is a group.
-
-    Raises:
-        DataError: a file that is missing or broken.
-    """
+    boxes, and their lines of class (from 1 on), x1, y1, x2, y2 and whether it is a group."""
     rows, number = Rows(), 0
     with open_lines(path) as file:
         try:

@@ -80,8 +80,7 @@ class PanopticMaps:
         try:
             content = msgspec.json.decode(text, type=_File)
         except msgspec.MsgspecError as error:
-            problem = str(error).rstrip(".")
-            raise DataError(f"The panoptic annotations {self.file} cannot be read: {problem}.") from error
+            raise DataError(f"The panoptic annotations {self.file} cannot be read: {str(error).rstrip('.')}.") from error
         names = {c.id: c.name for c in content.categories}
         stuff_ids = [c.id for c in content.categories if not c.isthing]
         missing = [i for i in thing_ids if i not in names]
@@ -109,16 +108,15 @@ class PanopticMaps:
             raise DataError(f"The panoptic map {path} has {picture.shape[1]} x {picture.shape[0]} pixels, but image "
                             f"{image_id} has {size[1]} x {size[0]}.")
         numbers = picture.astype(np.int64) @ [65536, 256, 1]  # OpenCV gives blue first, which counts most
-        segments = annotation.segments_info
+        segments = sorted(annotation.segments_info, key=lambda segment: segment.id)
         unknown = next((s.category_id for s in segments if s.category_id not in self._labels), None)
         if unknown is not None:
             raise DataError(f"A segment of image {image_id} in {self.file} has category {unknown}, which the file does "
                             f"not have.")
-        order = sorted(range(len(segments)), key=lambda i: segments[i].id)
-        known = np.array([0, *(segments[i].id for i in order)])
-        index = np.searchsorted(known, numbers).clip(max=len(known) - 1)
-        if (known[index] != numbers).any():
-            bad = numbers[known[index] != numbers][0]
+        known = np.array([0, *(s.id for s in segments)])
+        place = np.searchsorted(known, numbers).clip(max=len(known) - 1)
+        if (known[place] != numbers).any():
+            bad = numbers[known[place] != numbers][0]
             raise DataError(f"The panoptic map {path} has a segment {bad}, of which {self.file} knows nothing.")
-        return PanopticSegments(index, np.array([self._labels[segments[i].category_id] for i in order], np.int64),
-                        np.array([segments[i].iscrowd for i in order], bool))
+        return PanopticSegments(place, np.array([self._labels[s.category_id] for s in segments], np.int64),
+                                np.array([s.iscrowd for s in segments], bool))

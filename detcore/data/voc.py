@@ -3,7 +3,8 @@
     VOC2007/JPEGImages/000005.jpg    VOC2007/Annotations/000005.xml    VOC2007/ImageSets/Main/trainval.txt, test.txt
     VOC2012/...                                                        ImageSets/Main/aeroplane_trainval.txt, ...
 
-Trained on `trainval` of both years, tested on `test` of 2007.
+Trained on `trainval` of both years, tested on `test` of 2007. A file that is missing or broken is a `DataError` with
+its name.
 """
 from __future__ import annotations
 
@@ -58,11 +59,7 @@ def devkit(root: str | Path) -> Path:
 
 
 def lists(root: Path, year: str, part: str) -> Path:
-    """The list of the pictures of a part of a year.
-
-    Raises:
-        DataError: there is none.
-    """
+    """The list of the pictures of a part of a year."""
     path = root / year / f"ImageSets/Main/{part}.txt"
     if not path.is_file():
         raise DataError(f"There is no list of pictures {path}.")
@@ -81,9 +78,6 @@ def read_xml(files: Iterable[tuple[Path, str]], folder: Path, classes: Sequence[
     Args:
         files: each with its picture under `folder`.
         offset: what is added to all coordinates.
-
-    Raises:
-        DataError: a file is missing or broken.
     """
     label, sizes = {name: i for i, name in enumerate(classes)}, []
     for path, picture in tqdm(files, desc=f"reading {title}", unit="img", leave=False, delay=3):

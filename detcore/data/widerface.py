@@ -5,7 +5,7 @@
     train.txt, val.txt, WIDER_train/Annotations/*.xml                          or the same in VOC's form
     wider_face_split/wider_{face,easy,medium,hard}_val.mat                     which faces count, for the evaluation
 
-Faces marked as invalid are ignored in training.
+Faces marked as invalid are ignored in training. A file that is missing or broken is a `DataError` with its name.
 """
 from __future__ import annotations
 
@@ -52,11 +52,7 @@ class WiderFaceDataset(Dataset):
         self.take(rows, sizes)
 
     def official_ground_truth(self) -> tuple[Columns, dict[str, np.ndarray]]:
-        """All faces of the images as the official evaluation has them, and which of them count as easy, medium, hard.
-
-        Raises:
-            DataError: its files are missing or broken.
-        """
+        """All faces of the images as the official evaluation has them, and which count as easy, medium and hard."""
         place = {file: int(i) for file, i in zip(self.files, self.image_ids)}
         faces = read_cells(self.truth_file("face"), "face_bbx_list")
         counted = {setting: read_cells(self.truth_file(setting), "gt_list") for setting in SETTINGS}
@@ -87,9 +83,6 @@ def read_text(path: Path) -> Rows:
     """The published annotations: a picture, the number of its faces, and for each x, y, w, h and six marks.
 
     Where there is no face, a line of zeros follows all the same.
-
-    Raises:
-        DataError: the file is missing or broken.
     """
     with open_file(path, "annotation file") as file:
         text = file.read()
@@ -112,11 +105,7 @@ def read_text(path: Path) -> Rows:
 
 
 def read_cells(path: Path, name: str) -> dict[str, np.ndarray]:
-    """What a list of the official evaluation has for each picture, by "EVENT/PICTURE.jpg".
-
-    Raises:
-        DataError: the file is broken.
-    """
+    """What a list of the official evaluation has for each picture, by "EVENT/PICTURE.jpg"."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 

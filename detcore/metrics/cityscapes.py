@@ -7,7 +7,7 @@ than that share of it lies on what is not evaluated, on groups that are not told
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -32,18 +32,14 @@ class Counted:
         images: how many.
     """
 
-    objects: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
-    masks: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
-    pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    objects: np.ndarray
+    masks: np.ndarray
+    pairs: np.ndarray
     images: int = 1
 
 
 class CityscapesAP:
-    """Compares masks with maps of instances, image by image.
-
-    Attributes:
-        counted: what was seen so far.
-    """
+    """Compares masks with maps of instances, image by image; `counted` is what was seen so far."""
 
     def __init__(self, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
         """
@@ -92,12 +88,12 @@ class CityscapesAP:
 
 def merge(several: Sequence[Counted]) -> Counted:
     """What is known of all images together."""
+    nothing = Counted(np.zeros((0, 3)), np.zeros((0, 4)), np.zeros((0, 3), np.int64), 0)
     masks = np.cumsum([0, *(len(c.masks) for c in several)])
     objects = np.cumsum([0, *(len(c.objects) for c in several)])
     pairs = [c.pairs + [m, o, 0] for c, m, o in zip(several, masks, objects)]
-    nothing = Counted(images=0)
-    return Counted(np.concatenate([nothing.objects, *(c.objects for c in several)]),
-                   np.concatenate([nothing.masks, *(c.masks for c in several)]),
+    several = [nothing, *several]
+    return Counted(np.concatenate([c.objects for c in several]), np.concatenate([c.masks for c in several]),
                    np.concatenate([nothing.pairs, *pairs]), sum(c.images for c in several))
 
 

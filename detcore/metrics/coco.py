@@ -7,7 +7,6 @@ All values are fractions of 1; None stands for what the ground truth has no obje
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import math
@@ -19,13 +18,13 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from detcore.data.files import open_file
 from detcore.errors import DataError, UsageError
 
 Kind = Literal["bbox", "segm", "proposal"]
 KINDS = ("bbox", "segm", "proposal")
-BACKENDS = {"faster-coco-eval": ("faster_coco_eval", "COCO", "COCOeval_faster"),
-            "pycocotools": ("pycocotools", "coco.COCO", "cocoeval.COCOeval")}
-DEFAULT_BACKEND = "faster-coco-eval"
+BACKENDS = ("faster-coco-eval", "pycocotools")
+DEFAULT_BACKEND = BACKENDS[0]
 DETECTION_LIMITS, PROPOSAL_LIMITS = (1, 10, 100), (100, 300, 1000)
 AREAS = ("", "s", "m", "l")  # suffixes: any area, below 32^2 pixels, up to 96^2, above
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -196,21 +195,22 @@ def load_backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """
     if name not in BACKENDS:
         raise UsageError(f"There is no evaluation backend {name!r}: it is one of {', '.join(BACKENDS)}.")
-    package, *classes = BACKENDS[name]
-    found = []
-    for path in classes:
-        module, _, attribute = path.rpartition(".")
-        found.append(getattr(importlib.import_module(f"{package}.{module}" if module else package), attribute))
-    return found[0], found[1]
+    if name == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    return COCO, COCOeval_faster
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"There is no annotation file {path}.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"The annotation file {path} cannot be read: {error}.") from error
+    with open_file(path, "annotation file") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise DataError(f"The annotation file {path} cannot be read: {error}.") from error
 
 
 def _clean(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,17 +237,12 @@ def _detections(results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[int, l
     for i, result in enumerate(results, 1):
         entry = dict(result, id=i, iscrowd=0)
         if kind == "segm":
-            entry["area"] = float(coco_mask.area(_packed(entry["segmentation"])))
+            entry["area"] = float(coco_mask.area(entry["segmentation"]))
         else:
             entry["area"] = entry["bbox"][2] * entry["bbox"][3]
             entry.pop("segmentation", None)
         annotations.append(entry)
     return _by_class(annotations)
-
-
-def _packed(rle: Mapping[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    return dict(size=rle["size"], counts=counts.encode() if isinstance(counts, str) else counts)
 
 
 def _index(coco_class: Callable[..., Any], content: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detcore.metrics.ranking import Boxes, Result, best, curves, first_of_each, key
-from detcore.metrics.voc import summary
+from detcore.metrics.ranking import Boxes, Result, best, first_of_each, key, summary
 
 IOU = 0.5
 INSIDE = 0.5  # share of a detection that must lie in a group's box
 
 
 def evaluate_openimages(gt: Boxes, detections: Boxes, class_names: Sequence[str], ancestors: np.ndarray,
-                        verified: Boxes, *, images: int, iou: float = IOU,
-                        inside: float = INSIDE, progress: bool = False) -> Result:
+                        verified: Boxes, *, images: int, progress: bool = False) -> Result:
     """Compare detections with the ground truth.
 
     Args:
@@ -29,7 +27,6 @@ def evaluate_openimages(gt: Boxes, detections: Boxes, class_names: Sequence[str]
         ancestors: bool [C, C]: [i, j] where j is i or above it.
         verified: image and label of what people have looked for in an image (boxes do not matter).
         images: how many were looked at.
-        progress: show a bar.
     """
     gt, detections = spread(gt, ancestors), spread(detections, ancestors)
     detections = detections[np.argsort(-detections.scores, kind="stable")]
@@ -37,22 +34,13 @@ def evaluate_openimages(gt: Boxes, detections: Boxes, class_names: Sequence[str]
     detections = detections[np.isin(seen, np.concatenate([known, looked_for]))]
     group = gt.flags if len(gt.flags) else np.zeros(len(gt), bool)
 
-    single, groups = gt[~group], gt[group]
-    index, overlap = best(detections, single, progress=progress)
-    hits = np.flatnonzero((index >= 0) & (overlap >= iou))
-    right = np.zeros(len(detections), bool)
-    right[hits[first_of_each(index[hits])]] = True
-
-    index, overlap = best(detections, groups, of_first=True)
-    members = np.flatnonzero(~right & (index >= 0) & (overlap >= inside))
-    leaders = members[first_of_each(index[members])]
-    right[leaders] = True
-    counted = np.ones(len(detections), bool)
-    counted[members] = False
-    counted[leaders] = True
-    objects = np.bincount(gt.labels, minlength=len(class_names))
-    ranked = curves(detections.labels[counted], detections.scores[counted], right[counted], objects)
-    return summary(class_names, ranked, False, images)
+    index, overlap = best(detections, gt[~group], progress=progress)
+    right = first_of_each(index, overlap >= IOU)
+    index, overlap = best(detections, gt[group], of_first=True)
+    members = ~right & (overlap >= INSIDE)
+    leaders = first_of_each(index, members)
+    counted = ~members | leaders
+    return summary(detections[counted], (right | leaders)[counted], gt.labels, class_names, images)
 
 
 def spread(boxes: Boxes, ancestors: np.ndarray) -> Boxes:

@@ -34,12 +34,11 @@ class PanopticQuality:
         occurs = hit + invented + missed > 0
         recognition = hit / np.maximum(hit + invented / 2 + missed / 2, 1e-9)
         segmentation = iou / np.maximum(hit, 1e-9)
-        thing = np.arange(len(occurs)) < len(self.maps.things)
+        quality, thing = segmentation * recognition, np.arange(len(occurs)) < len(self.maps.things)
         metrics: dict[str, float | None] = {}
         for suffix, chosen in ("", occurs), ("_th", occurs & thing), ("_st", occurs & ~thing):
-            for name, value in ("PQ", segmentation * recognition), ("SQ", segmentation), ("RQ", recognition):
+            for name, value in ("PQ", quality), ("SQ", segmentation), ("RQ", recognition):
                 metrics[name + suffix] = float(value[chosen].mean()) if chosen.any() else None
-        quality = segmentation * recognition
         per_class = {name: float(q) if o else None
                      for name, q, o in zip(self.maps.things + self.maps.stuff, quality, occurs)}
         return CocoResult("panoptic", metrics, per_class, np.zeros((10, 101, 0)), self.images,

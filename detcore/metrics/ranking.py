@@ -4,6 +4,7 @@ Detections of all images are columns of arrays, so that nothing loops over image
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,10 +90,11 @@ def best(detections: Boxes, gt: Boxes, *, progress: bool = False, **how: bool) -
     return index, most
 
 
-def first_of_each(index: np.ndarray) -> np.ndarray:
-    """bool [n]: where a number of `index` [n] appears for the first time."""
+def first_of_each(index: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """bool [n]: where a number of `index` [n] appears for the first time among what `among` (bool [n]) chooses."""
+    places = np.flatnonzero(among)
     out = np.zeros(len(index), bool)
-    out[np.unique(index, return_index=True)[1]] = True
+    out[places[np.unique(index[places], return_index=True)[1]]] = True
     return out
 
 
@@ -153,3 +155,20 @@ class Result:
     def headline(self) -> float:
         """The one number that stands for the result."""
         return next(iter(self.metrics.values())) or 0.0
+
+
+def summary(detections: Boxes, right: np.ndarray, labels: np.ndarray, class_names: Sequence[str], images: int, *,
+            eleven_points: bool = False) -> Result:
+    """AP50, the mean of the average precision of each class.
+
+    Args:
+        detections: those that count, and `right`, bool [n], which of them are.
+        labels: int64 [g] of the objects that can be found.
+        eleven_points: VOC 2007's precision at eleven recalls; else the area below the curve.
+    """
+    ranked = curves(detections.labels, detections.scores, right, np.bincount(labels, minlength=len(class_names)))
+    per_class = {name: (c.eleven_points() if eleven_points else c.area()) if c.objects else None
+                 for name, c in zip(class_names, ranked)}
+    known = [v for v in per_class.values() if v is not None]
+    return Result({"AP50": float(np.mean(known)) if known else None}, per_class, images,
+                  sum(c.objects for c in ranked), dict(zip(class_names, ranked)))

@@ -25,26 +25,21 @@ def evaluate_wider_face(gt: Boxes, detections: Boxes, counts: Mapping[str, np.nd
         gt: all faces; detections: with scores.
         counts: for each setting bool [n], which faces of the ground truth are to be found.
         images: how many were looked at.
-        progress: show a bar.
 
     Returns:
         A result whose metrics and curves are those of the settings.
     """
     detections = detections[np.argsort(-detections.scores, kind="stable")]
     index, overlap = best(detections, gt, pixels=True, progress=progress)
-    seen = index >= 0  # in a picture with faces
-    hit = seen & (overlap >= IOU)
+    seen, hit = index >= 0, overlap >= IOU  # seen: in a picture with faces
     low = detections.scores.min(initial=np.inf)
     scores = (detections.scores - low) / max(detections.scores.max(initial=-np.inf) - low, 1e-12)
     thresholds = 1 - np.arange(1, THRESHOLDS + 1) / THRESHOLDS
 
     found = {}
     for setting, counted in counts.items():
-        in_setting = np.zeros(len(index), bool)
-        in_setting[hit] = counted[index[hit]]
-        places = np.flatnonzero(in_setting)
-        right = np.zeros(len(index), bool)
-        right[places[first_of_each(index[places])]] = True
+        in_setting = hit & np.append(counted, False)[index]  # index -1 is no face
+        right = first_of_each(index, in_setting)
         # How many detections, and how many right ones, reach each threshold; they are sorted by falling score.
         reach = np.searchsorted(-scores, -thresholds, "right")
         proposed, rights = (np.append(0, part.cumsum())[reach] for part in (seen & (in_setting | ~hit), right))
