@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 import typer
+from typer import Argument, Option
 
 from detcore.errors import DataError, DetcoreError, UsageError
 
@@ -24,30 +25,29 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Draw, write or check data sets.")
 app.add_typer(data_app, name="data")
 
-Name = Annotated[str, typer.Argument(help="A name of the zoo; `detcore list` shows them.")]
-Root = Annotated[Path, typer.Option(help="Folder of a data set; `detcore data check` tells which forms there are.")]
-Profile = Annotated[Literal["pocket", "coco"], typer.Option(
-    help="pocket: at a size for two CPU cores; coco: as published.")]
-AnyProfile = Annotated[Literal["pocket", "coco"] | None, typer.Option(
+Name = Annotated[str, Argument(help="A name of the zoo; `detcore list` shows them.")]
+Root = Annotated[Path, Option(help="Folder of a data set; `detcore data check` tells which forms there are.")]
+Profile = Annotated[Literal["pocket", "coco"], Option(help="pocket: at a size for two CPU cores; coco: as published.")]
+AnyProfile = Annotated[Literal["pocket", "coco"] | None, Option(
     help="pocket: at a size for two CPU cores; coco: as published, the default with published weights.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one by default.")]
-Weights = Annotated[str | None, typer.Option(help="A file of weights, 'published' or 'random'.")]
-NeededWeights = Annotated[str | None, typer.Argument(help="A file of weights, 'published' or 'random'.")]
-Model = Annotated[str, typer.Argument(help="A name of the zoo, or a file that training wrote.")]
-Proposals = Annotated[Path | None, typer.Option(help="File of `detcore proposals`, for Fast R-CNN.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that load images.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images at a time, of each process.")]
-Gpus = Annotated[int, typer.Option(help="Processes to start, a GPU each, or on the CPU with --device cpu.")]
-ScoreThreshold = Annotated[float | None, typer.Option(help="Leave out detections below; as published by default.")]
-NmsThreshold = Annotated[float | None, typer.Option(help="IoU above which the lower-scored box of a class is dropped.")]
-MaxDetections = Annotated[int | None, typer.Option(help="Detections of an image.")]
-Precision = Annotated[str | None, typer.Option(help="no, bf16 or fp16; the recipe's by default.")]
+Device = Annotated[str | None, Option(help="cpu or cuda; the GPU where there is one by default.")]
+Weights = Annotated[str | None, Option(help="A file of weights, 'published' or 'random'.")]
+NeededWeights = Annotated[str | None, Argument(help="A file of weights, 'published' or 'random'.")]
+Model = Annotated[str, Argument(help="A name of the zoo, or a file that training wrote.")]
+Proposals = Annotated[Path | None, Option(help="File of `detcore proposals`, for Fast R-CNN.")]
+Workers = Annotated[int | None, Option(help="Processes that load images.")]
+BatchSize = Annotated[int | None, Option(help="Images at a time, of each process.")]
+Gpus = Annotated[int, Option(help="Processes to start, a GPU each, or on the CPU with --device cpu.")]
+ScoreThreshold = Annotated[float | None, Option(help="Leave out detections below; as published by default.")]
+NmsThreshold = Annotated[float | None, Option(help="IoU above which the lower-scored box of a class is dropped.")]
+MaxDetections = Annotated[int | None, Option(help="Detections of an image.")]
+Precision = Annotated[str | None, Option(help="no, bf16 or fp16; the recipe's by default.")]
 ROOT = Path("data/pocket")
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Columns side by side; numbers to the right, nothing for None."""
-    cells = [[("" if c is None else f"{c:.1f}" if isinstance(c, float) else str(c)) for c in row] for row in rows]
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 1) -> None:
+    """Columns side by side; numbers to the right, floats with so many digits, nothing for None."""
+    cells = [["" if c is None else f"{c:.{digits}f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
     numeric = [all(not row[i] or row[i].replace(".", "").replace("-", "").isdigit() for row in cells)
                for i in range(len(header))]
     widths = [max(map(len, column)) for column in zip(header, *cells)]
@@ -58,17 +58,12 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def print_metrics(results: dict[str, Any]) -> None:
     """The metrics of an evaluation, then each class's AP."""
     for kind, result in results.items():
-        print_table([kind, *result.metrics], [["", *(_share(v) for v in result.metrics.values())]])
-    classes = {name: None for result in results.values() for name in result.per_class}
-    if classes:
+        print_table([kind, *result.metrics], [["", *result.metrics.values()]], digits=3)
+    if classes := dict.fromkeys(name for result in results.values() for name in result.per_class):
         kinds = [kind for kind, result in results.items() if result.per_class]
         print()
         print_table(["class", *(f"{kind} AP" for kind in kinds)],
-                    [[name, *(_share(results[kind].per_class.get(name)) for kind in kinds)] for name in classes])
-
-
-def _share(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
+                    [[name, *(results[kind].per_class.get(name) for kind in kinds)] for name in classes], digits=3)
 
 
 COLUMNS = ("box_ap", "mask_ap", "panoptic_quality", "average_recall", "training_memory_gb", "inference_ms")
@@ -76,17 +71,15 @@ Sorting = Literal["name", "box-ap", "mask-ap", "pq", "recall", "memory", "time"]
 
 
 @app.command("list")
-def list_command(pattern: Annotated[str, typer.Argument(help="Names, with wildcards.")] = "*",
-                 family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
-                 backbone: Annotated[str | None, typer.Option(
-                     help="Only with this backbone, such as resnet-50 or 'swin*'.")] = None,
-                 min_ap: Annotated[float | None, typer.Option(
-                     help="Only with at least this published box AP, in percent.")] = None,
-                 has_weights: Annotated[bool, typer.Option("--has-weights", "--weights", help="Only those with "
-                                                           "published weights.")] = False,
-                 sort: Annotated[Sorting, typer.Option(help="Best first, or least memory or time first.")] = "name",
-                 reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
-                 backbones: Annotated[bool, typer.Option("--backbones", help="The pretrained backbones.")] = False
+def list_command(pattern: Annotated[str, Argument(help="Names, with wildcards.")] = "*",
+                 family: Annotated[str | None, Option(help="Only this family.")] = None,
+                 backbone: Annotated[str | None, Option(help="Only with this one: resnet-50, or 'swin*'.")] = None,
+                 min_ap: Annotated[float | None, Option(help="Least published box AP, in percent.")] = None,
+                 has_weights: Annotated[bool, Option("--has-weights", "--weights",
+                                                     help="Only those with published weights.")] = False,
+                 sort: Annotated[Sorting, Option(help="Best first, or least memory or time first.")] = "name",
+                 reverse: Annotated[bool, Option("--reverse", help="The other way round.")] = False,
+                 backbones: Annotated[bool, Option("--backbones", help="The pretrained backbones.")] = False
                  ) -> None:
     """List the models of the zoo with their published results."""
     from detcore.zoo import index
@@ -117,9 +110,7 @@ def list_backbones() -> None:
     print_table(["backbone", "origin", "file", "sha256", "mean", "std", "order", "models"], [
         [b.name, b.origin, weights_file(b.weights) if b.weights else None, b.sha256,
          *(" ".join(f"{v:g}" for v in values) for values in (b.preprocess.mean, b.preprocess.std)),
-         "RGB" if b.preprocess.rgb else "BGR",
-         len(models_with(b))]
-        for b in all_backbones()])
+         "RGB" if b.preprocess.rgb else "BGR", len(models_with(b))] for b in all_backbones()])
 
 
 @app.command()
@@ -129,7 +120,7 @@ def show(name: Name, profile: Profile = "coco") -> None:
 
     from detcore.zoo.index import get_model_entry
 
-    entry = get_model_entry(name)
+    entry = get_model_entry(name)  # a wrong name is told before PyTorch is loaded
     from detcore.zoo.summary import summarize
 
     print(f"{entry.name} (family {entry.family}, profile {profile})\n")
@@ -153,22 +144,22 @@ def show(name: Name, profile: Profile = "coco") -> None:
 
 @app.command()
 def train(model: Name, data_root: Root = ROOT, profile: AnyProfile = None,
-          output: Annotated[Path | None, typer.Option(help="Folder; runs/NAME.PROFILE by default.")] = None,
-          steps: Annotated[int | None, typer.Option(help="Optimiser steps; the schedule is scaled to them.")] = None,
-          seconds: Annotated[float | None, typer.Option(help="Stop after so much time.")] = None,
+          output: Annotated[Path | None, Option(help="Folder; runs/NAME.PROFILE by default.")] = None,
+          steps: Annotated[int | None, Option(help="Optimiser steps; the schedule is scaled to them.")] = None,
+          seconds: Annotated[float | None, Option(help="Stop after so much time.")] = None,
           seed: int = 0, device: Device = None, gpus: Gpus = 1,
-          resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-          overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew over an earlier run.")] = False,
-          weights: Annotated[str | None, typer.Option(
-              help="Start from a file, 'published' or 'random'; from the pretrained backbone by default.")] = None,
+          resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False,
+          overwrite: Annotated[bool, Option("--overwrite", help="Start anew over an earlier run.")] = False,
+          weights: Annotated[str | None, Option(help="To start from: a file, 'published' or 'random'; the pretrained "
+                                                     "backbone by default.")] = None,
           proposals: Proposals = None, batch_size: BatchSize = None, workers: Workers = None,
           mixed_precision: Precision = None,
-          clip_norm: Annotated[float | None, typer.Option(help="Clip gradients to this norm.")] = None,
-          sync_bn: Annotated[bool, typer.Option("--sync-bn", help="Batch norm over all processes.")] = False,
-          validate: Annotated[bool, typer.Option(help="Evaluate on the way and at the end.")] = True,
-          log_interval: Annotated[int | None, typer.Option(help="Steps between lines of the log.")] = None,
-          checkpoint_interval: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
-          keep: Annotated[int, typer.Option(help="Checkpoints that are kept.")] = 2) -> None:
+          clip_norm: Annotated[float | None, Option(help="Clip gradients to this norm.")] = None,
+          sync_bn: Annotated[bool, Option("--sync-bn", help="Batch norm over all processes.")] = False,
+          validate: Annotated[bool, Option(help="Evaluate on the way and at the end.")] = True,
+          log_interval: Annotated[int | None, Option(help="Steps between lines of the log.")] = None,
+          checkpoint_interval: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
+          keep: Annotated[int, Option(help="Checkpoints that are kept.")] = 2) -> None:
     """Train a model by its recipe.
 
     For several machines start it with torchrun or accelerate launch: `torchrun --nproc-per-node 8 -m detcore train ...`
@@ -184,19 +175,18 @@ def train(model: Name, data_root: Root = ROOT, profile: AnyProfile = None,
     if os.environ.get("RANK", "0") != "0":
         return
     if result.record.metrics:
-        print_table(list(result.record.metrics), [[_share(v) for v in result.record.metrics.values()]])
+        print_table(list(result.record.metrics), [list(result.record.metrics.values())], digits=3)
     print(f"{result.record.parameters['steps_done']} steps in {result.record.duration_s:.0f} s; weights: "
           f"{result.checkpoint}")
 
 
 @app.command()
 def evaluate(model: Model, weights: NeededWeights = None, data_root: Root = ROOT, profile: AnyProfile = None,
-             backend: Annotated[str, typer.Option(help="faster-coco-eval or pycocotools.")] = "faster-coco-eval",
+             backend: Annotated[str, Option(help="faster-coco-eval or pycocotools.")] = "faster-coco-eval",
              split: str = "val", proposals: Proposals = None, device: Device = None, batch_size: BatchSize = None,
-             workers: Workers = None,
-             images: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
-             tta: Annotated[bool, typer.Option("--tta", help="Merge several views of an image, mirrored too.")] = False,
-             output: Annotated[Path | None, typer.Option(help="Folder for detections and record.")] = None,
+             workers: Workers = None, images: Annotated[int | None, Option(help="Only the first so many.")] = None,
+             tta: Annotated[bool, Option("--tta", help="Merge several views of an image, mirrored too.")] = False,
+             output: Annotated[Path | None, Option(help="Folder for detections and record.")] = None,
              score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
              max_detections: MaxDetections = None) -> None:
     """Evaluate a model on a data set."""
@@ -208,18 +198,18 @@ def evaluate(model: Model, weights: NeededWeights = None, data_root: Root = ROOT
 
 @app.command()
 def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
-              mode: Annotated[Literal["inference", "training"], typer.Option()] = "inference", weights: Weights = None,
-              proposals: Proposals = None, device: Device = None,
-              images: Annotated[int, typer.Option(help="Inference: images to time.")] = 2000,
-              warmup: Annotated[int, typer.Option(help="Inference: images before them.")] = 5,
-              interval: Annotated[int, typer.Option(help="Inference: images between lines.")] = 50,
-              fuse_conv_bn: Annotated[bool, typer.Option("--fuse-conv-bn", help="Inference: fold batch norm.")] = False,
+              mode: Literal["inference", "training"] = "inference", weights: Weights = None,
+              proposals: Proposals = None, device: Device = None, workers: Workers = None,
+              images: Annotated[int, Option(help="Inference: images to time.")] = 2000,
+              warmup: Annotated[int, Option(help="Inference: images before them.")] = 5,
+              interval: Annotated[int, Option(help="Inference: images between lines.")] = 50,
+              fuse_conv_bn: Annotated[bool, Option("--fuse-conv-bn", help="Inference: fold batch norm.")] = False,
               score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
               max_detections: MaxDetections = None,
-              first: Annotated[int, typer.Option(help="Training: measure after this iteration")] = 100,
-              last: Annotated[int, typer.Option(help="Training: up to this one.")] = 500, gpus: Gpus = 1,
-              batch_size: BatchSize = None, workers: Workers = None, mixed_precision: Precision = None,
-              output: Annotated[Path | None, typer.Option(help="File for the record.")] = None) -> None:
+              first: Annotated[int, Option(help="Training: measure after this iteration")] = 100,
+              last: Annotated[int, Option(help="Training: up to this one.")] = 500, gpus: Gpus = 1,
+              batch_size: BatchSize = None, mixed_precision: Precision = None,
+              output: Annotated[Path | None, Option(help="File for the record.")] = None) -> None:
     """Measure speed and memory, of inference or of training."""
     from detcore.engine.benchmark import benchmark as run
     from detcore.runs import output_folder
@@ -239,13 +229,13 @@ def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
 
 
 @app.command()
-def predict(model: Model, images: Annotated[list[Path], typer.Argument(help="Picture files.")],
-            output: Annotated[Path, typer.Option(help="Folder for detections.json and pictures.")] = Path("detections"),
+def predict(model: Model, images: Annotated[list[Path], Argument(help="Picture files.")],
+            output: Annotated[Path, Option(help="Folder for detections.json and pictures.")] = Path("detections"),
             weights: Weights = None, profile: AnyProfile = None, device: Device = None,
-            score_threshold: Annotated[float | None, typer.Option(
+            score_threshold: Annotated[float | None, Option(
                 help="Leave out detections below; 0.3, or a higher published one, by default.")] = None,
             nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None,
-            paint: Annotated[bool, typer.Option(help="Write painted pictures.")] = True) -> None:
+            paint: Annotated[bool, Option(help="Write painted pictures.")] = True) -> None:
     """Detect objects in pictures."""
     from tqdm import tqdm
 
@@ -275,10 +265,10 @@ def predict(model: Model, images: Annotated[list[Path], typer.Argument(help="Pic
 
 @app.command()
 def export(model: Model,
-           format: Annotated[Literal["onnx", "torch"], typer.Option(help="ONNX, or a torch.export program.")] = "onnx",
-           output: Annotated[Path | None, typer.Option(help="The file; NAME.onnx or NAME.pt2 by default.")] = None,
+           format: Annotated[Literal["onnx", "torch"], Option(help="ONNX, or a torch.export program.")] = "onnx",
+           output: Annotated[Path | None, Option(help="The file; NAME.onnx or NAME.pt2 by default.")] = None,
            weights: Weights = None, profile: AnyProfile = None,
-           size: Annotated[tuple[int, int] | None, typer.Option(
+           size: Annotated[tuple[int, int] | None, Option(
                help="Height and width of the picture; the largest that the recipe tests with by default.")] = None,
            score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
            max_detections: MaxDetections = None) -> None:
@@ -290,9 +280,9 @@ def export(model: Model,
 
 
 @app.command()
-def proposals(model: Annotated[str, typer.Argument(help="A model of the family rpn.")],
-              weights: Annotated[str, typer.Argument(help="A file of weights, 'published' or 'random'.")],
-              output: Annotated[Path, typer.Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
+def proposals(model: Annotated[str, Argument(help="A model of the family rpn.")],
+              weights: Annotated[str, Argument(help="A file of weights, 'published' or 'random'.")],
+              output: Annotated[Path, Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
               profile: AnyProfile = None, device: Device = None, batch_size: BatchSize = None, workers: Workers = None,
               nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None) -> None:
     """Write a region proposal network's proposals, for Fast R-CNN."""
@@ -303,13 +293,11 @@ def proposals(model: Annotated[str, typer.Argument(help="A model of the family r
 
 
 @app.command()
-def pretrain(data_root: Root = ROOT, slim: Annotated[str, typer.Option(
+def pretrain(data_root: Root = ROOT, slim: Annotated[str, Option(
                  help="Which: resnet, gn (with group norm), ws (and weight standardisation), regnet, vgg, "
                       "mobilenet, darknet, efficientnet, hourglass or swin.")] = "resnet",
-             output: Annotated[Path | None, typer.Option(
-                 help="The file to write; by default the one that comes with the library.")] = None,
-             folder: Annotated[Path, typer.Option(help="For checkpoints, from which an interrupted run goes "
-                                                  "on.")] = Path("runs/pretrain"),
+             output: Annotated[Path | None, Option(help="File to write; by default the library's own one.")] = None,
+             folder: Annotated[Path, Option(help="For checkpoints, to go on after a stop.")] = Path("runs/pretrain"),
              steps: int = 800, seed: int = 0, workers: int = 0) -> None:
     """Pretrain a small backbone of the pocket profile on Pocket Zoo."""
     from detcore.pocket.pretrain import pretrain as run
@@ -326,11 +314,11 @@ def pretrain(data_root: Root = ROOT, slim: Annotated[str, typer.Option(
 
 
 @data_app.command("pocket")
-def data_pocket(root: Annotated[Path, typer.Option(help="Folder to draw into.")] = ROOT, layout: str = "coco",
+def data_pocket(root: Annotated[Path, Option(help="Folder to draw into.")] = ROOT, layout: str = "coco",
                 images: int = 2000, val: int = 200, seed: int = 0,
-                size: Annotated[int, typer.Option(help="Pixels of a side.")] = 128, workers: int = 2,
-                long_tail: Annotated[bool, typer.Option("--long-tail", help="Each class half as frequent as the one "
-                                                        "before.")] = False) -> None:
+                size: Annotated[int, Option(help="Pixels of a side.")] = 128, workers: int = 2,
+                long_tail: Annotated[bool, Option("--long-tail", help="Each class half as often as the last.")] = False
+                ) -> None:
     """Draw a Pocket Zoo."""
     options = dict(locals())
     from detcore.pocket.pocket_zoo import draw
@@ -339,10 +327,9 @@ def data_pocket(root: Annotated[Path, typer.Option(help="Folder to draw into.")]
 
 
 @data_app.command("check")
-def data_check(root: Annotated[Path, typer.Argument(help="Folder of a data set.")],
-               layout: Annotated[str | None, typer.Option(
-                   help="The form of its files, such as coco, voc or openimages; by default the one they have.")] = None
-               ) -> None:
+def data_check(root: Annotated[Path, Argument(help="Folder of a data set.")],
+               layout: Annotated[str | None, Option(help="Form of its files, such as voc; by default the one they "
+                                                         "have.")] = None) -> None:
     """Tell whether a data set is complete and sound, and where to get what is missing."""
     from detcore.data.check import check
 

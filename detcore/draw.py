@@ -37,11 +37,7 @@ def colour(index: int) -> str:
 
 
 def to_pil(image: Any) -> Image.Image:
-    """An RGB picture from a uint8 array [h, w, 3], a uint8 tensor [3, h, w] or a PIL image.
-
-    Raises:
-        UsageError: an array of another type or form.
-    """
+    """An RGB picture from a uint8 array [h, w, 3], a uint8 tensor [3, h, w] or a PIL image; a UsageError for others."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     if isinstance(image, Tensor):
@@ -68,21 +64,18 @@ def detections(results: Detections, image: Any = None, *, score_threshold: float
         image: the picture they belong to; by default the one that `Predictor` kept.
         scale: enlargement; by default small pictures grow to a readable size.
 
-    Raises:
-        UsageError: there is no picture to draw on.
+    Raises a UsageError if there is no picture to draw on.
     """
-    image = results.image if image is None else image
-    if image is None:
+    if image is None and results.image is None:
         raise UsageError("These detections carry no picture: give the image they belong to.")
-    picture = to_pil(image)
+    picture = to_pil(results.image if image is None else image)
     scale = scale or max(1.0, LEAST_SIDE / min(picture.size))
     results = results.above(score_threshold)
     if results.masks is not None:
         picture = _tint(picture, results.masks.cpu().numpy(), results.labels.tolist())
-    names = None if results.class_names is None else [results.class_names[c] for c in results.labels.tolist()]
-    words = [f"{name} {100 * s:.0f}" for name, s in zip(names or [""] * len(results), results.scores.tolist())]
-    return boxes(picture, results.boxes, colors=[colour(c) for c in results.labels.tolist()], width=2, scale=scale,
-                 labels=words)
+    labels, names = results.labels.tolist(), results.class_names
+    words = [f"{names[c] if names else ''} {100 * s:.0f}" for c, s in zip(labels, results.scores.tolist())]
+    return boxes(picture, results.boxes, colors=[colour(c) for c in labels], width=2, scale=scale, labels=words)
 
 
 def _tint(picture: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Image.Image:
@@ -129,11 +122,7 @@ def heat(image: Any, values: Tensor | np.ndarray, *, scale: float = 3, alpha: fl
 
 
 def grid(images: Sequence[Any], columns: int = 4, *, gap: int = 4) -> Image.Image:
-    """Pictures side by side, by rows; all are brought to the size of the first.
-
-    Raises:
-        UsageError: there is no picture.
-    """
+    """Pictures side by side, by rows; all are brought to the size of the first. A UsageError if there is none."""
     pictures = [to_pil(i) for i in images]
     if not pictures:
         raise UsageError("A grid needs at least one picture.")
@@ -142,8 +131,7 @@ def grid(images: Sequence[Any], columns: int = 4, *, gap: int = 4) -> Image.Imag
     columns = min(columns, len(pictures))
     sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
     for i, picture in enumerate(pictures):
-        if picture.size != (w, h):
-            picture = picture.resize((w, h), Image.Resampling.LANCZOS)
+        picture = picture.resize((w, h), Image.Resampling.LANCZOS)  # which copies one of that size
         sheet.paste(picture, (i % columns * (w + gap), i // columns * (h + gap)))
     return sheet
 
@@ -186,9 +174,9 @@ def histogram(series: Mapping[str, Any], *, bins: Any = 20, x: str = "", y: str 
     """How values are distributed, one outline for each name."""
     figure, axes = _axes(size, x, y)
     for i, (name, values) in enumerate(series.items()):
-        values = values.detach().cpu() if isinstance(values, Tensor) else values
-        axes.hist(np.asarray(values, float), bins=bins, histtype="stepfilled", alpha=0.35, color=colour(i))
-        axes.hist(np.asarray(values, float), bins=bins, histtype="step", lw=1.6, color=colour(i), label=name)
+        values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, float)
+        axes.hist(values, bins=bins, histtype="stepfilled", alpha=0.35, color=colour(i))
+        axes.hist(values, bins=bins, histtype="step", lw=1.6, color=colour(i), label=name)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize="small")
     return figure

@@ -81,11 +81,7 @@ class Record(BaseModel, extra="forbid"):
 
 
 def read_record(path: str | Path) -> Record:
-    """The record in a file.
-
-    Raises:
-        DataError: there is none, or it is not of this form.
-    """
+    """The record in a file; raises a DataError if there is none, or it is not of this form."""
     try:
         return Record.model_validate_json(Path(path).read_bytes())
     except OSError as error:
@@ -97,11 +93,7 @@ def read_record(path: str | Path) -> Record:
 
 
 def read_records(folder: str | Path) -> dict[str, Record]:
-    """All records of a folder, by file name without ".json", sorted.
-
-    Raises:
-        DataError: one of them is not of this form.
-    """
+    """All records of a folder, by file name without ".json", sorted; raises as `read_record` does."""
     return {path.stem: read_record(path) for path in sorted(Path(folder).glob("*.json"))}
 
 
@@ -128,11 +120,7 @@ def write_atomically(path: Path, data: bytes | memoryview, *, sync: bool = True)
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file, whole or not at all, and its folder where there is none.
-
-    Raises:
-        DataError: the file cannot be written; what was there before stays.
-    """
+    """Write a text file, whole or not at all, and its folder where there is none; raises a DataError if it cannot."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

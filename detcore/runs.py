@@ -12,6 +12,7 @@ import signal
 import threading
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
 from typing import Any
 
@@ -20,17 +21,11 @@ from detcore.records import write_atomically
 
 
 def output_folder(path: str | Path) -> Path:
-    """The folder, made if it is not there, and known to take files.
-
-    Raises:
-        DetcoreError: it cannot be made or written to.
-    """
+    """The folder, made if it is not there; raises a DetcoreError if it cannot be made or written to."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        TemporaryFile(dir=path).close()
     except OSError as error:
         raise DetcoreError(f"The output folder {path} cannot be written to: {error.strerror}.") from error
     return path
@@ -69,7 +64,7 @@ class Checkpoints:
         """The checkpoints there are, oldest first."""
         return sorted(self.folder.glob("step_*.pt"))
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
+    def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint, whole or not at all, then remove those that are too old.
 
         Raises:
@@ -90,29 +85,18 @@ class Checkpoints:
             raise DetcoreError(f"The checkpoint {path} cannot be written: {error.strerror}; {rest}.") from error
         for old in self.paths()[:-self.keep]:
             old.unlink()
-        return path
 
     def load(self) -> dict[str, Any] | None:
-        """The newest checkpoint, None where there is none.
-
-        Raises:
-            WeightsError: it cannot be read.
-        """
+        """The newest checkpoint, None where there is none; raises a WeightsError if it cannot be read."""
         import torch
 
-        paths = self.paths()
-        if not paths:
+        if not (paths := self.paths()):
             return None
         try:
             return torch.load(paths[-1], map_location="cpu", weights_only=True)
         except Exception as error:  # there is no end to the ways in which a damaged pickle fails
             raise WeightsError(f"The checkpoint {paths[-1]} cannot be read; remove it to go on from the one before "
                                f"it.") from error
-
-    def clear(self) -> None:
-        """Remove them all."""
-        for path in self.paths():
-            path.unlink()
 
 
 class Interruption:

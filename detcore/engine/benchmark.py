@@ -128,10 +128,7 @@ def input_size(recipe: Recipe, image: tuple[int, int] | None = None) -> tuple[in
     """(h, w) of the largest image that a recipe's test transforms give, lying, and padded.
 
     Args:
-        image: (h, w) of an image, for recipes that test at the image's own size.
-
-    Raises:
-        UsageError: the recipe is such a one, and there is no image.
+        image: (h, w) of an image, for recipes that test at the image's own size; a UsageError there without one.
     """
     scale = next((t.scale for t in recipe.test_transforms if isinstance(t, Resize)), image)
     if scale is None:

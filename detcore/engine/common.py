@@ -23,8 +23,7 @@ FILES = (".safetensors", ".pt", ".pth")  # of weights
 def pick_device(device: str | torch.device | None, processes: int = 1) -> torch.device:
     """The device asked for; None: the first GPU where there is one, else the CPU.
 
-    Raises:
-        UsageError: it does not exist here, or there are fewer GPUs than `processes`.
+    Raises a UsageError if it does not exist here, or there are fewer GPUs than `processes`.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,17 +68,16 @@ def ready_model(model: Model | Path, weights: str | Path | None = None, *, requi
     if isinstance(model, Detector) and options:
         raise UsageError(f"The {' and '.join(options)} of a detector that is built already cannot be changed here: "
                          f"give such options to what builds it.")
+    check = check or (lambda subject: None)
     if is_file(model):
         if weights is not None:
             raise UsageError(f"{model} is a file of weights: give either it, or a model with other weights.")
         ready = restore(model, recipe=recipe, profile=profile, **options)
-        if check:
-            check(ready.resolved)
+        check(ready.resolved)
         return ready
     assert not isinstance(model, Path)
     subject = resolve(model, recipe=recipe, profile=profile, weights=weights)
-    if check:
-        check(subject)
+    check(subject)
     if weights is None and required and subject.entry is not None:
         raise UsageError(f"Which weights of {subject.name}? Name a file of them, 'published' or 'random'.")
     if weights is None or weights == "random":

@@ -204,8 +204,7 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
         output: the file (.npz); others as of `evaluate`.
 
     Raises:
-        UsageError: the model is no proposal network.
-        DetcoreError: as in `evaluate`.
+        DetcoreError: as in `evaluate`; a UsageError for a model that is no proposal network.
     """
     check_counts(1, batch_size=batch_size)
     check_counts(0, workers=workers)
@@ -216,12 +215,11 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
         raise UsageError(f"{ready.name} makes no proposals: name a model of the family rpn.")
     output_folder(Path(output).parent)
     table: dict[int, np.ndarray] = {}
+    batch_size = batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu)
     for split in splits:
-        dataset = load_data(data_root, recipe, split)
         for image_id, one in predictions(
-                ready.model.to(where), dataset, recipe.preprocess, workers=workers, progress=progress,
-                batch_size=batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu),
-                title=f"proposals of {split}"):
+                ready.model.to(where), load_data(data_root, recipe, split), recipe.preprocess, batch_size=batch_size,
+                workers=workers, progress=progress, title=f"proposals of {split}"):
             table[image_id] = torch.cat([one.boxes, one.scores[:, None]], 1).float().cpu().numpy()
     save_proposals(output, table)
     return Path(output)

@@ -56,9 +56,8 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
            size: tuple[int, int] | None = None, **options: Any) -> Path:
     """Write a detector as a file of its own, and check that it gives what the model gives.
 
-    The graph takes "image", float32 [1, 3, h, w], RGB, 0..255, already resized to `size`; it gives "boxes" [n, 4]
-    (x1, y1, x2, y2) in that picture's pixels, "scores" [n], "labels" [n] and, where the model has them, "masks"
-    [n, h, w]. The file also tells model, profile, classes and size, as JSON under the name "detcore".
+    The graph takes "image", already resized to `size`, and gives "boxes", "scores", "labels" and, where the model has
+    them, "masks"; see `Graph`. The file also tells model, profile, classes and size, as JSON under the name "detcore".
 
     Args:
         model: a name of the zoo, a `ModelEntry`, a file that training wrote, or a `Detector`, which needs a `recipe`.
@@ -115,10 +114,7 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
 
 
 def refuse(subject: Resolved) -> None:
-    """Raise the sentence that tells why a model cannot be exported, if it cannot.
-
-    A part whose graph cannot be taken down says why in its attribute `not_exportable`.
-    """
+    """Raise a sentence if a model cannot be exported; its parts say why in an attribute `not_exportable`."""
     with torch.device("meta"):
         model = subject.build()
     reason = "it takes proposals beside the picture" if model.needs_proposals else next(

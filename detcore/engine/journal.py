@@ -34,11 +34,7 @@ class Meter:
         self._pending: tuple[int, list[str], Tensor, torch.cuda.Event | None, list[int]] | None = None
 
     def add(self, step: int, losses: Mapping[str, Tensor], others: Mapping[str, Tensor], image_ids: list[int]) -> None:
-        """Take the values (0-dim tensors) of a step, and look at those of the step before.
-
-        Raises:
-            DetcoreError: a loss of the step before is not finite.
-        """
+        """Take the values (0-dim tensors) of a step; a DetcoreError if a loss of the step before is not finite."""
         self.flush()
         self.losses, values = list(losses), {**losses, **others}
         stacked, event = torch.stack([v.detach().float() for v in values.values()]), None
@@ -49,11 +45,7 @@ class Meter:
         self._pending = step, list(values), stacked, event, image_ids
 
     def flush(self) -> None:
-        """Look at the values of the last step.
-
-        Raises:
-            DetcoreError: a loss is not finite.
-        """
+        """Look at the values of the last step; raises as `add` does."""
         if self._pending is None:
             return
         step, names, stacked, event, image_ids = self._pending

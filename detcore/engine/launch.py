@@ -5,12 +5,12 @@ Several machines are the business of torchrun, `accelerate launch` or a cluster,
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import multiprocessing
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from detcore.errors import DetcoreError
 
@@ -22,13 +22,9 @@ def launch(work: Callable[..., Any], processes: int, device: torch.device, /, *a
         DetcoreError: what the first of them raised.
         KeyboardInterrupt: they were interrupted.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    errors = context.SimpleQueue()
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
     running = multiprocessing.start_processes(
-        _work, (work, processes, port, device.type, errors, args, options), processes, join=False,
+        _work, (work, processes, get_free_port(), device.type, errors, args, options), processes, join=False,
         start_method="spawn")
     interrupted = False
     while True:

@@ -62,7 +62,9 @@ class Predictor:
             raise UsageError(f"{ready.name} needs precomputed proposals: evaluate it on a data set with "
                              "`detcore evaluate --proposals`.")
         self.model, self.recipe, self.class_names = ready.model.to(self.device).eval(), ready.recipe, ready.classes
-        told = ready.meta.get("category_ids") or (COCO_IDS if is_coco(self.class_names) else None)
+        names = self.class_names or ()
+        is_coco = len(names) == 80 and (names[0], names[11], names[79]) == ("person", "stop sign", "toothbrush")
+        told = ready.meta.get("category_ids") or (COCO_IDS if is_coco else None)
         self.category_ids = None if told is None else tuple(told)
         self.least_score = LEAST_SCORE if score_threshold is None else 0.0
         self.batch_size = batch_size
@@ -97,18 +99,8 @@ class Predictor:
         return result
 
 
-def is_coco(class_names: Sequence[str] | None) -> bool:
-    """Whether classes are COCO's, in its order."""
-    return class_names is not None and len(class_names) == 80 and (
-        class_names[0], class_names[11], class_names[79]) == ("person", "stop sign", "toothbrush")
-
-
 def to_bgr(picture: Picture) -> np.ndarray:
-    """A picture as uint8 [h, w, 3] in the order B, G, R.
-
-    Raises:
-        DataError: it is no picture.
-    """
+    """A picture as uint8 [h, w, 3] in the order B, G, R; raises a DataError for what is none."""
     if isinstance(picture, (str, Path)):
         return read_image(picture)
     if isinstance(picture, Image.Image):

@@ -70,11 +70,8 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
           progress: bool = True) -> TrainResult:
     """Train a model by its recipe, on a data set in any of the layouts.
 
-    With `weights="published"` the data may have other classes than COCO: what depends on their number starts anew.
-
     The output folder gets `model.safetensors` (the last weights), `best.safetensors`, `record.json`, `log.jsonl`,
-    `tensorboard/` and `checkpoints/`. Ctrl-C ends the step, writes a checkpoint, and raises KeyboardInterrupt. What an
-    earlier run left in the folder is removed only where `overwrite` asks for it.
+    `tensorboard/` and `checkpoints/`. Ctrl-C ends the step, writes a checkpoint, and raises KeyboardInterrupt.
 
     Args:
         model: a name of the zoo, a `ModelEntry`, or a `Detector`, which is trained in place and needs a `recipe`.
@@ -84,13 +81,12 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
         steps: optimiser steps; the recipe's schedule is compressed or stretched to them.
         seconds: stop after so much time, wherever the schedule is.
         device: "cpu" or "cuda"; the GPU where there is one by default.
-        gpus: processes to start, a GPU each (or on the CPU, where that is the device). Not used under torchrun or
-            `accelerate launch`, which start processes of their own.
+        gpus: processes to start, a GPU each, or on the CPU; torchrun and `accelerate launch` start their own.
         resume: go on from the newest checkpoint in the folder, if there is one; a run that is over is left as it is.
             Only the library's code may have changed since.
-        overwrite: start anew where the folder holds a run that is not to be resumed, or cannot be.
+        overwrite: remove what the folder holds of a run that is not to be resumed, or cannot be, and start anew.
         weights: where to start from: None for the profile's pretrained backbone (a `Detector`: as it is), "random",
-            "published", or a file.
+            a file, or "published", also for data with other classes: what depends on their number starts anew.
         proposals: file of precomputed proposals, for the models that need them.
         batch_size: images a step and process; the learning rate follows the total.
         workers: processes that load images, of each process that trains.
@@ -98,15 +94,14 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
         clip_norm: L2 norm of the gradient at most, in place of the recipe's; 0 for no limit.
         sync_bn: statistics of batch norm over all processes.
         validate: evaluate where the recipe says, and at the end.
-        log_interval, checkpoint_interval: steps between lines of the log, and between checkpoints (of which the last
-            `keep` stay).
+        log_interval, checkpoint_interval: steps between lines of the log, and between checkpoints.
+        keep: how many checkpoints stay.
         measure: the steps whose mean time is the record's speed; the second half of a run too short for them.
 
     Raises:
-        UsageError: a wrong name or option; the folder holds a run that is neither to be resumed nor overwritten, or
-            that cannot be resumed, because its settings or data have changed.
-        DetcoreError: what else can be known to be wrong before training; then a loss that is not finite, or a full
-            disk.
+        UsageError: a wrong name or option; a run in the folder that is neither to be resumed nor overwritten, or that
+            cannot be resumed, because its settings or data have changed.
+        DetcoreError: whatever else is wrong before training; then a loss that is not finite, or a full disk.
     """
     options = {k: v for k, v in locals().items() if k not in ("model", "data_root", "gpus")}
 
@@ -129,7 +124,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     val_data = load_data(data_root, recipe, proposals=proposals) if validate else None
     detector = starting_model(subject, weights, len(data.class_names), seed)
 
-    # Several processes: each of them runs this function, with an environment that says which one it is.
+    # Several processes: each of them runs this function, and its environment says which one it is.
     if gpus > 1 and not started:
         del data, val_data
         try:
@@ -242,11 +237,10 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
                 if world > 1:
                     means = torch.tensor(list(values.values()), dtype=torch.float64, device=where)
                     values = dict(zip(values, accelerator.reduce(means, "mean").tolist()))
-                recent = list(durations.values())[-len(loading):]
-                journal.write(step, dict(
-                    epoch=round(step / per_epoch, 3), lr=optimizer.param_groups[0]["lr"], **values,
-                    seconds=round(fmean(recent), 4), loading_seconds=round(fmean(loading), 4), **peak_memory_gb()),
-                    losses=["loss", *meter.losses])
+                times = dict(seconds=round(fmean(list(durations.values())[-len(loading):]), 4),
+                             loading_seconds=round(fmean(loading), 4))
+                journal.write(step, dict(epoch=round(step / per_epoch, 3), lr=optimizer.param_groups[0]["lr"], **values,
+                                         **times, **peak_memory_gb()), losses=["loss", *meter.losses])
                 loading = []
 
             # One process stops at once; several agree where they meet anyway.
@@ -257,9 +251,9 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
             # Evaluate, and keep the weights where they are the best so far
             if val_data is not None and not stop and (step == steps or step % val_interval == 0):
                 meter.flush()
+                watched = watchers(val_data, recipe.metric)
                 detections = detect(detector, val_data, recipe.preprocess, batch_size=batch_size, workers=workers,
-                               rank=rank, world_size=world, progress=progress,
-                               watched=(watched := watchers(val_data, recipe.metric)))
+                                    rank=rank, world_size=world, progress=progress, watched=watched)
                 if accelerator.is_main_process:
                     results = score(detections, val_data, recipe.metric, watched=watched, progress=progress)
                     journal.write(step, flat(results))
@@ -319,18 +313,13 @@ def protect(folder: Path, checkpoints: Checkpoints, resume: bool, overwrite: boo
 
 def clear(folder: Path, checkpoints: Checkpoints) -> None:
     """Remove what an earlier run left in the folder."""
-    checkpoints.clear()
-    for path in (folder / WEIGHTS, folder / BEST, folder / RECORD, folder / "log.jsonl",
+    for path in (*checkpoints.paths(), folder / WEIGHTS, folder / BEST, folder / RECORD, folder / "log.jsonl",
                  *(folder / "tensorboard").glob("events.*")):
         path.unlink(missing_ok=True)
 
 
 def pick_precision(asked: str | None, recipe: Recipe, device: torch.device) -> str:
-    """The precision to train in.
-
-    Raises:
-        UsageError: there is none of that name, or the device cannot do it.
-    """
+    """The precision to train in; raises a UsageError if there is none of that name, or the device cannot do it."""
     if asked is None:
         return "fp16" if recipe.amp and device.type == "cuda" else "no"
     if asked not in PRECISIONS:
@@ -350,9 +339,7 @@ def starting_model(subject: Resolved, weights: str | Path | None, num_classes: i
     """The model that training starts from; see `train` for `weights`."""
     torch.manual_seed(seed)
     classes = None if "proposal" in subject.recipe.metric else num_classes  # proposals have no class
-    if weights not in (None, "random"):
-        return subject.build(classes, weights=weights)
-    detector = subject.build(classes)
+    detector = subject.build(classes, weights=None if weights == "random" else weights)
     if weights is None and (source := subject.backbone_weights):
         load_backbone(detector, source)
     return detector
@@ -392,11 +379,7 @@ def buffers_aside(model: nn.Module) -> dict[str, Tensor]:
 
 def load_state(state: Mapping[str, Any], detector: nn.Module, optimizer: Any, accelerator: Accelerator,
                folder: Path) -> None:
-    """Bring model, optimiser and loss scale to where a checkpoint has them.
-
-    Raises:
-        UsageError: it is of another model.
-    """
+    """Bring model, optimiser and loss scale to where a checkpoint has them; a UsageError if it is of another model."""
     try:
         detector.load_state_dict(state["state_dict"])
         buffers = dict(detector.named_buffers())
