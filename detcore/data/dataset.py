@@ -125,11 +125,7 @@ class Dataset:
     _runs: np.ndarray  # [n, 2], each image's first row in the columns of objects, and the row after its last
 
     def __init__(self, root: str | Path, image_folder: str, options: ReadOptions, layout: str) -> None:
-        """
-        Args:
-            root: folder of the data set; `image_folder` with the pictures is under it.
-            layout: the name of the form that the files have, see `detcore.data.layouts`.
-        """
+        """`image_folder` with the pictures is under `root`; `layout` is a name of `detcore.data.layouts`."""
         self.root, self.image_folder, self.options, self.layout = Path(root), Path(root) / image_folder, options, layout
         self.transforms, self.masks = tuple(options.transforms), options.masks
         if not self.root.is_dir():
@@ -139,10 +135,9 @@ class Dataset:
 
     def take(self, rows: Rows, sizes: np.ndarray | Sequence[tuple[int, int]], *, shares: bool = False,
              ignore: bool = True) -> None:
-        """Take over what annotation files say, once `class_names` are known.
+        """Take over what annotation files say, once `class_names` are known; `sizes` are the pictures' (h, w).
 
         Args:
-            sizes: (h, w) of the pictures.
             shares: boxes are shares of the picture's width and height.
             ignore: flagged objects are ignored.
         """

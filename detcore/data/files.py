@@ -8,11 +8,7 @@ from detcore.errors import DataError
 
 
 def open_file(path: str | Path, what: str = "file", mode: str = "rb", **options: Any) -> IO:
-    """A file, open for reading; `what` it is, for messages.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
+    """A file, open for reading; DataError, which calls it `what`, where there is none or it cannot be read."""
     try:
         return open(path, mode, **options)
     except FileNotFoundError:

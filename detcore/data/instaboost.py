@@ -59,10 +59,7 @@ class InstaBoost:
             rings = [[clip_ring(ring @ m[:, :2].T + m[:, 2], h, w) for ring in rings]
                      for rings, m in zip(sample.masks.rings, moves)]
             moved = Polygons(rings, (h, w))
-        left = masks.max((1, 2)) > 0
-        result = replace(sample, image=canvas, masks=moved).keep(left)
-        assert result.masks is not None
-        return replace(result, boxes=tight_boxes(masks[left]))
+        return replace(sample, image=canvas, masks=moved, boxes=tight_boxes(masks)).keep(masks.max((1, 2)) > 0)
 
     def draw_move(self, sample: Sample, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[2, 3] where the pixels (x, y) of an object go: turned and scaled about its middle, then shifted."""
@@ -133,8 +130,8 @@ def likeness(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         outer = cv2.dilate(inner, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RING_WIDTH + 1,) * 2))
         weights[(outer > 0) & (inner == 0)] = weight
         inner = outer
-    top, bottom, left, right = _extent(inner)
-    part = np.s_[top:bottom, left:right]
+    x, y, w, h = cv2.boundingRect(inner)
+    part = np.s_[y:y + h, x:x + w]
     root = np.repeat(np.sqrt(weights[part])[..., None], 3, 2)  # the mask multiplies differences before they are squared
     pixels = image.astype(np.float32)
     distance = cv2.matchTemplate(pixels, pixels[part], cv2.TM_SQDIFF, mask=root)
@@ -154,11 +151,5 @@ def draw_shift(heat: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> 
     y, x = divmod(int(rng.choice(share.size, p=share)), heat.shape[1])
     grown = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RING_WIDTH + 1,) * 2),
                        iterations=len(RING_WEIGHTS))
-    top, _, left, _ = _extent(grown)
+    left, top, _, _ = cv2.boundingRect(grown)
     return np.array([x - left, y - top], float)
-
-
-def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """First and last row and column (the last ones exclusive) of what is set."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1

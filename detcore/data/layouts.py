@@ -147,11 +147,7 @@ LAYOUTS = {layout.name: layout for layout in (COCO, LVIS, VOC, VOC_COCO, CITYSCA
 
 
 def get_layout(name: str) -> Layout:
-    """A layout by its name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """A layout by its name; UsageError where there is none."""
     if name not in LAYOUTS:
         raise UsageError(f"There is no layout {name!r}: it is one of {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]

@@ -58,13 +58,10 @@ class PanopticSegments:
 
 
 class PanopticMaps:
-    """The panoptic annotations of a data set.
+    """The panoptic annotations of a data set; DataError where the file is missing, broken, or lacks a class.
 
     Attributes:
         things, stuff: names of the classes, in the order of their labels.
-
-    Raises:
-        DataError: the file is missing, broken, or lacks a class.
     """
 
     def __init__(self, root: str | Path, split: str, thing_ids: Sequence[int]) -> None:
@@ -80,7 +77,8 @@ class PanopticMaps:
         try:
             content = msgspec.json.decode(text, type=_File)
         except msgspec.MsgspecError as error:
-            raise DataError(f"The panoptic annotations {self.file} cannot be read: {str(error).rstrip('.')}.") from error
+            problem = str(error).rstrip(".")
+            raise DataError(f"The panoptic annotations {self.file} cannot be read: {problem}.") from error
         names = {c.id: c.name for c in content.categories}
         stuff_ids = [c.id for c in content.categories if not c.isthing]
         missing = [i for i in thing_ids if i not in names]

@@ -32,11 +32,7 @@ def save_proposals(path: str | Path, proposals: Mapping[int, np.ndarray]) -> Non
 
 
 class ProposalFile(dict[int, np.ndarray]):
-    """The proposals of a file: image id -> float32 [p, 5], best first.
-
-    Raises:
-        DataError: a file that is missing or not of this form.
-    """
+    """A file's proposals: image id -> float32 [p, 5], best first; DataError if it is missing or of another form."""
 
     def __init__(self, path: str | Path) -> None:
         try:

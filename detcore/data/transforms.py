@@ -338,7 +338,6 @@ class Preprocess:
     def collate(self, images: Sequence[np.ndarray], training: bool = False) -> tuple[Tensor, list[tuple[int, int]]]:
         """Images [h, w, 3] of different size as one tensor [N, 3, H, W] of their kind, BGR, and each one's (h, w)."""
         sizes = [(i.shape[0], i.shape[1]) for i in images]
-        origins = [(0, 0)] * len(sizes) if training else self.origins(sizes)
         if self.canvas and not training:
             height, width = (max(self.on_canvas(side) for side in all_sides) for all_sides in zip(*sizes))
         elif training and self.fixed_size:
@@ -346,7 +345,7 @@ class Preprocess:
         else:
             height, width = (-(-max(side) // self.pad_to) * self.pad_to for side in zip(*sizes))
         batch = np.zeros((len(images), 3, height, width), images[0].dtype)
-        for row, image, (h, w), (top, left) in zip(batch, images, sizes, origins):
+        for row, image, (h, w), (top, left) in zip(batch, images, sizes, self.origins(sizes, training)):
             row[:, top:top + h, left:left + w] = image.transpose(2, 0, 1)
         return torch.from_numpy(batch), sizes
 
@@ -355,9 +354,9 @@ class Preprocess:
         assert self.canvas
         return -(-(side + 1) // self.canvas) * self.canvas - 1
 
-    def origins(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """(top, left) of images of `sizes` (h, w) at test time."""
-        if self.canvas is None:
+    def origins(self, sizes: Sequence[tuple[int, int]], training: bool = False) -> list[tuple[int, int]]:
+        """(top, left) of images of `sizes` (h, w) in their batch."""
+        if self.canvas is None or training:
             return [(0, 0)] * len(sizes)
         return [(self.on_canvas(h) // 2 - h // 2, self.on_canvas(w) // 2 - w // 2) for h, w in sizes]
 
@@ -365,10 +364,10 @@ class Preprocess:
         """Normalise a batch [N, 3, H, W] (uint8 or float32) on its own device; then the padding is zero."""
         x = (batch.flip(1) if self.rgb else batch).float()
         x = (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
-        origins = None if training or self.canvas is None else self.origins(sizes)
-        for one, (h, w), (top, left) in zip(x, sizes, origins or [(0, 0)] * len(sizes)):
+        origins = self.origins(sizes, training)
+        for one, (h, w), (top, left) in zip(x, sizes, origins):
             one[:, :top] = 0
             one[:, top + h:] = 0
             one[:, :, :left] = 0
             one[:, :, left + w:] = 0
-        return Images(x, sizes, origins)
+        return Images(x, sizes, None if training or self.canvas is None else origins)

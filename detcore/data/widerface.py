@@ -55,14 +55,14 @@ class WiderFaceDataset(Dataset):
         """All faces of the images as the official evaluation has them, and which count as easy, medium and hard."""
         place = {file: int(i) for file, i in zip(self.files, self.image_ids)}
         faces = read_cells(self.truth_file("face"), "face_bbx_list")
-        counted = {setting: read_cells(self.truth_file(setting), "gt_list") for setting in SETTINGS}
         known = [file for file in faces if file in place]
         boxes = [faces[file].astype(float).reshape(-1, 4) for file in known]
         count = [len(b) for b in boxes]
         corners = np.concatenate([*boxes, np.zeros((0, 4))])
         corners[:, 2:] += corners[:, :2]
         counts = {}
-        for setting, cells in counted.items():
+        for setting in SETTINGS:
+            cells = read_cells(self.truth_file(setting), "gt_list")
             flags = [np.isin(np.arange(1, n + 1), cells.get(file, ())) for file, n in zip(known, count)]
             counts[setting] = np.concatenate([*flags, np.zeros(0, bool)])
         image = np.repeat(np.array([place[file] for file in known], np.int64), count)

@@ -173,11 +173,8 @@ def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: K
 
 
 def read_ground_truth(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sound content of an annotation file, or of what it would hold, that has the images of all results.
-
-    Raises:
-        DataError: it cannot be read, or a result is of an image that it does not have.
-    """
+    """The sound content of an annotation file, or of what it would hold; DataError if it cannot be read or lacks the
+    image of a result."""
     content = _clean(gt if isinstance(gt, Mapping) else _read(Path(gt)))
     known = {image["id"] for image in content["images"]}
     stray = next((r["image_id"] for r in results if r["image_id"] not in known), None)
@@ -188,11 +185,7 @@ def read_ground_truth(gt: str | Path | Mapping[str, Any], results: Sequence[Mapp
 
 
 def load_backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """A library's COCO and COCOeval.
-
-    Raises:
-        UsageError: there is no such library.
-    """
+    """A library's COCO and COCOeval; UsageError where there is no such library."""
     if name not in BACKENDS:
         raise UsageError(f"There is no evaluation backend {name!r}: it is one of {', '.join(BACKENDS)}.")
     if name == "pycocotools":
