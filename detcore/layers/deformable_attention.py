@@ -91,10 +91,8 @@ class MSDeformAttention(nn.Module):
         offsets = self.sampling_offsets(query).float().unflatten(2, (self.heads, self.levels, self.points, 2))
         weights = self.attention_weights(query).unflatten(2, (self.heads, -1)).softmax(3)
         reference = reference[:, :, None, :, None]
-        if reference.shape[-1] == 4:
-            step = reference[..., 2:] / 2 / self.points
-        else:
-            step = 1 / size_tensor(sizes, query).flip(1)[:, None]
+        step = (reference[..., 2:] / 2 / self.points if reference.shape[-1] == 4 else
+                1 / size_tensor(sizes, query).flip(1)[:, None])
         out = sample_levels(values.unflatten(2, (self.heads, -1)), sizes, reference[..., :2] + offsets * step,
                             weights.unflatten(3, (self.levels, self.points)))
         return self.output_proj(out)
@@ -103,8 +101,7 @@ class MSDeformAttention(nn.Module):
 class MSDeformEncoderLayer(nn.Module):
     """Deformable attention of the cells to each other, two layers for each cell, each with a shortcut and a norm."""
 
-    def __init__(self, width: int, hidden: int, *, heads: int = 8, levels: int = 4, points: int = 4,
-                 dropout: float = 0.0):
+    def __init__(self, width: int, hidden: int, heads: int, levels: int, points: int, dropout: float):
         super().__init__()
         self.self_attn = MSDeformAttention(width, heads, levels, points)
         self.ffn = FeedForward(width, hidden, dropout=dropout)
@@ -123,8 +120,7 @@ class MSDeformEncoder(Layers):
 
     def __init__(self, number: int, width: int, hidden: int, *, heads: int = 8, levels: int = 4, points: int = 4,
                  dropout: float = 0.0):
-        layers = [MSDeformEncoderLayer(width, hidden, heads=heads, levels=levels, points=points, dropout=dropout)
-                  for _ in range(number)]
+        layers = [MSDeformEncoderLayer(width, hidden, heads, levels, points, dropout) for _ in range(number)]
         super().__init__(layers)
         for layer in layers:
             layer.self_attn.reset_parameters()

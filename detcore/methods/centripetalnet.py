@@ -237,12 +237,10 @@ def corner_losses(corners: Corners, targets: CornerTargets) -> dict[str, Tensor]
         predicted = torch.stack([box.gather(flatten(m), targets.cell) for m in maps])
         return (SmoothL1()(predicted, target.expand_as(predicted)) * targets.trains[..., None]).sum() / count
 
-    return {
-        "det_loss": gaussian_focal(torch.stack(list(corners.heat)), targets.heat).sum() / peaks,
-        "off_loss": shift_loss(corners.offset, targets.offset),
-        "guiding_loss": GUIDING_WEIGHT * shift_loss(corners.guiding_shift, targets.guiding_shift),
-        "centripetal_loss": shift_loss(corners.centripetal_shift, targets.centripetal_shift),
-    }
+    return {"det_loss": gaussian_focal(torch.stack(list(corners.heat)), targets.heat).sum() / peaks,
+            "off_loss": shift_loss(corners.offset, targets.offset),
+            "guiding_loss": GUIDING_WEIGHT * shift_loss(corners.guiding_shift, targets.guiding_shift),
+            "centripetal_loss": shift_loss(corners.centripetal_shift, targets.centripetal_shift)}
 
 
 def gaussian_focal(logits: Tensor, target: Tensor) -> Tensor:

@@ -57,8 +57,7 @@ def region_cells(boxes: Tensor, share: float, stride: int, size: tuple[int, int]
     rim = (1 - share) / 2
     first, last = boxes[..., :2] / stride, boxes[..., 2:] / stride
     low, high = ((1 - rim) * first + rim * last).round(), (rim * first + (1 - rim) * last).round()
-    (h, w), device = size, boxes.device
-    x, y = torch.arange(w, device=device), torch.arange(h, device=device)
+    y, x = (torch.arange(cells, device=boxes.device) for cells in size)
     column = (x >= low[..., :1]) & (x <= high[..., :1])
     row = (y >= low[..., 1:]) & (y <= high[..., 1:])
     return row[..., :, None] & column[..., None, :]

@@ -40,11 +40,8 @@ POINTS, IMPORTANT, OVERSAMPLING = 12544, 0.75, 3.0
 
 
 class MSDeformPixelDecoder(nn.Module):
-    """Multi-scale deformable attention over the three coarser maps; the finest one is added at the end (section 4.1).
-
-    Args:
-        channels: of the backbone's four maps; width: of all that is given; layers, hidden: of the encoder.
-    """
+    """Multi-scale deformable attention over the three coarser of the backbone's four maps, of so many `channels`; the
+    finest one is added at the end (section 4.1). `layers` and `hidden` are of the encoder."""
 
     def __init__(self, channels: Sequence[int], width: int, *, layers: int = ENCODER_LAYERS,
                  hidden: int = ENCODER_HIDDEN):

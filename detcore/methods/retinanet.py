@@ -37,7 +37,6 @@ class RetinaHead(nn.Module):
     Args:
         width, depth, anchor_scale: see `retinanet`.
         box_loss: elementwise loss of the offsets; stds: their scale.
-        postprocess: which detections are kept at test time.
     """
 
     def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4,
@@ -78,11 +77,18 @@ class RetinaHead(nn.Module):
         return anchors, self.matcher(anchors, gt_boxes, gt_valid), gt_boxes, gt_labels
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
-        """See `anchor_detections`."""
-        classes, deltas = self(features)
-        return anchor_detections([per_anchor(m, self.num_classes) for m in classes],
-                                 [per_anchor(m, 4) for m in deltas], self.anchors(classes), images, self.postprocess,
-                                 self.stds)
+        """The best scores of each level, decoded, thinned by NMS within their class, in the network's input."""
+        output, settings = self(features), self.postprocess
+        sizes = box.size_tensor(images.sizes, output[0][0])
+        boxes, scores, labels = [], [], []
+        for classes, offsets, anchors in zip(*output, self.anchors(output[0])):
+            score, index, label = top_scores(per_anchor(classes, self.num_classes), settings.score_threshold,
+                                             settings.pre_nms_top_n, logits=True)
+            deltas = box.gather(per_anchor(offsets, 4), index)
+            boxes.append(box.clip(box.decode(anchors[index], deltas, self.stds), sizes))
+            scores.append(score)
+            labels.append(label)
+        return dense_detections(torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(labels, 1), settings)
 
 
 def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tensor, gt_boxes: Tensor, gt_labels: Tensor,
@@ -104,23 +110,6 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tens
     return {
         "loss_cls": (focal(logits, one_hot & positive[..., None], ALPHA, GAMMA) * trained[..., None]).sum() / count,
         "loss_bbox": (error * positive[..., None]).sum() / count}
-
-
-def anchor_detections(logits: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], images: Images,
-                      settings: PostProcess, stds: Sequence[float] = (1, 1, 1, 1)) -> list[Detections]:
-    """The best scores of each level, decoded, thinned by NMS within their class, in the network's input.
-
-    Args:
-        logits: [N, a, C] of each level; deltas: [N, a, 4]; anchors: [a, 4]; stds: scale of the offsets.
-    """
-    sizes = box.size_tensor(images.sizes, logits[0])
-    boxes, best, labels = [], [], []
-    for level, delta, anchor in zip(logits, deltas, anchors):
-        score, index, label = top_scores(level, settings.score_threshold, settings.pre_nms_top_n, logits=True)
-        boxes.append(box.clip(box.decode(anchor[index], box.gather(delta, index), stds), sizes))
-        best.append(score)
-        labels.append(label)
-    return dense_detections(torch.cat(boxes, 1), torch.cat(best, 1), torch.cat(labels, 1), settings)
 
 
 def retinanet(backbone: ResNet, num_classes: int = 80, *, width: int = 256, depth: int = 4, anchor_scale: float = 4,

@@ -141,12 +141,8 @@ def separable(in_channels: int, out_channels: int, kernel: int, *, stride: int, 
 
 
 class SSDNeck(nn.Module):
-    """The backbone's two maps, and coarser ones made of the last.
-
-    Args:
-        channels: of the two maps.
-        lite: depthwise convolutions with batch norm, and no normalisation of the first map.
-    """
+    """The backbone's two maps, of so many `channels`, and coarser ones made of the last; `lite`: by depthwise
+    convolutions with batch norm, and without normalisation of the first map."""
 
     def __init__(self, channels: Sequence[int], extras: Sequence[Extra], *, lite: bool = False):
         super().__init__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -65,18 +65,13 @@ def decode(anchors: Tensor, output: Tensor, strides: Tensor) -> Tensor:
     return torch.cat([center - half, center + half], -1)
 
 
-@dataclass
 class GridMatcher:
     """Only anchors of cells that hold an object's centre take objects: each object's best one, and all that overlap an
     object by more than half. Of the others those that do so are ignored, the rest is background."""
 
     def __call__(self, anchors: Tensor, strides: Tensor, gt_boxes: Tensor, gt_valid: Tensor) -> Tensor:
-        """Index of the matched object, or BACKGROUND, or IGNORE, [N, A] int64.
-
-        Args:
-            anchors: [A, 4]; strides: [A, 1], sides of their cells.
-            gt_boxes: [N, G, 4]; gt_valid: [N, G] bool, each image's objects first.
-        """
+        """Index of the matched object, or BACKGROUND, or IGNORE, [N, A] int64, of anchors [A, 4] in cells with sides
+        `strides` [A, 1]; gt_boxes: [N, G, 4]; gt_valid: [N, G] bool, each image's objects first."""
         responsible = gt_valid.new_zeros(len(gt_boxes), len(anchors))
         near = torch.zeros_like(responsible)
         cell = (box.centers(anchors) / strides).floor()
@@ -99,11 +94,8 @@ def detection_block(in_channels: int, width: int) -> nn.Sequential:
 
 
 class YOLONeck(nn.Module):
-    """From the coarsest scale to the finest: five convolutions, then narrowed, enlarged and joined to a finer map.
-
-    Args:
-        channels: of the backbone's maps, finest first; widths: channels of each scale, coarsest first.
-    """
+    """From the coarsest scale to the finest: five convolutions, then narrowed, enlarged and joined to a finer map;
+    `channels` are of the backbone's maps, finest first, `widths` of each scale, coarsest first."""
 
     def __init__(self, channels: Sequence[int], widths: Sequence[int]):
         super().__init__()
@@ -125,13 +117,8 @@ class YOLONeck(nn.Module):
 
 
 class YOLOHead(nn.Module):
-    """On each scale a 3x3 convolution, then for each anchor centre, size, objectness and classes (section 2.3).
-
-    Args:
-        channels: of each scale's map; bridges: channels of its 3x3 convolution.
-        anchors: (w, h) in pixels of each scale's anchors. All lists are coarsest first.
-        postprocess: which detections are kept at test time; its score threshold is of the class alone (see `predict`).
-    """
+    """On each scale a 3x3 convolution, then for each anchor centre, size, objectness and classes (section 2.3);
+    arguments as in `yolov3`."""
 
     def __init__(self, channels: Sequence[int], bridges: Sequence[int], anchors: Anchors, num_classes: int, *,
                  postprocess: PostProcess | None = None):
@@ -197,7 +184,8 @@ def yolov3(backbone: Darknet | MobileNetV2, num_classes: int = 80, *, widths: Se
     """YOLOv3 on a backbone's maps of stride 8, 16 and 32; lists are coarsest first.
 
     Args:
-        widths: channels of each scale (see `YOLONeck`); bridges, anchors: see `YOLOHead`.
+        widths, bridges: channels of each scale's map, and of the 3x3 convolution that the head begins with.
+        anchors: (w, h) in pixels of each scale's anchors.
         score_threshold: of the class alone, before the objectness.
         nms_threshold, max_detections: which detections are kept (see `PostProcess`).
         pre_nms_top_n: best classes of all scales together that go on to NMS.
