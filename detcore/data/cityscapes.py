@@ -26,7 +26,7 @@ from detcore.structures import encode_rle
 
 # The classes of the instance task with their official numbers.
 CLASSES = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}
-INSTANCE = 1000
+INSTANCE = 1000  # what a class's number is multiplied by in a map of instances
 PICTURE, MAP = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 
 

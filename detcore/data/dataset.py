@@ -100,8 +100,7 @@ class Dataset:
 
     Attributes:
         annotation_file: the file that messages and records name.
-        class_names: a name for each label.
-        category_ids: the number that results give each label.
+        class_names, category_ids: a name for each label, and the number that results give it.
         image_ids: int64 [n].
         sizes: int32 [n, 2], (h, w) as the annotations have them.
         files: pictures, under `image_folder`.
@@ -158,14 +157,11 @@ class Dataset:
         options say.
 
         Args:
-            image: int64 [n], the place of each one's image.
+            image: int64 [n], the place of each one's image; labels: int64 [n], below 0 for classes not asked for.
             boxes: float [n, 4] (x1, y1, x2, y2) in pixels.
-            labels: int64 [n]; below 0 for classes that are not asked for.
-            ignored: bool [n], neither object nor background.
-            flags: bool [n], what the evaluation treats in another way.
+            ignored: bool [n], neither object nor background; flags: bool [n], what the evaluation treats differently.
             title: what a message calls row i.
-            good: bool [n], what the reader itself has nothing against.
-            skip: bool [n], what is left out without a word.
+            good: bool [n], what the reader has nothing against; skip: bool [n], what is left out without a word.
 
         Returns:
             int64 [m], the rows that were taken, in their new order.

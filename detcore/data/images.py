@@ -7,6 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -32,10 +33,8 @@ def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
     image = None
     if _complete(data):
         flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
+        with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:
-            pass  # Pillow may know better
     return _decode_slowly(path, data, upright) if image is None else image
 
 
@@ -79,12 +78,10 @@ def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
     """
     digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
     sizes = np.zeros((len(files), 2), np.int32)
-    try:
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # there is none, or it is of no use
         with np.load(kept, allow_pickle=False) as file:
             if str(file["digest"]) == digest:
                 sizes = file["sizes"].copy()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # there is none, or it is of no use
 
     def read(index: int) -> tuple[int, int]:
         with Image.open(folder / files[index]) as image:

@@ -72,10 +72,9 @@ class PanopticMaps:
         """
         self.file = Path(root) / f"annotations/panoptic_{split}.json"
         self.folder = self.file.with_suffix("")
-        with open_file(self.file, "file of panoptic annotations") as file:
-            text = file.read()
         try:
-            content = msgspec.json.decode(text, type=_File)
+            with open_file(self.file, "file of panoptic annotations") as file:
+                content = msgspec.json.decode(file.read(), type=_File)
         except msgspec.MsgspecError as error:
             problem = str(error).rstrip(".")
             raise DataError(f"The panoptic annotations {self.file} cannot be read: {problem}.") from error

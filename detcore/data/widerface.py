@@ -84,11 +84,10 @@ def read_text(path: Path) -> Rows:
 
     Where there is no face, a line of zeros follows all the same.
     """
-    with open_file(path, "annotation file") as file:
-        text = file.read()
     rows, number = Rows(), 0
     try:
-        lines = text.decode().splitlines()
+        with open_file(path, "annotation file") as file:
+            lines = file.read().decode().splitlines()
         while number < len(lines) and lines[number].strip():
             picture, count = lines[number].strip(), int(lines[number + 1])
             number += 2

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from detcore.data.cityscapes import INSTANCE
 from detcore.metrics.ranking import Result
 
 OVERLAPS = np.arange(0.5, 1.0, 0.05)
-INSTANCE = 1000  # what a class's number is multiplied by in a map of instances
 SMALL = 100  # pixels
 # Classes that are not evaluated: borders, the car itself, what is not labelled, and some rare ones.
 VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
@@ -42,10 +42,7 @@ class CityscapesAP:
     """Compares masks with maps of instances, image by image; `counted` is what was seen so far."""
 
     def __init__(self, class_ids: Sequence[int], class_names: Sequence[str]) -> None:
-        """
-        Args:
-            class_ids: the official numbers of the classes, in the order of the labels; class_names: theirs.
-        """
+        """`class_ids` are the official numbers of the classes, in the order of the labels."""
         self.class_ids, self.class_names = list(class_ids), list(class_names)
         self.counted: list[Counted] = []
 

@@ -7,10 +7,11 @@ All values are fractions of 1; None stands for what the ground truth has no obje
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from detcore.data.files import open_file
 from detcore.errors import DataError, UsageError
+from detcore.metrics.intervals import resamplings
 
 Kind = Literal["bbox", "segm", "proposal"]
 KINDS = ("bbox", "segm", "proposal")
@@ -43,6 +45,7 @@ class CocoResult:
         per_class: AP of each class; empty for proposals.
         precision: [10, 101, classes], the precision at each of `IOUS` and `RECALLS`; NaN where a class has no object.
         images, objects: how many were evaluated; crowds are not counted.
+        replicates: the metrics under resamplings of the images (`detcore.metrics.intervals`), where they were asked for.
     """
 
     kind: Kind | Literal["panoptic"]
@@ -51,6 +54,7 @@ class CocoResult:
     precision: np.ndarray = field(repr=False)
     images: int
     objects: int
+    replicates: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def headline(self) -> float:
@@ -69,7 +73,7 @@ class CocoResult:
 def evaluate_coco(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind = "bbox", *,
                   backend: str = DEFAULT_BACKEND, category_ids: Sequence[int] | None = None,
                   image_ids: Sequence[int] | None = None, limits: tuple[int, int, int] | None = None,
-                  progress: bool = False) -> CocoResult:
+                  replicates: int = 0, progress: bool = False) -> CocoResult:
     """Compare detections with the ground truth of a COCO annotation file.
 
     Args:
@@ -80,17 +84,19 @@ def evaluate_coco(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[
         backend: "faster-coco-eval" or "pycocotools".
         category_ids, image_ids: evaluate only these; all of the file by default.
         limits: three numbers of detections an image, for the recalls; precision takes the last.
-        progress: show a bar.
+        replicates: resamplings of the images under which the metrics are computed again, by faster-coco-eval.
 
     Raises:
-        UsageError: an unknown kind or backend.
+        UsageError: an unknown kind or backend, or one that gives no replicates.
         DataError: the annotation file cannot be read, or a result is of an image that it does not have.
     """
     if kind not in KINDS:
         raise UsageError(f"There is no COCO evaluation {kind!r}: it is one of {', '.join(KINDS)}.")
     content = read_ground_truth(gt, results)
     limits = limits or (PROPOSAL_LIMITS if kind == "proposal" else DETECTION_LIMITS)
-    counts = count(content, results, kind, backend, category_ids, image_ids, limits, progress)
+    if replicates and backend != DEFAULT_BACKEND:
+        raise UsageError(f"Intervals by the bootstrap need the backend {DEFAULT_BACKEND}, not {backend}.")
+    counts = count(content, results, kind, backend, category_ids, image_ids, limits, progress, replicates)
     metrics = {} if kind == "proposal" else counts.average_precision()
     return counts.result(kind, metrics | counts.average_recall())
 
@@ -104,6 +110,7 @@ class Counts:
         limits: numbers of detections.
         names: of the classes.
         images, objects: how many there are.
+        resampled: for each resampling of the images the metrics.
     """
 
     precision: np.ndarray
@@ -112,6 +119,7 @@ class Counts:
     names: Sequence[str]
     images: int
     objects: int
+    resampled: Sequence[dict[str, float | None]] = ()
 
     def average_precision(self) -> dict[str, float | None]:
         """AP, at two thresholds, and by area, with the most detections."""
@@ -130,12 +138,14 @@ class Counts:
         """The result with these metrics."""
         precision = self.precision[..., 0, -1]
         per_class = {} if kind == "proposal" else {n: mean(precision[:, :, k]) for k, n in enumerate(self.names)}
-        return CocoResult(kind, metrics, per_class, precision, self.images, self.objects)
+        replicates = {name: np.array([one[name] for one in self.resampled], float)
+                      for name in metrics if self.resampled and name in self.resampled[0]}
+        return CocoResult(kind, metrics, per_class, precision, self.images, self.objects, replicates)
 
 
 def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: str,
           category_ids: Sequence[int] | None, image_ids: Sequence[int] | None, limits: Sequence[int],
-          progress: bool, **options: Any) -> Counts:
+          progress: bool, replicates: int = 0, **options: Any) -> Counts:
     """Let a library compare results with the ground truth, a group of classes after the other.
 
     Args:
@@ -151,6 +161,8 @@ def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: K
     objects, found = _by_class(content["annotations"]), _detections(results, kind)
     shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(limits)
     precision, recall = [], []
+    resampled: list[list[dict[str, np.ndarray]]] = [[] for _ in range(replicates)]
+    options |= dict(separate_eval=True) if replicates else {}
     with tqdm(total=len(classes), desc=f"counting {kind}", unit="class", disable=not progress, leave=False) as bar:
         for group in groups:
             with contextlib.redirect_stdout(io.StringIO()):  # both libraries talk
@@ -164,12 +176,40 @@ def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: K
                 run.accumulate()
             precision.append(_nan(run.eval["precision"]).reshape(shape))
             recall.append(_nan(run.eval["recall"]).reshape(shape[:1] + shape[2:]))
+            for of_group, values in zip(resampled, _resample(run, kind, len(images), replicates)):
+                of_group.append(values)
             bar.update(len(group))
     counted, shown = set(classes), set(images)
     number = sum(not a["iscrowd"] and a["image_id"] in shown and (kind == "proposal" or a["category_id"] in counted)
                  for a in content["annotations"])
+    again = [{name: mean(np.concatenate([values[name] for values in groups])) for name in groups[0]}
+             for groups in resampled]
     return Counts(np.concatenate(precision, 2), np.concatenate(recall, 1), limits, [names[c] for c in classes],
-                  len(shown), number)
+                  len(shown), number, again)
+
+
+def _resample(run: Any, kind: Kind, images: int, replicates: int) -> Iterator[dict[str, np.ndarray]]:
+    """Metrics of each class under resamplings of the images: the matches in each image are put together anew."""
+    if not replicates:
+        return
+    from faster_coco_eval.faster_eval_api_cpp import COCOevalAccumulate
+
+    params = copy.copy(run._paramsEval)
+    if kind != "proposal":
+        params.maxDets = params.maxDets[-1:]
+    shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(params.maxDets)
+    per_image = run._evalImgs_cpp  # by class and area, then by image
+    for chosen in resamplings(images, replicates):
+        drawn = [per_image[start + i] for start in range(0, len(per_image), images) for i in chosen]
+        counted = COCOevalAccumulate(params, drawn)
+        p = _nan(counted["precision"]).reshape(shape)[..., -1]
+        r = _nan(counted["recall"]).reshape(shape[:1] + shape[2:])
+        values = {f"AR{n}": r[..., 0, i].mean(0) for i, n in enumerate(params.maxDets)}
+        values |= {f"AR{area}": r[:, :, a, -1].mean(0) for a, area in enumerate(AREAS) if area}
+        if kind != "proposal":
+            values |= {"AP": p[..., 0].mean((0, 1)), "AP50": p[0, ..., 0].mean(0), "AP75": p[5, ..., 0].mean(0)}
+            values |= {f"AP{area}": p[..., a].mean((0, 1)) for a, area in enumerate(AREAS) if area}
+        yield values
 
 
 def read_ground_truth(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
