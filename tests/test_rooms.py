@@ -22,10 +22,10 @@ BUILDS_ON = {
     "fcos": {"fast_rcnn"},  # as the proposal network of Faster R-CNN
     "mask_rcnn": {"fast_rcnn", "rpn"},
     "cascade_rcnn": {"fast_rcnn", "mask_rcnn", "rpn"},
-    "dynamic_rcnn": {"fast_rcnn", "faster_rcnn", "rpn"},
+    "dynamic_rcnn": {"fast_rcnn", "faster_rcnn"},
     "libra_rcnn": {"fast_rcnn", "faster_rcnn", "retinanet", "rpn"},
     "grid_rcnn": {"fast_rcnn", "rpn"},
-    "ms_rcnn": {"fast_rcnn", "mask_rcnn", "rpn"},
+    "ms_rcnn": {"mask_rcnn"},
     "panoptic_fpn": {"mask_rcnn"},
     "seesaw_loss": {"cascade_rcnn", "fast_rcnn", "mask_rcnn"},
     "dcn": {"faster_rcnn"},

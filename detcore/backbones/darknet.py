@@ -11,9 +11,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.backbones import stage_maps
+from detcore.backbones.stages import FixedStatistics, stage_maps
 from detcore.layers.conv import ConvBlock
-from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
+from detcore.layers.init import init_weights, kaiming_normal
 
 STEM = 32
 STAGE_BLOCKS = (1, 2, 8, 8, 4)  # table 1
@@ -33,7 +33,7 @@ class DarknetBlock(nn.Module):
         return x + self.conv2(self.conv1(x))
 
 
-class Darknet(nn.Module):
+class Darknet(FixedStatistics):
     """A stem and stages; each stage halves the map, doubles the channels, then has its residual blocks.
 
     Args:
@@ -41,9 +41,6 @@ class Darknet(nn.Module):
         stem: channels of the stem; 32 is published, fewer make a slim network.
         out_stages: which stages' maps to return, 0 being the first stage's.
         norm_eval: keep batch norm's statistics as loaded while training.
-
-    Attributes:
-        channels: of the maps that are given.
     """
 
     def __init__(self, blocks: Sequence[int] = STAGE_BLOCKS, *, stem: int = STEM,
@@ -65,9 +62,3 @@ class Darknet(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps [N, channels[i], H / s, W / s] of `out_stages`; of all stages s = 2, 4, 8, 16, 32."""
         return stage_maps(self.conv1(x), [getattr(self, name) for name in self.stages], self.out_stages)
-
-    def train(self, mode: bool = True) -> Darknet:
-        super().train(mode)
-        if mode and self.norm_eval:
-            freeze_norm_statistics(self)
-        return self

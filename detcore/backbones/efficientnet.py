@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detcore.backbones import stage_maps
 from detcore.backbones.mobilenet import InvertedResidual
+from detcore.backbones.stages import stage_maps
 from detcore.layers.conv import ConvBlock
 from detcore.layers.init import init_weights, kaiming_normal, set_batch_norm
 
@@ -108,9 +108,6 @@ class EfficientNet(nn.Module):
         out_layers: which layers' maps to return, 0 being the stem's.
         drop: stochastic depth grows linearly from 0 at the first block towards this.
         stages, stem: of the network before scaling; others make a slim network.
-
-    Attributes:
-        channels: of the maps that are given.
     """
 
     def __init__(self, scaling: Scaling = B3, *, out_layers: Sequence[int] = (3, 4, 5), drop: float = DROP,

@@ -24,11 +24,7 @@ def blocks(*channels: int, stride: int = 1) -> nn.Sequential:
 
 
 class HourglassModule(nn.Module):
-    """One size of an hourglass, with all smaller ones inside it.
-
-    Args:
-        channels, numbers: channels and residual blocks of this size and of each smaller one.
-    """
+    """One size of an hourglass, with all smaller ones inside it; channels and residual blocks (`numbers`) of each."""
 
     def __init__(self, channels: Sequence[int], numbers: Sequence[int]):
         super().__init__()
@@ -52,9 +48,6 @@ class Hourglass(nn.Module):
         channels, numbers: channels and residual blocks of each size, the largest first.
         stacks: hourglasses, one after the other.
         stem: channels of the first convolution.
-
-    Attributes:
-        channels: of the maps that are given.
     """
 
     def __init__(self, channels: Sequence[int] = CHANNELS, numbers: Sequence[int] = BLOCKS, *, stacks: int = 2,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from detcore.backbones import stage_maps
+from detcore.backbones.stages import stage_maps
 from detcore.layers.conv import Activation, Conv, ConvBlock
 from detcore.layers.init import init_weights, kaiming_normal, set_batch_norm
 
@@ -37,8 +37,7 @@ class InvertedResidual(nn.Module):
 
     Args:
         widen: how many times; act: activation of all convolutions but the last.
-        kernel, conv: of the convolution that each channel has. squeeze: what follows it.
-        drop: how often training leaves the block out.
+        kernel, conv: of each channel's convolution; squeeze: what follows it; drop: how often training omits the block.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, widen: int, act: Activation, *,
@@ -67,9 +66,6 @@ class MobileNetV2(nn.Module):
         act: activation of all convolutions but a block's last.
         eps, momentum: of batch norm.
         stages, stem, last: the stages, channels of the stem and of the last convolution; others make a slim network.
-
-    Attributes:
-        channels: of the maps that are given.
     """
 
     def __init__(self, out_stages: Sequence[int] = (4, 7), *, act: Activation = F.relu6, eps: float = 1e-5,

@@ -62,8 +62,7 @@ class RegNet(Residual):
     """A stem of one convolution, and four stages of X blocks, each of which halves the map.
 
     Args:
-        design: a name of `DESIGNS`, or a design.
-        stem: channels of the stem.
+        design: a name of `DESIGNS`, or a design. stem: channels of the stem.
         out_stages, frozen_stages, norm_eval, deform, deform_stages: as in `ResNet`.
     """
 

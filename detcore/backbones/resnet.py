@@ -6,14 +6,14 @@ Detectors keep batch norm's statistics frozen, and the stem and first stage fixe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from detcore.backbones import stage_maps
+from detcore.backbones.stages import FixedStatistics, stage_maps
 from detcore.layers.conv import Conv, make_norm
-from detcore.layers.init import freeze_norm_statistics, init_weights, kaiming_normal
+from detcore.layers.init import init_weights, kaiming_normal
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -58,9 +58,8 @@ class Bottleneck(ResidualBlock):
     """1x1, 3x3 (grouped in ResNeXt), 1x1 convolutions with a shortcut.
 
     Args:
-        width: channels of the block's last convolution over `expansion`.
+        width: channels of the block's last convolution over `expansion`. groups, base_width: of ResNeXt.
         caffe: stride in the first convolution, not in the second.
-        groups, base_width: of ResNeXt.
         norm: "bn" or "gn". conv: the kind of convolution; deform: that of the 3x3 one, where it differs.
     """
 
@@ -90,14 +89,11 @@ def stage(depth: int, index: int, *, base_channels: int = 64, stride: int | None
                            for i in range(STAGE_BLOCKS[depth][index]))), out_channels
 
 
-class Residual(nn.Module):
+class Residual(FixedStatistics):
     """What residual networks share: a stem, stages `layer1` to `layer4`, and what of them is fixed.
 
     Args:
         stem: its convolution; stages: each with its number of channels. Others as in `ResNet`.
-
-    Attributes:
-        channels: of the maps that are given.
     """
 
     def __init__(self, stem: nn.Conv2d, norm: str, stages: Sequence[tuple[nn.Module, int]], out_stages: Sequence[int],
@@ -125,10 +121,8 @@ class Residual(nn.Module):
         """Maps [N, channels[i], H / s, W / s] of the stages in `out_stages`, s = 4, 8, 16, 32 unless dilated."""
         return stage_maps(self.stem(x), [getattr(self, name) for name in self.stages], self.out_stages)
 
-    def train(self, mode: bool = True) -> Residual:
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if mode and self.norm_eval:
-            freeze_norm_statistics(self)
         for module in self._frozen():
             module.eval()
         return self
@@ -195,12 +189,8 @@ def resnet_dc5(depth: int = 50, *, style: str = "caffe", **options) -> ResNet:
     return ResNet(depth, style=style, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), out_stages=(3,), **options)
 
 
-class ResStage(nn.Module):
-    """The last stage of a ResNet, run on every region: the head of C4 detectors (He et al. 2016, appendix A).
-
-    Attributes:
-        channels: of the maps that it gives.
-    """
+class ResStage(FixedStatistics):
+    """The last stage of a ResNet, run on every region: the head of C4 detectors (He et al. 2016, appendix A)."""
 
     def __init__(self, depth: int = 50, *, base_channels: int = 64, caffe: bool = True):
         super().__init__()
@@ -210,9 +200,3 @@ class ResStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[r, channels, s / 2, s / 2] of region maps [r, C, s, s]."""
         return self.layer4(x)
-
-    def train(self, mode: bool = True) -> ResStage:
-        super().train(mode)
-        if mode:
-            freeze_norm_statistics(self)
-        return self

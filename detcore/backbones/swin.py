@@ -22,18 +22,13 @@ MLP_RATIO = 4
 DROP_PATH = 0.3  # share of the last block's branches left out in training; it rises linearly from zero
 BLOCKED = -100.0  # what is added where a shifted window joins opposite borders of the map
 
-
 # Names in the files of Swin's authors, and here.
 NAMES = {r"^layers\.": "stages.", r"\.attn\.(?!w_msa)": ".attn.w_msa.", r"\.mlp\.fc1\.": ".ffn.layers.0.0.",
          r"\.mlp\.fc2\.": ".ffn.layers.1.", r"^patch_embed\.proj\.": "patch_embed.projection."}
 
 
 class Size(NamedTuple):
-    """A published size.
-
-    Attributes:
-        channels: of the first stage; depths, heads: of each stage; window: side of the windows, in cells.
-    """
+    """Channels of the first stage, depth and heads of each stage, side of the windows in cells."""
 
     channels: int
     depths: tuple[int, ...]
@@ -116,11 +111,7 @@ class ShiftedWindows(nn.Module):
         return x[:, :height, :width]
 
     def attention_mask(self, size: tuple[int, int], device: torch.device) -> Tensor:
-        """[windows, 1, cells, cells]: zero between cells of one region before rolling, else `BLOCKED`.
-
-        Args:
-            size: (h, w) of the map, in cells.
-        """
+        """[windows, 1, cells, cells]: zero between cells of one region before rolling, else `BLOCKED`; size: (h, w)."""
         def regions(n: int) -> Tensor:
             cells = torch.arange(n, device=device)
             return (cells >= n - self.window).int() + (cells >= n - self.shift).int()
@@ -195,15 +186,10 @@ class Swin(nn.Module):
     """Four stages; gives the maps of all, each behind a norm.
 
     Args:
-        size: channels, depths, heads and window.
         drop: share of the last block's branches left out in training.
-
-    Attributes:
-        channels: of the maps that are given.
-        added: layers that a classifier does not have.
     """
 
-    added = ("norm0.", "norm1.", "norm2.", "norm3.")
+    added = ("norm0.", "norm1.", "norm2.", "norm3.")  # layers that a classifier does not have
 
     def __init__(self, size: Size, *, drop: float = DROP_PATH):
         super().__init__()

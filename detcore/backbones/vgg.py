@@ -18,10 +18,6 @@ class SSDVGG(nn.Module):
 
     Args:
         width: channels of the first stage; 64 is published, fewer make a slim network.
-
-    Attributes:
-        channels: of the two maps.
-        added: names of layers 6 and 7, which a file of VGG-16's convolutions does not have.
     """
 
     def __init__(self, width: int = 64):
@@ -37,6 +33,7 @@ class SSDVGG(nn.Module):
                 self.conv4_3 = len(layers) - 1
             last = stage == len(STAGE_CONVS) - 1
             layers.append(nn.MaxPool2d(3, 1, 1) if last else nn.MaxPool2d(2, 2, ceil_mode=True))
+        # Layers 6 and 7, which a file of VGG-16's convolutions does not have.
         self.added = f"features.{len(layers)}.", f"features.{len(layers) + 2}."
         layers += [nn.Conv2d(channels, 2 * channels, 3, padding=FC6_DILATION, dilation=FC6_DILATION), nn.ReLU(),
                    nn.Conv2d(2 * channels, 2 * channels, 1), nn.ReLU()]

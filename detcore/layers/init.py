@@ -1,8 +1,9 @@
-"""Initial weights, and norms that do not learn."""
+"""Initial weights, and the settings of norms."""
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -30,19 +31,11 @@ def init_weights(network: nn.Module, init: Callable[[Tensor], Tensor]) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def kaiming_normal(weight: Tensor) -> Tensor:
-    """He et al.'s initialisation, by the number of outputs."""
-    return nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-
-
-def kaiming_uniform(weight: Tensor) -> Tensor:
-    """Uniform weights that keep the variance of what goes in (Caffe2's "Xavier")."""
-    return nn.init.kaiming_uniform_(weight, a=1)
-
-
-def normal(weight: Tensor) -> Tensor:
-    """Gaussian weights of standard deviation 0.01, as dense heads have them."""
-    return nn.init.normal_(weight, 0, 0.01)
+# Ways to fill weights in place: He et al.'s, by the number of outputs; uniform, keeping the variance of what goes in
+# (Caffe2's "Xavier"); Gaussian, as dense heads have them.
+kaiming_normal = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+kaiming_uniform = partial(nn.init.kaiming_uniform_, a=1)
+normal = partial(nn.init.normal_, std=0.01)
 
 
 def set_batch_norm(network: nn.Module, eps: float, momentum: float) -> None:
@@ -50,10 +43,3 @@ def set_batch_norm(network: nn.Module, eps: float, momentum: float) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = eps, momentum
-
-
-def freeze_norm_statistics(network: nn.Module) -> None:
-    """Batch norm layers (synchronised ones too) use their running statistics and leave them as they are."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()

@@ -125,10 +125,9 @@ class CascadeRoIHead(nn.Module):
 @forwards(fpn_rpn_head)
 def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
                  sampling_ratio: int = 0, masks: bool = False, mask_predictor: type[nn.Conv2d] = nn.Conv2d,
-                 bbox_heads: Sequence[BoxHead] | None = None, score_threshold: float = 0.05,
-                 nms_threshold: float = 0.5, max_detections: int = 100, border: int = 0,
-                 rpn_box_loss: SmoothL1 = RPN_BOX_LOSS, rpn_post_nms_top_n_train: int = 2000,
-                 **rpn_options: Any) -> TwoStageDetector:
+                 bbox_heads: Sequence[BoxHead] | None = None, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+                 max_detections: int = 100, border: int = 0, rpn_box_loss: SmoothL1 = RPN_BOX_LOSS,
+                 rpn_post_nms_top_n_train: int = 2000, **rpn_options: Any) -> TwoStageDetector:
     """Cascade R-CNN on a feature pyramid.
 
     Args:

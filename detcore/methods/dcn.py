@@ -37,8 +37,7 @@ class DeformConv2d(nn.Conv2d):
     """A deformable convolution with the convolution that makes its offsets (2017, section 2.1).
 
     Args:
-        offset_groups: groups of channels that have offsets of their own.
-        modulated: weigh the taps too (DCNv2).
+        offset_groups: groups of channels that have offsets of their own. modulated: weigh the taps too (DCNv2).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0,
@@ -69,19 +68,15 @@ class DeformConv2d(nn.Conv2d):
 
 def deform_roi_pool(feature: Tensor, rois: Tensor, size: int, scale: float, offsets: Tensor | None = None,
                     max_samples: int | None = None) -> Tensor:
-    """RoIAlign whose bins are moved by offsets; differentiable in the features and in the offsets (equation 5).
+    """RoIAlign whose bins are moved by offsets, [r, C, size, size] in float32; differentiable in both (equation 5).
 
     Every bin is a weighted sum of a few cells, so the pooling is one embedding bag: its indices are the cells around
     the bin's samples, its weights their bilinear shares.
 
     Args:
-        feature: [N, C, H, W].
-        rois: [r, 5], index of the image and box in pixels; `scale` is cells a pixel.
+        feature: [N, C, H, W]; rois: [r, 5], index of the image and box in pixels; scale: cells a pixel.
         offsets: [r, 2, size, size], (x, y) of each bin in units of `GAMMA` times the region's size; None: no offset.
         max_samples: no bin has more samples; None: they are counted, for which a GPU has to be waited for.
-
-    Returns:
-        [r, C, size, size] in float32.
     """
     n, channels, h, w = feature.shape
     boxes = rois[:, 1:].float() * scale - 0.5

@@ -45,10 +45,8 @@ MOST_REGIONS = 192  # that train the grid, in a batch
 RPN_BOX_LOSS = SmoothL1(1 / 9)
 
 # Points are numbered by column, then row; neighbours are left, above, below, right.
-NEIGHBOURS = tuple(
-    tuple((i + di) * SIDE + j + dj for di, dj in ((-1, 0), (0, -1), (0, 1), (1, 0))
-          if 0 <= i + di < SIDE and 0 <= j + dj < SIDE)
-    for i in range(SIDE) for j in range(SIDE))
+NEIGHBOURS = tuple(tuple((i + di) * SIDE + j + dj for di, dj in ((-1, 0), (0, -1), (0, 1), (1, 0))
+                         if 0 <= i + di < SIDE and 0 <= j + dj < SIDE) for i in range(SIDE) for j in range(SIDE))
 
 
 class GridHead(nn.Module):
@@ -108,8 +106,7 @@ class _Block(nn.Module):
 
 def _transition(channels: int) -> nn.Sequential:
     """A depthwise 5x5 and a pointwise convolution, which carry features from one point to the next."""
-    return nn.Sequential(nn.Conv2d(channels, channels, 5, padding=2, groups=channels),
-                         nn.Conv2d(channels, channels, 1))
+    return nn.Sequential(nn.Conv2d(channels, channels, 5, padding=2, groups=channels), nn.Conv2d(channels, channels, 1))
 
 
 # Between heat maps and boxes
@@ -121,10 +118,8 @@ def part_origins(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def grid_targets(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Heat maps [r, points, PART, PART] of objects [r, 4] seen from regions [r, 4]: a small cross at each point.
-
-    Regions of hardly any size have no points.
-    """
+    """Heat maps [r, points, PART, PART] of objects [r, 4] seen from regions [r, 4]: a small cross at each point, none
+    in regions of hardly any size."""
     size = 2 * box.sizes(boxes)  # the map covers the region and as much around it
     start = boxes[:, :2] - size / 4
     ratio = torch.arange(SIDE, device=boxes.device) / (SIDE - 1)
@@ -166,13 +161,11 @@ def jitter(boxes: Tensor, amount: float, sizes: Tensor) -> Tensor:
 
 
 class GridRoIHead(RoIHead):
-    """An RoI head that classifies, and finds boxes by grid points.
+    """An RoI head that classifies, and finds boxes by grid points; options as in `RoIHead`.
 
     Args:
-        bbox_head: a box head without boxes.
-        grid_roi_align: region features for the grid.
+        bbox_head: a box head without boxes. grid_roi_align: region features for the grid.
         most_regions: that train the grid in a batch; None for all.
-        options: as in `RoIHead`.
 
     Attributes:
         jitter: share by which training regions are moved.
@@ -229,12 +222,11 @@ class GridRoIHead(RoIHead):
 
 
 @forwards(fpn_rpn_head)
-def grid_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-              grid_convs: int = CONVS, grid_channels: int = CHANNELS, samples: int = 512,
-              most_regions: int = MOST_REGIONS, sampling_ratio: int = 0, score_threshold: float = 0.03,
-              nms_threshold: float = 0.3, max_detections: int = 100, border: int = 0,
-              rpn_box_loss: SmoothL1 = RPN_BOX_LOSS, rpn_post_nms_top_n_train: int = 2000,
-              **rpn_options: Any) -> TwoStageDetector:
+def grid_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, grid_convs: int = CONVS,
+              grid_channels: int = CHANNELS, samples: int = 512, most_regions: int = MOST_REGIONS,
+              sampling_ratio: int = 0, score_threshold: float = 0.03, nms_threshold: float = 0.3,
+              max_detections: int = 100, border: int = 0, rpn_box_loss: SmoothL1 = RPN_BOX_LOSS,
+              rpn_post_nms_top_n_train: int = 2000, **rpn_options: Any) -> TwoStageDetector:
     """Grid R-CNN; options as in `faster_rcnn`, `GridHead` and `GridRoIHead`."""
     rpn_head = fpn_rpn_head(width, border=border, rpn_box_loss=rpn_box_loss,
                             rpn_post_nms_top_n_train=rpn_post_nms_top_n_train, **rpn_options)

@@ -105,17 +105,11 @@ class NonLocal(nn.Module):
 
 
 class BalancedPyramid(nn.Module):
-    """All levels averaged at one size, refined, and added to each (figure 4).
-
-    Args:
-        channels: channels of every level.
-        level: whose size is the common one.
-    """
+    """All levels averaged at the size of one `level`, refined, and added to each (figure 4)."""
 
     def __init__(self, channels: int, level: int):
         super().__init__()
-        self.level = level
-        self.refine = NonLocal(channels)
+        self.level, self.refine = level, NonLocal(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The levels [N, C, h, w], finest first, with what the others know."""
@@ -134,11 +128,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 # Balanced L1 loss (section 3.3)
 
 class BalancedL1:
-    """Elementwise L1 whose gradient grows slower than the error below `beta` and is constant above (equations 9, 10).
-
-    Args:
-        beta: where accurate samples end.
-    """
+    """Elementwise L1 whose gradient grows slower than the error below `beta`, where accurate samples end, and is
+    constant above (equations 9, 10)."""
 
     def __init__(self, beta: float = 1.0):
         self.beta, self.b = beta, math.exp(GAMMA / ALPHA) - 1

@@ -51,10 +51,8 @@ class MaskHead(nn.Module):
         return self.conv_logits(self.upsample(x).relu())
 
     def loss(self, logits: Tensor, target: Tensor, positives: Regions) -> Tensor:
-        """Cross-entropy of the true class's mask, its logits [r, C, s, s] and target [r, s, s], 0-dim (section 3).
-
-        A mean over pixels and positive regions.
-        """
+        """Mean over regions and pixels of the cross-entropy of the true class's mask, 0-dim (section 3), from logits
+        [r, C, s, s] and targets [r, s, s]."""
         count = reduce_mean(positives.positive.sum().float()).clamp(min=1)
         error = binary_cross_entropy(of_class(logits, positives.labels), target).mean((1, 2))
         return (error * positives.positive).sum() / count
@@ -65,12 +63,10 @@ class MaskHead(nn.Module):
 
 
 class MaskRoIHead(RoIHead):
-    """The RoI head with a mask branch.
+    """The RoI head with a mask branch; options as in `RoIHead`.
 
     Args:
-        mask_roi_align: region features for masks; None: the box branch's own (C4).
-        mask_size: side of the mask targets.
-        options: as in `RoIHead`.
+        mask_roi_align: region features for masks; None: the box branch's own (C4). mask_size: side of the targets.
     """
 
     def __init__(self, roi_align: MultiScaleRoIAlign, bbox_head: BoxHead, mask_head: MaskHead,
@@ -130,10 +126,9 @@ def with_masks(detections: list[Detections], masks: list[Tensor], images: Images
 
 @forwards(fpn_rpn_head)
 def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
-              box_loss: ElementwiseLoss = l1, sampling_ratio: int = 0, aligned: bool = True,
-              block: Block = ConvBlock, box_convs: int = 0, samples: int = 512,
-              mask_predictor: type[nn.Conv2d] = nn.Conv2d, bbox_head: BoxHead | None = None,
-              roi_head: Callable[..., MaskRoIHead] = MaskRoIHead,
+              box_loss: ElementwiseLoss = l1, sampling_ratio: int = 0, aligned: bool = True, block: Block = ConvBlock,
+              box_convs: int = 0, samples: int = 512, mask_predictor: type[nn.Conv2d] = nn.Conv2d,
+              bbox_head: BoxHead | None = None, roi_head: Callable[..., MaskRoIHead] = MaskRoIHead,
               score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
               class_agnostic_nms: bool = False, **rpn_options: Any) -> TwoStageDetector:
     """Mask R-CNN on a feature pyramid.
@@ -144,8 +139,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidd
         sampling_ratio, aligned: how RoIAlign samples (see `MultiScaleRoIAlign`).
         block: the convolutions of pyramid and heads; box_convs: how many the box head has before its layer.
         mask_predictor: kind of the mask head's last convolution; bbox_head: another box head; roi_head: its kind.
-        score_threshold, nms_threshold, max_detections, class_agnostic_nms: which detections are kept (see
-            `PostProcess`).
+        score_threshold, nms_threshold, max_detections, class_agnostic_nms: see `PostProcess`.
         rpn_options: as in `fpn_rpn_head`.
     """
     align: dict[str, Any] = dict(sampling_ratio=sampling_ratio, aligned=aligned)

@@ -70,14 +70,12 @@ def iou_targets(logits: Tensor, target: Tensor, inside: Tensor) -> Tensor:
 
 
 def share_inside(targets: list[Target], regions: Regions) -> Tensor:
-    """[r] the share of each region's object that lies within the region.
-
-    Sums over boxes come from a table of sums over all upper left corners.
-    """
+    """[r] the share of each region's object that lies within the region."""
     boxes = regions.boxes
     masks = bitmaps([t.masks for t in targets], boxes.device)
     counts = torch.tensor([0] + [len(m) for m in masks[:-1]]).cumsum(0).to(boxes.device, non_blocking=True)
     stacked = torch.cat([*masks, masks[0].new_zeros(1, *masks[0].shape[1:])])  # never empty
+    # Sums over boxes come from a table of sums over all upper left corners.
     table = F.pad(stacked.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
     h, w = stacked.shape[1:]
     corner = boxes.trunc().long()

@@ -132,10 +132,8 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tens
     target = box.encode(anchors, box.gather(gt_boxes, matched.clamp(min=0)), stds)
     # Where an anchor is not positive its target is meaningless, and may be infinite.
     error = box_loss(deltas, torch.where(positive[..., None], target, deltas.detach().float()))
-    return {
-        "loss_rpn_cls": (binary_cross_entropy(logits, positive) * (positive | negative)).sum() / count,
-        "loss_rpn_bbox": (error * positive[..., None]).sum() / count,
-    }
+    return {"loss_rpn_cls": (binary_cross_entropy(logits, positive) * (positive | negative)).sum() / count,
+            "loss_rpn_bbox": (error * positive[..., None]).sum() / count}
 
 
 def best_anchors(scores: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Sequence[Tensor], images: Images,
@@ -173,8 +171,7 @@ def fpn_rpn_head(width: int, *, anchor_scale: float = 8, border: int = -1, rpn_s
     Args:
         width: channels of the pyramid. anchor_scale: side of an anchor in strides.
         border, rpn_box_loss, rpn_samples, rpn_negatives_per_positive: as `RPNHead` has them, without "rpn_".
-        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test, rpn_post_nms_top_n_train, rpn_post_nms_top_n_test,
-            rpn_nms_threshold: which proposals are kept (see `ProposalSettings`).
+        rpn_pre_nms_top_n_*, rpn_post_nms_top_n_*, rpn_nms_threshold: which proposals are kept (see `ProposalSettings`).
     """
     return RPNHead(width, fpn_anchors(anchor_scale),
                    ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
@@ -185,10 +182,7 @@ def fpn_rpn_head(width: int, *, anchor_scale: float = 8, border: int = -1, rpn_s
 def single_map_rpn_head(channels: int, *, border: int, rpn_samples: int = 256, rpn_pre_nms_top_n_train: int = 12000,
                         rpn_pre_nms_top_n_test: int = 6000, rpn_post_nms_top_n_train: int = 2000,
                         rpn_post_nms_top_n_test: int = 1000, rpn_nms_threshold: float = 0.7) -> RPNHead:
-    """RPN on one map of stride 16; all anchors are on one level, so more of them enter and leave NMS.
-
-    Arguments as in `fpn_rpn_head`.
-    """
+    """The same on one map of stride 16; all anchors are on one level, so more of them enter and leave NMS."""
     return RPNHead(channels, single_map_anchors(),
                    ProposalSettings(rpn_pre_nms_top_n_train, rpn_post_nms_top_n_train, rpn_nms_threshold),
                    ProposalSettings(rpn_pre_nms_top_n_test, rpn_post_nms_top_n_test, rpn_nms_threshold),

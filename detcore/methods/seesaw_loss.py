@@ -32,13 +32,9 @@ TEMPERATURE = 20.0  # of normalised predictors
 
 
 class SeesawLoss(nn.Module):
-    """Cross-entropy among classes, each pair of them weighed by how often both were seen.
+    """Cross-entropy among classes, each pair of them weighed by how often both were seen."""
 
-    Attributes:
-        cum_samples: [C + 1] samples of each class so far, background last.
-    """
-
-    cum_samples: Tensor
+    cum_samples: Tensor  # [C + 1] of each class so far, background last
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -81,11 +77,7 @@ class NormedConv2d(nn.Conv2d):
 
 
 class SeesawHead(BoxHead):
-    """A box head with the normalised classifier: C class logits and two of objectness, object first.
-
-    Args:
-        options: as in `BoxHead`.
-    """
+    """`BoxHead` with the normalised classifier: C class logits and two of objectness, object first."""
 
     loss_cls: SeesawLoss
 
@@ -119,12 +111,10 @@ class SeesawHead(BoxHead):
 def seesaw_mask_rcnn(backbone: ResNet, num_classes: int = 1203, *, normed_masks: bool = False, width: int = 256,
                      hidden: int = 1024, score_threshold: float = 1e-4, max_detections: int = 300,
                      **options: Any) -> TwoStageDetector:
-    """Mask R-CNN with seesaw loss.
+    """Mask R-CNN with seesaw loss, which keeps detections as LVIS evaluates; options as in `mask_rcnn`.
 
     Args:
         normed_masks: normalise the mask predictor too.
-        score_threshold, max_detections: which detections are kept, by default as LVIS evaluates (see `PostProcess`).
-        options: as in `mask_rcnn`.
     """
     return mask_rcnn(backbone, num_classes, width=width, score_threshold=score_threshold,
                      max_detections=max_detections, bbox_head=SeesawHead(width, num_classes, hidden=hidden),

@@ -26,8 +26,7 @@ class FPN(nn.Module):
     """
 
     def __init__(self, in_channels: Sequence[int], width: int = 256, levels: int = 5, *, start: int = 0,
-                 extra: str = "pool", relu_extra: bool = False, block: Block = ConvBlock,
-                 lateral: Block | None = None):
+                 extra: str = "pool", relu_extra: bool = False, block: Block = ConvBlock, lateral: Block | None = None):
         super().__init__()
         self.levels, self.start, self.extra, self.relu_extra = levels, start, extra, relu_extra
         used = list(in_channels[start:])

@@ -15,10 +15,8 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))
 
 
 def encode(anchors: Tensor, boxes: Tensor, stds: Sequence[float] = (1, 1, 1, 1)) -> Tensor:
-    """Offsets (dx, dy, dw, dh) [..., 4] that turn anchors into boxes [..., 4], broadcastable (R-CNN, appendix C).
-
-    They are divided by their scales `stds`, and have no unit.
-    """
+    """Offsets (dx, dy, dw, dh) [..., 4] that turn anchors into boxes [..., 4], broadcastable, in units of `stds`
+    (R-CNN, appendix C)."""
     size = sizes(anchors)
     deltas = torch.cat([(centers(boxes) - centers(anchors)) / size, torch.log(sizes(boxes) / size)], -1)
     return _scale(deltas, [1 / std for std in stds])
@@ -84,10 +82,8 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """[..., n, m] intersection over union of every box in a [..., n, 4] with every box in b [..., m, 4].
-
-    One side after the other: a tensor of both would take twice the memory.
-    """
+    """[..., n, m] intersection over union of every box in a [..., n, 4] with every box in b [..., m, 4]."""
+    # One side after the other: a tensor of both would take twice the memory.
     inter = _overlap(a[..., 0], a[..., 2], b[..., 0], b[..., 2]) * _overlap(a[..., 1], a[..., 3], b[..., 1], b[..., 3])
     union = area(a)[..., :, None] + area(b)[..., None, :] - inter
     return inter / union.clamp(min=1e-6)

@@ -121,11 +121,8 @@ class ATSSMatcher:
     """Each object takes those of its nearest boxes that stand out (Zhang et al., "Bridging the gap between anchor-based
     and anchor-free detection via adaptive training sample selection", 2020, algorithm 1).
 
-    The boxes nearest to the object's centre, some of every level, are its candidates. Their IoUs' mean plus standard
-    deviation is its own threshold. A box that several objects take belongs to the one that it overlaps most.
-
-    Attributes:
-        nearest: candidates of each level.
+    The boxes nearest to the object's centre, `nearest` of every level, are its candidates. Their IoUs' mean plus
+    standard deviation is its own threshold. A box that several objects take belongs to the one that it overlaps most.
     """
 
     nearest: int = 9
@@ -134,8 +131,7 @@ class ATSSMatcher:
         """Index of the matched object, or BACKGROUND, [N, A] int64.
 
         Args:
-            levels: [a, 4] boxes of each level, A in all.
-            gt_boxes: [N, G, 4]; gt_valid: [N, G] bool, each image's objects first.
+            levels: [a, 4] boxes of each level, A in all. gt_boxes, gt_valid: as in `IoUMatcher`.
         """
         boxes = torch.cat(list(levels))
         candidates = self.candidates(levels, gt_boxes, gt_valid)
@@ -191,11 +187,9 @@ class Sampler:
         return None if self.number is None else int(self.number * self.positive_share)
 
     def __call__(self, match: Tensor, priority: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Which boxes are kept as positives and as negatives, two [N, A] bool.
+        """Which boxes are kept as positives and as negatives, two [N, A] bool, of those that a matcher gave [N, A].
 
-        Args:
-            match: [N, A] from a matcher.
-            priority: [N, A], higher is kept first; None: at random.
+        Those of higher `priority` [N, A] are kept first; None: at random.
         """
         positive, negative = match >= 0, match == BACKGROUND
         if self.number is None or self.max_positives is None:

@@ -17,11 +17,7 @@ from detcore.structures import Detections, Proposals
 
 @dataclass
 class Settings:
-    """Settings that are checked.
-
-    Raises:
-        UsageError: a threshold outside 0..1, or a number below 1.
-    """
+    """Settings that are checked: a threshold outside 0..1 or a number below 1 raises a UsageError."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -37,9 +33,8 @@ class PostProcess(Settings):
     """Which detections are kept at test time.
 
     Attributes:
-        score_threshold: detections must score higher.
+        score_threshold: detections must score higher. max_detections: of an image.
         nms_threshold: IoU above which the lower-scored box of a class is dropped.
-        max_detections: detections an image.
         pre_nms_top_n: best scores of each level of a dense head that go on to NMS.
         soft_nms: overlapping boxes lose score instead (Bodla et al. 2017); `nms_threshold` is where that begins.
         class_agnostic_nms: boxes of different classes suppress each other too.
@@ -58,8 +53,7 @@ class ProposalSettings(Settings):
     """Which proposals are kept.
 
     Attributes:
-        pre_nms_top_n: best anchors of each level that go on to NMS.
-        post_nms_top_n: proposals kept an image.
+        pre_nms_top_n: best anchors of each level that go on to NMS; post_nms_top_n: proposals kept an image.
         nms_threshold: IoU above which the lower-scored box of a level is dropped.
         score_threshold: least score of a proposal.
     """
@@ -197,8 +191,7 @@ def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float
 def dense_detections(boxes: Tensor, scores: Tensor, labels: Tensor, settings: PostProcess) -> list[Detections]:
     """Detections of a batch from the candidates of a dense head: NMS within each class, best first.
 
-    Args:
-        boxes: [N, P, 4] in pixels; scores, labels: [N, P]. Candidates at or below the score threshold are left out.
+    Of the boxes [N, P, 4] (in pixels), scores and labels [N, P] those at or below the score threshold are left out.
     """
     valid = (scores > settings.score_threshold) & (box.sizes(boxes) > 0).all(-1)
     groups = torch.zeros_like(labels) if settings.class_agnostic_nms else labels
@@ -228,11 +221,8 @@ def region_detections(boxes: Tensor, scores: Tensor, image: Tensor, num_images: 
 
 
 def top_proposals(boxes: Tensor, scores: Tensor, levels: Tensor, settings: ProposalSettings) -> Proposals:
-    """Proposals of a batch: NMS within each level, best first.
-
-    Args:
-        boxes: [N, P, 4] in pixels; scores: [N, P], negative for what is no candidate; levels: [N, P] int64.
-    """
+    """Proposals of a batch: NMS of boxes [N, P, 4] (in pixels) within each of their levels [N, P], best first; scores
+    [N, P] are negative for what is no candidate."""
     valid = (box.sizes(boxes) > 0).all(-1) & (scores >= settings.score_threshold)
     index, filled = nms_per_image(boxes, scores, levels, valid, settings.nms_threshold, settings.post_nms_top_n)
     return Proposals(box.gather(boxes, index), scores.gather(1, index), filled)

@@ -87,11 +87,10 @@ def assign_regions(proposals: Proposals, targets: list[Target], matcher: IoUMatc
     boxes = torch.cat([gt_boxes, proposals.boxes], 1)
     matched = torch.cat([own.masked_fill(~gt_valid, IGNORE), matched], 1)
     positive, index = matched >= 0, matched.clamp(min=0)
-    return Samples(
-        boxes=boxes, matched=matched, gt_boxes=box.gather(gt_boxes, index),
-        labels=gt_labels.gather(1, index).masked_fill(~positive, num_classes), positive=positive,
-        valid=torch.cat([gt_valid, proposals.valid], 1),
-        is_gt=torch.cat([gt_valid, torch.zeros_like(proposals.valid)], 1))
+    labels = gt_labels.gather(1, index).masked_fill(~positive, num_classes)
+    return Samples(boxes, matched, box.gather(gt_boxes, index), labels, positive,
+                   valid=torch.cat([gt_valid, proposals.valid], 1),
+                   is_gt=torch.cat([gt_valid, torch.zeros_like(proposals.valid)], 1))
 
 
 def sample_regions(regions: Samples, sampler: Sampler, priority: Tensor | None = None) -> Samples:

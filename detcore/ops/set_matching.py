@@ -92,12 +92,8 @@ def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple
 
 
 def pairwise_mean(positive: Tensor, negative: Tensor, gt_masks: Tensor) -> Tensor:
-    """[..., Q, G] the mean cost of P pixels if a mask shall be another one.
-
-    Args:
-        positive, negative: [..., Q, P] the cost of each pixel of a predicted mask where the target is one, and zero.
-        gt_masks: [..., G, P] zeros and ones.
-    """
+    """[..., Q, G] the mean cost of P pixels if a mask shall be one of `gt_masks` [..., G, P]: a pixel costs `positive`
+    [..., Q, P] where that mask is one, and `negative` where it is zero."""
     gt_masks = gt_masks.transpose(-1, -2)
     return (positive @ gt_masks + negative @ (1 - gt_masks)) / gt_masks.shape[-2]
 
