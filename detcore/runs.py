@@ -31,19 +31,57 @@ def output_folder(path: str | Path) -> Path:
     return path
 
 
+class _Silent(ast.NodeTransformer):
+    """Takes out what a program says of itself: docstrings, and the texts that it raises, logs or warns with."""
+
+    SPEAKERS = ("log", "logger", "logging", "warnings")
+    spoken = False
+
+    def _speak(self, node: ast.AST) -> ast.AST:
+        before, self.spoken = self.spoken, True
+        self.generic_visit(node)
+        self.spoken = before
+        return node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return self._speak(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        match node.func:
+            case ast.Attribute(value=ast.Name(id=name)) if name in self.SPEAKERS:
+                return self._speak(node)
+        return self.generic_visit(node)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return ast.Constant("") if self.spoken else self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.Constant("") if self.spoken and isinstance(node.value, str) else node
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        """One text in two halves is the same as one."""
+        self.generic_visit(node)
+        match node:
+            case ast.BinOp(left=ast.Constant(value=""), op=ast.Add(), right=ast.Constant(value="")) if self.spoken:
+                return node.left
+        return node
+
+
 def code(source: str) -> str:
-    """Python source without its comments, docstrings and layout."""
+    """Python source without comments, docstrings, layout, and the texts of its errors, warnings and log lines."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        match getattr(node, "body", None):
-            case [ast.Expr(value=ast.Constant()), *_] as body:
-                body[0] = ast.Pass()
-    return ast.dump(tree)
+        match node:
+            case (ast.Module() | ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef()) as scope:
+                match scope.body:
+                    case [ast.Expr(value=ast.Constant(value=str())), *_] as body:
+                        body[:1] = [ast.Pass()] if len(body) == 1 else []
+    return ast.dump(_Silent().visit(tree))
 
 
 @cache
 def code_digest(folder: Path = Path(__file__).parent) -> str:
-    """Twelve hexadecimal digits that stand for the library's code; comments and docstrings do not count."""
+    """Twelve hexadecimal digits that stand for the library's code, as `code` reads it."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\n{code(path.read_text('utf-8'))}\n".encode())
