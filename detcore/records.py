@@ -5,8 +5,10 @@ whole or not at all.
 """
 from __future__ import annotations
 
+import datetime
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from detcore.errors import DataError
 PACKAGES = ("detcore", "torch", "torchvision", "accelerate", "numpy", "opencv-python-headless", "faster-coco-eval",
             "pycocotools")
 Number = int | float | None
+NUMBERS = re.compile(r"\[[^][{}\"]*\]")  # a list without strings
 
 
 class Hardware(BaseModel, extra="forbid"):
@@ -50,9 +53,12 @@ class Record(BaseModel, extra="forbid"):
         model, profile: the zoo's name and the size it was run at; None where no model of the zoo took part.
         data: what it ran on.
         hardware, versions, commit: where; `commit` is None outside of a git checkout.
+        date: the day of the run, as "2026-01-31"; None in records of version 0.2 and before.
         duration_s: wall time.
         parameters: what the run was told: steps, batch size, learning rate ...
         metrics: results by name ("bbox_AP"); fractions of 1, None where undefined.
+        intervals, replicates: for a metric its 95 % interval, and its values under resamplings of the images
+            (`detcore.metrics.intervals`), where they were asked for.
         per_class: for each kind of evaluation the AP of each class.
         speed: seconds and images a second, by name.
         memory: in GB, by name.
@@ -67,23 +73,27 @@ class Record(BaseModel, extra="forbid"):
     hardware: Hardware = Field(default_factory=lambda: hardware())
     versions: dict[str, str] = Field(default_factory=lambda: versions())
     commit: str | None = Field(default_factory=lambda: commit())
+    date: str | None = Field(default_factory=lambda: datetime.date.today().isoformat())
     duration_s: float
     parameters: dict[str, Any] = {}
     metrics: dict[str, Number] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    replicates: dict[str, list[Number]] = {}
     per_class: dict[str, dict[str, Number]] = {}
     speed: dict[str, float] = {}
     memory: dict[str, float] = {}
     curves: dict[str, list[Number]] = {}
 
     def write(self, path: str | Path) -> Path:
-        """Write the record as JSON; raises as `write_text` does."""
-        return write_text(path, self.model_dump_json(indent=1) + "\n")
+        """Write the record as JSON, a list of numbers on one line; raises as `write_text` does."""
+        return write_text(path, NUMBERS.sub(lambda m: " ".join(m[0].split()), self.model_dump_json(indent=1)) + "\n")
 
 
 def read_record(path: str | Path) -> Record:
     """The record in a file; raises a DataError if there is none, or it is not of this form."""
     try:
-        return Record.model_validate_json(Path(path).read_bytes())
+        record = Record.model_validate_json(Path(path).read_bytes())
+        return record if "date" in record.model_fields_set else record.model_copy(update=dict(date=None))
     except OSError as error:
         raise DataError(f"The record {path} cannot be read: {error.strerror}.") from error
     except ValidationError as error:

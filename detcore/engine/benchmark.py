@@ -2,7 +2,8 @@
 
 Inference: forward pass and post-processing of one image after the other, without loading; the first images warm up.
 Training: the mean time of the iterations after the beginning, loading included. Memory: the most that PyTorch has
-allocated on any GPU; on the CPU the largest resident size of the process.
+allocated on any GPU; on the CPU the largest resident size of the process. FLOPs: those of convolutions and matrix
+products; a multiplication and an addition are two, where tables of "multiply-adds" say half as much.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from itertools import chain, count, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,9 @@ from detcore.errors import UsageError
 from detcore.options import check_options
 from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb
-from detcore.structures import Images
 from detcore.zoo.create import Model
+
+COUNTED = 5  # images whose operations are counted
 
 
 def benchmark(model: Model, data_root: str | Path, *, training: bool = False, **options: Any) -> Record:
@@ -61,7 +64,8 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
         options: keyword options of the model's builder, such as `score_threshold`.
 
     Returns:
-        A record with the mean, median and 95th percentile of an image's time, parameters, FLOPs and memory.
+        A record with the mean, quartiles and 95th percentile of an image's time, parameters, memory, and the mean FLOPs
+        of the first images (with the proposals that the model makes of them, so that they are those of the times).
 
     Raises:
         DetcoreError: as in `evaluate`.
@@ -76,7 +80,6 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
         detector = copy.deepcopy(detector)  # the caller's keeps its norms
     detector.to(where).eval()
     parameters, size = sum(p.numel() for p in detector.parameters()), input_size(recipe, tuple(data.sizes[0].tolist()))
-    operations = flops(detector, size)
     if fuse:
         fuse_conv_bn(detector)
     if where.type == "cuda":
@@ -84,8 +87,13 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
     total, times = Clock(where), []
     workers = loading_processes(where, workers)
     endless = chain.from_iterable(build_loader(data, 1, preprocess=recipe.preprocess, workers=workers) for _ in count())
+    operations = []
     for i, batch in enumerate(islice(endless, warmup + images)):
         batch = batch.to(where)
+        if i < COUNTED:
+            with FlopCounterMode(display=False) as counter:
+                predict_batch(detector, batch, recipe.preprocess)
+            operations.append(counter.get_total_flops())
         clock = Clock(where)
         predict_batch(detector, batch, recipe.preprocess)
         if i >= warmup:
@@ -99,9 +107,10 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
         kind="benchmark", model=ready.name, profile=ready.profile, data=describe(data), duration_s=total(),
         parameters=dict(mode="inference", images=images, warmup=warmup, fuse_conv_bn=fuse, device=where.type,
                         **told(model, weights, options)),
-        metrics=dict(parameters=parameters, flops=operations, input_height=size[0], input_width=size[1]),
-        speed=dict(inference_mean_s=float(seconds.mean()), inference_median_s=float(np.median(seconds)),
-                   inference_p95_s=float(np.percentile(seconds, 95)), inference_images_per_s=1 / float(seconds.mean())),
+        metrics=dict(parameters=parameters, flops=fmean(operations), input_height=size[0], input_width=size[1]),
+        speed=dict(inference_mean_s=float(seconds.mean()), inference_images_per_s=1 / float(seconds.mean()),
+                   **{f"inference_{name}_s": float(np.percentile(seconds, percent))
+                      for name, percent in (("q1", 25), ("median", 50), ("q3", 75), ("p95", 95))}),
         memory=peak_memory_gb())
 
 
@@ -135,27 +144,6 @@ def input_size(recipe: Recipe, image: tuple[int, int] | None = None) -> tuple[in
         raise UsageError("The recipe tests at each image's own size: name a size (height and width).")
     pad = recipe.preprocess.pad_to
     return -(-min(scale) // pad) * pad, -(-max(scale) // pad) * pad
-
-
-def flops(model: Detector, size: tuple[int, int]) -> int:
-    """Floating-point operations of `predict` on one image of (h, w): those of convolutions and matrix products.
-
-    A multiplication and an addition are two operations; tables that count "multiply-adds" say half as much. Where a
-    second stage looks at fewer regions than it may, because few are proposed, it counts for less.
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, *size, generator=generator).to(device)
-    proposals = None
-    if model.needs_proposals:
-        corners = torch.rand(1000, 2, 2, generator=generator).sort(1).values * torch.tensor([size[1], size[0]])
-        proposals = [corners.flatten(1).to(device)]
-    training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter:
-        model.predict(Images(image, [size]), proposals=proposals)
-    model.train(training)
-    return counter.get_total_flops()
 
 
 def fuse_conv_bn(model: nn.Module) -> nn.Module:

@@ -84,26 +84,29 @@ def watchers(dataset: Dataset, kinds: Iterable[str]) -> dict[str, Watcher]:
 
 
 def score(detections: Rows, dataset: Dataset, kinds: Iterable[str], backend: str = DEFAULT_BACKEND,
-          watched: Mapping[str, Watcher] | None = None, progress: bool = False) -> Results:
+          watched: Mapping[str, Watcher] | None = None, progress: bool = False, replicates: int = 0) -> Results:
     """Detections against the ground truth of the data set's images, by name of the measure.
 
     Args:
         kinds: what the model gives: "bbox", "segm", "proposal", "panoptic".
         backend: for COCO's own measures.
         watched: measures that have seen the images.
+        replicates: resamplings of the images for the intervals of COCO's own measures.
     """
     kinds = [kind for kind in kinds if kind != "panoptic"]
     rule = coco if "proposal" in kinds else RULES.get(dataset.layout, coco)
-    results = rule(detections, dataset, kinds, backend, progress)
+    options = dict(replicates=replicates) if rule is coco else {}
+    results = rule(detections, dataset, kinds, backend, progress, **options)
     return results | {name: watcher.measure.result() for name, watcher in (watched or {}).items()}
 
 
-def coco(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool) -> Results:
+def coco(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool,
+         replicates: int = 0) -> Results:
     """COCO's average precision, or recall of proposals; of data in other forms as of its boxes."""
     gt = dataset.annotation_file if isinstance(dataset, CocoDataset) else as_coco(dataset)
     return {kind: evaluate_coco(gt, detections, kind, backend=backend,  # type: ignore[arg-type]
                                 category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist(),
-                                progress=progress)
+                                progress=progress, replicates=replicates)
             for kind in kinds}
 
 

@@ -45,7 +45,7 @@ class CocoResult:
         per_class: AP of each class; empty for proposals.
         precision: [10, 101, classes], the precision at each of `IOUS` and `RECALLS`; NaN where a class has no object.
         images, objects: how many were evaluated; crowds are not counted.
-        replicates: the metrics under resamplings of the images (`detcore.metrics.intervals`), where they were asked for.
+        replicates: the metrics under resamplings of the images (`detcore.metrics.intervals`), where asked for.
     """
 
     kind: Kind | Literal["panoptic"]

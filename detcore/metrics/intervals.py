@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-REPLICATES = 400
+REPLICATES = 300
 
 
 def resamplings(images: int, replicates: int = REPLICATES) -> Iterator[np.ndarray]:
@@ -21,6 +21,6 @@ def resamplings(images: int, replicates: int = REPLICATES) -> Iterator[np.ndarra
 
 
 def interval(replicates: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The interval between two percentiles of a metric's replicates; NaN, where a resampling has no object, is left out."""
+    """The interval between two percentiles of a metric's replicates, NaN (resamplings without an object) left out."""
     low, high = np.nanpercentile(replicates, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)

@@ -1,0 +1,120 @@
+"""`Experiment`: what a chapter calls."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from detcore.errors import UsageError
+from detcore.experiment import Experiment, Table, images_seen, with_interval
+from detcore.records import Record, read_record
+
+RETINANET = "retinanet_r50_fpn_1x_coco"
+
+
+@pytest.fixture(scope="module")
+def trained(pocket_zoo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    folder = tmp_path_factory.mktemp("experiment")
+    exp = Experiment(RETINANET, pocket_zoo_root, steps=3, device="cpu", output=folder / "run",
+                     records=folder / "records")
+    exp.train()
+    exp.evaluate()
+    exp.benchmark()
+    return exp
+
+
+def test_records_say_where_they_come_from(trained: Experiment) -> None:
+    """Seed, steps, images seen, the checkpoint's hash and the date are in the records of all three kinds."""
+    kinds = {kind: trained.recorded(kind) for kind in ("train", "evaluate", "benchmark")}
+    assert {r.seed for r in kinds.values()} == {0}
+    assert len({r.parameters["checkpoint"] for r in kinds.values()}) == 1
+    assert all(r.date and len(r.date) == 10 for r in kinds.values())
+    assert images_seen(kinds["train"]) == 3 * 16
+    assert kinds["evaluate"].intervals.keys() == kinds["evaluate"].replicates.keys() >= {"bbox_AP", "bbox_AR100"}
+    assert not trained.full and trained.folder.name == "run.3-steps"
+    text = str(trained.provenance())
+    assert kinds["train"].parameters["checkpoint"] in text and "train" in text and "benchmark" in text
+
+
+def test_a_finished_run_is_not_trained_again(trained: Experiment) -> None:
+    before = trained.checkpoint.stat().st_mtime_ns
+    result = trained.train()
+    assert trained.checkpoint.stat().st_mtime_ns == before
+    assert result.figure is not None and "images seen" in str(result)
+
+
+def test_results_show_themselves(trained: Experiment) -> None:
+    for result in (trained.train(), trained.evaluate(), trained.benchmark()):
+        html = result._repr_html_()
+        assert html.startswith('<table class="detcore">') and html.count('scope="row"') == len(result.table.rows)
+        assert RETINANET in str(result)
+    assert "[" in dict(trained.benchmark().table.rows)["inference, ms per image"]
+
+
+def test_sample_and_gallery(trained: Experiment) -> None:
+    sample = trained.sample(3)
+    assert len(sample) == 3 and sample.images.tensor.shape[0] == 3
+    assert sample.pictures[0].shape == (128, 128, 3) and len(sample.targets[0].labels) > 0
+    picture = trained.gallery(sample, score_threshold=0.0)
+    assert isinstance(picture, Image.Image) and picture.width > 3 * 128
+    other = trained.sample(indices=[2])
+    assert (other.pictures[0] == sample.pictures[2]).all()
+    assert torch.allclose(trained.predict(other)[0].boxes, trained.predict(sample)[2].boxes, atol=1e-3)
+
+
+def test_other_options_are_a_model_of_their_own(trained: Experiment, pocket_zoo_root: Path) -> None:
+    plain = Experiment(RETINANET, pocket_zoo_root, steps=3, device="cpu", label="one conv",
+                       output=trained.folder.parent / "other", records=trained.records, options=dict(depth=1))
+    assert plain.entry.name == f"{RETINANET}+depth-1" and plain.name == "one conv"
+    with pytest.raises(UsageError, match="has not been trained .* call train"):
+        plain.evaluate()
+    with pytest.raises(UsageError, match="has no record .* run the chapter or script"):
+        plain.recorded("train")
+    plain.train()
+    plain.evaluate()
+    assert len(plain.detector.state_dict()) < len(trained.detector.state_dict())
+    both = trained.compare(plain)
+    assert both.interval is not None and both.interval[0] <= both.difference <= both.interval[1] or both.difference == 0
+    assert both.clear == (both.interval[0] > 0 or both.interval[1] < 0)
+    assert [row[0] for row in both.table.rows] == [RETINANET, "one conv", f"{RETINANET} − one conv"]
+    assert trained.compare(trained).interval == (0.0, 0.0) and not trained.compare(trained).clear
+
+
+def test_seeds_are_put_together(trained: Experiment, tmp_path: Path) -> None:
+    exp = Experiment(RETINANET, records=tmp_path)
+    for seed, value in enumerate((0.5, 0.52, 0.48)):
+        Record(kind="evaluate", duration_s=1, metrics={"bbox_AP": value}).write(exp.record_path("evaluate", seed))
+        Record(kind="train", duration_s=60, parameters=dict(steps_done=10, images=16)).write(
+            exp.record_path("train", seed))
+    assert exp.over_seeds("bbox_AP") == [0.5, 0.52, 0.48]
+    assert "50.0 ± 2.0 (3)" in str(exp.compare(exp))
+    assert exp.record_path("evaluate", 2).name == f"{RETINANET}.pocket.seed2.evaluate.json"
+
+
+def test_values_are_shown_in_percent_with_intervals() -> None:
+    record = Record(kind="evaluate", duration_s=1, metrics={"bbox_AP": 0.5, "bbox_APl": None},
+                    intervals={"bbox_AP": (0.45, 0.551)})
+    assert with_interval(record, "bbox_AP") == "50.0 [45.0, 55.1]"
+    assert with_interval(record, "bbox_APl") == "–"
+
+
+def test_a_record_without_a_date_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"kind": "train", "duration_s": 1}')
+    assert read_record(path).date is None
+
+
+def test_tables_escape_and_align() -> None:
+    table = Table(["model", "AP"], [["a < b", "5.0"], ["c", "50.0"]], caption="x & y")
+    assert "a &lt; b" in table._repr_html_() and "x &amp; y" in table._repr_html_()
+    assert str(table).splitlines() == ["model    AP", "a < b   5.0", "c      50.0"]
+
+
+def test_a_record_keeps_lists_on_a_line(tmp_path: Path) -> None:
+    record = Record(kind="evaluate", duration_s=1, replicates={"bbox_AP": [0.1, None, 0.3]},
+                    parameters=dict(names=["a", "b, c"]))
+    path = record.write(tmp_path / "record.json")
+    assert '"bbox_AP": [ 0.1, null, 0.3 ]' in path.read_text()
+    assert read_record(path).replicates == record.replicates
