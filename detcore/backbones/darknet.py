@@ -37,8 +37,7 @@ class Darknet(FixedStatistics):
     """A stem and stages; each stage halves the map, doubles the channels, then has its residual blocks.
 
     Args:
-        blocks: of each stage.
-        stem: channels of the stem; 32 is published, fewer make a slim network.
+        blocks: of each stage. stem: channels of the stem; 32 is published, fewer make a slim network.
         out_stages: which stages' maps to return, 0 being the first stage's.
         norm_eval: keep batch norm's statistics as loaded while training.
     """

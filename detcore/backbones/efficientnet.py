@@ -104,8 +104,7 @@ class EfficientNet(nn.Module):
     """A stem and layers of blocks; a stage that keeps the size of its map belongs to the layer before it.
 
     Args:
-        scaling: of B0's stages and stem.
-        out_layers: which layers' maps to return, 0 being the stem's.
+        scaling: of B0's stages and stem. out_layers: which layers' maps to return, 0 being the stem's.
         drop: stochastic depth grows linearly from 0 at the first block towards this.
         stages, stem: of the network before scaling; others make a slim network.
     """

@@ -46,8 +46,7 @@ class Hourglass(nn.Module):
 
     Args:
         channels, numbers: channels and residual blocks of each size, the largest first.
-        stacks: hourglasses, one after the other.
-        stem: channels of the first convolution.
+        stacks: hourglasses, one after the other. stem: channels of the first convolution.
     """
 
     def __init__(self, channels: Sequence[int] = CHANNELS, numbers: Sequence[int] = BLOCKS, *, stacks: int = 2,

@@ -132,9 +132,7 @@ class ResNet(Residual):
     """Stem and up to four stages; gives the stages asked for.
 
     Args:
-        depth: 18, 34, 50 or 101.
-        style: "pytorch" or "caffe".
-        groups, base_width: 32 and 4 make ResNeXt 32x4d.
+        depth: 18, 34, 50 or 101. style: "pytorch" or "caffe". groups, base_width: 32 and 4 make ResNeXt 32x4d.
         base_channels: channels of the stem; 64 is published, fewer make a slim network.
         out_stages: which stages' maps to return.
         strides, dilations: of each stage; fewer than four entries leave the later stages out.

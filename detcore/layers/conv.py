@@ -27,11 +27,9 @@ class ConvBlock(nn.Module):
 
     Args:
         padding: in cells; None: half the kernel, which keeps the size.
-        norm: "bn", "gn" (see `make_norm`) or None.
-        bias: whether the convolution has one; None: where there is no norm.
-        groups: of the convolution; as many as channels make it depthwise.
-        act: what ends the block, None for nothing.
-        conv: the kind of convolution.
+        norm: "bn", "gn" (see `make_norm`) or None. act: what ends the block, None for nothing.
+        conv: the kind of convolution; groups: its own, as many as channels make it depthwise.
+        bias: whether it has one; None: where there is no norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1,

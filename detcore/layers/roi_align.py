@@ -14,8 +14,7 @@ class MultiScaleRoIAlign(nn.Module):
     A region of FINEST x FINEST pixels or less is read from the first level, one twice as large from the second.
 
     Args:
-        strides: stride of each level that regions are read from.
-        output_size: side of the pooled map.
+        strides: stride of each level that regions are read from. output_size: side of the pooled map.
         sampling_ratio: samples per bin and direction; 0: as many as the bin has cells.
         aligned: half-pixel correct sampling; False is the first version of RoIAlign.
     """

@@ -62,8 +62,6 @@ class CascadeRoIHead(nn.Module):
         self.postprocess = postprocess or PostProcess()
         self.diagnostics: dict[str, Tensor] = {}
 
-    # Training
-
     def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
              targets: list[Target]) -> dict[str, Tensor]:
         """Losses of every stage, named s0, s1, s2 (equation 8)."""
@@ -92,8 +90,6 @@ class CascadeRoIHead(nn.Module):
         refined = samples.boxes.flatten(0, 1).index_copy(0, regions.index, head.decode(regions.boxes, deltas))
         refined = box.clip(refined.view_as(samples.boxes), box.size_tensor(images.sizes, refined))
         return Proposals(refined, refined.new_ones(refined.shape[:2]), samples.valid & ~samples.is_gt)
-
-    # Inference
 
     def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
                 output_sizes: Sizes | None = None) -> list[Detections]:

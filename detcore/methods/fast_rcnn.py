@@ -92,8 +92,6 @@ class BoxHead(nn.Module):
         """Boxes [..., 4] moved by offsets [..., 4]."""
         return box.decode(boxes, deltas, self.stds)
 
-    # The multi-task loss (section 2.3)
-
     def loss(self, logits: Tensor, deltas: Tensor, regions: Regions) -> dict[str, Tensor]:
         """Losses of classes and boxes, of the outputs [r, ...] for the regions, over their number."""
         count = reduce_mean(regions.valid.sum().clamp(min=1))
@@ -129,8 +127,7 @@ class RoIHead(nn.Module):
     """What happens to each region: pooled features, box head; subclasses add masks.
 
     Args:
-        roi_align: region features from the pyramid.
-        shared_head: a network between pooling and heads (C4).
+        roi_align: region features from the pyramid; shared_head: a network between it and the heads (C4).
         samples: regions that train, an image; a quarter positive at most.
         hard_examples: choose the regions with the largest loss (OHEM, Shrivastava et al. 2016) instead of random ones.
         positive_iou: overlap with an object from which a region is positive.
@@ -157,8 +154,6 @@ class RoIHead(nn.Module):
         x = self.bbox_roi_extractor(features, boxes, image)
         return x if self.shared_head is None else self.shared_head(x)
 
-    # Training
-
     def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
              targets: list[Target]) -> dict[str, Tensor]:
         """Losses of the regions sampled from the proposals."""
@@ -184,8 +179,6 @@ class RoIHead(nn.Module):
         logits, _ = self.bbox_head(self.region_features(features, regions.boxes, regions.image))
         error = F.cross_entropy(logits.float(), regions.labels, reduction="none")
         return error.new_zeros(labels.numel()).index_copy(0, regions.index, error).view_as(labels)
-
-    # Inference
 
     def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
                 output_sizes: Sizes | None = None) -> list[Detections]:

@@ -34,11 +34,9 @@ def faster_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hi
     Args:
         width, hidden: channels of the pyramid and of the box head's layers.
         box_loss, decoded, box_weight: loss of the box head's boxes; `decoded` if it compares boxes, not offsets.
-        hard_examples: online hard example mining.
         block: the convolutions of pyramid and box head; box_convs: how many the box head has before its layer.
-        samples: regions that train, an image.
-        sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`); roi_align: another pooling of regions.
-        roi_head: the kind of RoI head.
+        samples: regions that train, an image. hard_examples: online hard example mining.
+        sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`); roi_align: another pooling; roi_head: another RoI head.
         score_threshold, nms_threshold, max_detections, soft_nms: which detections are kept (see `PostProcess`).
         rpn_options: as in `fpn_rpn_head`.
     """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from detcore.backbones.resnet import ResNet
 from detcore.detectors import TwoStageDetector
+from detcore.layers.conv import ConvBlock
 from detcore.layers.init import init_normal, kaiming_normal, prior_bias
 from detcore.layers.roi_align import MultiScaleRoIAlign
 from detcore.methods.fast_rcnn import BoxHead, RoIHead
@@ -92,16 +93,12 @@ class GridHead(nn.Module):
         return self.deconv2(self.norm1(self.deconv1(x)).relu())
 
 
-class _Block(nn.Module):
-    """Convolution (with bias, as published), group norm, ReLU."""
+class _Block(ConvBlock):
+    """A 3x3 convolution with bias, as published, a group norm of its own number of groups, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, 1)
-        self.gn = nn.GroupNorm(math.gcd(NORM_GROUPS, out_channels), out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gn(self.conv(x)).relu()
+        super().__init__(in_channels, out_channels, 3, stride=stride)
+        self.norm_name, self.gn = "gn", nn.GroupNorm(math.gcd(NORM_GROUPS, out_channels), out_channels)
 
 
 def _transition(channels: int) -> nn.Sequential:

@@ -80,8 +80,6 @@ class MaskRoIHead(RoIHead):
             return self.region_features(features, boxes, image)
         return self.mask_roi_align(features, boxes, image)
 
-    # Training
-
     def loss(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
              targets: list[Target]) -> dict[str, Tensor]:
         """Losses of the regions sampled from the proposals, masks included."""
@@ -98,8 +96,6 @@ class MaskRoIHead(RoIHead):
         """Loss of the masks drawn from maps [r, c, s, s] of the positive regions."""
         target = positives.mask_targets(targets, self.mask_size)
         return {"loss_mask": self.mask_head.loss(self.mask_head(maps), target, positives)}
-
-    # Inference
 
     def predict(self, features: Sequence[Tensor], proposals: Proposals, images: Images,
                 output_sizes: Sizes | None = None) -> list[Detections]:

@@ -44,8 +44,7 @@ class RPNHead(nn.Module):
         train_proposals, test_proposals: which proposals are kept.
         border: anchors that cross the image border by more than this many pixels do not train; -1: all train.
         box_loss: elementwise loss of the offsets.
-        samples: anchors that train, an image; half of them positive at most.
-        negatives_per_positive: see `Sampler`.
+        samples: anchors that train, an image; half of them positive at most. negatives_per_positive: see `Sampler`.
     """
 
     num_classes = 1
@@ -69,8 +68,6 @@ class RPNHead(nn.Module):
         """For each level objectness logits [N, A, h, w] and box offsets [N, A * 4, h, w]."""
         hidden = [self.rpn_conv(x).relu() for x in features]
         return [self.rpn_cls(x) for x in hidden], [self.rpn_reg(x) for x in hidden]
-
-    # Training
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: list[Target]) -> dict[str, Tensor]:
         """`loss_rpn_cls` and `loss_rpn_bbox` (equation 1)."""
@@ -97,8 +94,6 @@ class RPNHead(nn.Module):
         if self.border >= 0:
             candidates = inside(anchors, box.size_tensor(images.sizes, anchors), self.border)
         return anchors, self.matcher(anchors, gt_boxes, gt_valid, candidates), gt_boxes
-
-    # Inference
 
     def proposals(self, features: Sequence[Tensor], images: Images) -> Proposals:
         """The proposals at test time."""

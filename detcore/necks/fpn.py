@@ -15,14 +15,11 @@ class FPN(nn.Module):
 
     Args:
         in_channels: channels of each backbone map, finest first.
-        width: channels of every level.
-        levels: number of levels given.
-        start: first backbone map used.
+        width: channels of every level. levels: number of levels given. start: first backbone map used.
         extra: how levels beyond the backbone's are made: "pool" (stride-2 subsampling, for RPN), "input" (stride-2
             convolution of the last backbone map, RetinaNet) or "output" (of the last level, FCOS).
         relu_extra: ReLU before the second and later extra convolutions.
-        block: the convolutions, `ConvBlock` or a partial of it with a norm.
-        lateral: the lateral convolutions, where they are of another kind.
+        block: the convolutions, `ConvBlock` or a partial of it with a norm; lateral: those of another kind.
     """
 
     def __init__(self, in_channels: Sequence[int], width: int = 256, levels: int = 5, *, start: int = 0,

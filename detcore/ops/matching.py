@@ -62,8 +62,7 @@ class IoUMatcher:
     """Each box takes the object that it overlaps most, if it overlaps enough (Faster R-CNN, section 3.1.2).
 
     Attributes:
-        positive: IoU from which a box is positive.
-        negative: IoU below which it is background; in between it is ignored.
+        positive: IoU from which a box is positive; negative: below which it is background; in between it is ignored.
         low_quality: objects that no box overlaps enough keep their best boxes, if IoU >= this; None: they don't.
         ties: of equally good best boxes the object keeps all; otherwise the first.
     """
@@ -173,8 +172,7 @@ class Sampler:
     """Keeps a fixed number of boxes an image, positives up to a share (Fast R-CNN, section 2.3).
 
     Attributes:
-        number: boxes kept an image; None keeps all.
-        positive_share: share of positives at most; negatives fill the rest.
+        number: boxes kept an image; None keeps all. positive_share: of them at most; negatives fill the rest.
         negatives_per_positive: so many negatives at most for each positive (or for one, if there is none).
     """
 

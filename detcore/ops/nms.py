@@ -138,11 +138,10 @@ def nms_per_image(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, 
     rank = (owner == torch.arange(n, device=owner.device)[:, None]).cumsum(1) - 1
     # What finds no place lands in a slot of its own, which is cut off.
     place = rank.gather(0, owner[None])[0].clamp(max=max_kept)
-    index = kept.new_zeros(n, max_kept + 1)
-    filled = torch.zeros(n, max_kept + 1, dtype=torch.bool, device=boxes.device)
+    index = kept.new_full((n, max_kept + 1), -1)
     index[owner, place] = kept % max(p, 1)
-    filled[owner, place] = True
-    return index[:, :max_kept], filled[:, :max_kept]
+    index = index[:, :max_kept]
+    return index.clamp(min=0), index >= 0
 
 
 def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float = 0.5, sigma: float | None = None,
