@@ -104,10 +104,10 @@ CITYSCAPES = Layout(
     ), cityscapes.CityscapesDataset.open)
 
 OF_OPENIMAGES = "of storage.googleapis.com/openimages"
+PICTURES = [Needed(folder, f"pictures: the download page {OF_OPENIMAGES}") for folder in openimages.FOLDERS.values()]
 OPENIMAGES = Layout(
-    "openimages", "Open Images v6", (openimages.BOXES["train"], openimages.BOXES["val"]), (
-        Needed(openimages.FOLDERS["train"], f"pictures to train on: the download page {OF_OPENIMAGES}"),
-        Needed(openimages.FOLDERS["val"], f"pictures to evaluate on: the download page {OF_OPENIMAGES}"),
+    "openimages", "Open Images v6", tuple(openimages.BOXES.values()), (
+        *PICTURES,
         Needed(openimages.BOXES["train"], f"boxes: v6/oidv6-train-annotations-bbox.csv {OF_OPENIMAGES}"),
         Needed(openimages.BOXES["val"], f"boxes: v5/validation-annotations-bbox.csv {OF_OPENIMAGES}"),
         Needed(openimages.CLASSES, f"classes: v5/class-descriptions-boxable.csv {OF_OPENIMAGES}"),
@@ -119,12 +119,9 @@ OPENIMAGES = Layout(
 AS_TEXT = "challenge-2019-*-detection-bbox.txt of github.com/Sense-X/TSD"
 OF_CHALLENGE = "of storage.googleapis.com/openimages/challenge_2019"
 CHALLENGE = Layout(
-    "openimages-challenge", "Open Images challenge 2019",
-    (openimages.CHALLENGE_BOXES["train"], openimages.CHALLENGE_BOXES["val"]), (
-        Needed(openimages.FOLDERS["train"], f"pictures to train on: the download page {OF_OPENIMAGES}"),
-        Needed(openimages.FOLDERS["val"], f"pictures to evaluate on: the download page {OF_OPENIMAGES}"),
-        Needed(openimages.CHALLENGE_BOXES["train"], f"boxes: {AS_TEXT}"),
-        Needed(openimages.CHALLENGE_BOXES["val"], f"boxes: {AS_TEXT}"),
+    "openimages-challenge", "Open Images challenge 2019", tuple(openimages.CHALLENGE_BOXES.values()), (
+        *PICTURES,
+        *(Needed(boxes, f"boxes: {AS_TEXT}") for boxes in openimages.CHALLENGE_BOXES.values()),
         Needed(openimages.CHALLENGE_CLASSES, "codes, names and numbers of the classes: of github.com/Sense-X/TSD"),
         Needed(openimages.CHALLENGE_TREE, "hierarchy of the classes as an array; or the next", optional=True),
         Needed(openimages.CHALLENGE_HIERARCHY, f"hierarchy of the classes {OF_CHALLENGE}", optional=True),

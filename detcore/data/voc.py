@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from detcore.data.coco import CocoDataset
 from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions, Rows
+from detcore.data.files import open_file
 from detcore.errors import DataError
 
 CLASSES = (
@@ -40,30 +41,24 @@ class VocDataset(Dataset):
         """
         root = devkit(root)
         super().__init__(root, "", options.boxes_alone("PASCAL VOC"), "voc")
-        years = [(year, part) for year, part in SPLITS[split] if (root / year).is_dir()]
-        if not years:
+        lists = {year: root / year / f"ImageSets/Main/{part}.txt" for year, part in SPLITS[split]
+                 if (root / year).is_dir()}
+        if not lists:
             raise DataError(f"{root} holds none of the folders {', '.join(year for year, _ in SPLITS[split])}.")
-        self.annotation_file = lists(root, *years[0])
+        self.annotation_file = next(iter(lists.values()))
         self.class_names = tuple(options.classes or class_names(self.annotation_file.parent))
         rows, sizes = Rows(), []
-        for year, part in years:
-            names = lists(root, year, part).read_text().split()
+        for year, path in lists.items():
+            with open_file(path, "list of pictures", "r") as file:
+                names = file.read().split()
             sizes += read_xml([(root / year / f"Annotations/{name}.xml", f"{year}/JPEGImages/{name}.jpg")
-                               for name in names], root, self.class_names, rows, offset=-1, title=f"{year} {part}")
+                               for name in names], root, self.class_names, rows, offset=-1, title=f"{year} {path.stem}")
         self.take(rows, sizes)
 
 
 def devkit(root: str | Path) -> Path:
     """The folder that holds the years."""
     return Path(root) / "VOCdevkit" if (Path(root) / "VOCdevkit").is_dir() else Path(root)
-
-
-def lists(root: Path, year: str, part: str) -> Path:
-    """The list of the pictures of a part of a year."""
-    path = root / year / f"ImageSets/Main/{part}.txt"
-    if not path.is_file():
-        raise DataError(f"There is no list of pictures {path}.")
-    return path
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
