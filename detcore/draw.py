@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -89,8 +90,12 @@ def _tint(picture: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Ima
 
 
 def boxes(image: Any, boxes: Tensor | np.ndarray, *, colors: str | Sequence[str] = PALETTE[0], width: int = 1,
-          scale: float = 3, labels: Sequence[str] | None = None) -> Image.Image:
-    """Boxes drawn on an enlarged picture, the first on top; `labels` are written at their corners."""
+          scale: float = 3, labels: Sequence[str] | None = None, rim: bool = True) -> Image.Image:
+    """Boxes drawn on an enlarged picture, the first on top; `labels` are written at their corners.
+
+    Args:
+        rim: a dark line around each box, which keeps light colours visible on light ground; not for many boxes.
+    """
     picture = to_pil(image)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, min(picture.size) // 32))
@@ -99,8 +104,8 @@ def boxes(image: Any, boxes: Tensor | np.ndarray, *, colors: str | Sequence[str]
     for i in reversed(range(len(rows))):
         x1, y1, x2, y2 = rows[i]
         left, top, right, bottom = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
-        # A dark rim keeps light colours visible on light ground.
-        draw.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline="#202020", width=width + 2)
+        if rim:
+            draw.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline="#202020", width=width + 2)
         draw.rectangle([left, top, right, bottom], outline=tones[i], width=width)
         if labels is not None and labels[i].strip():
             left, top, right, bottom = draw.textbbox((x1 + 2, y1), labels[i].strip(), font=font)
@@ -137,14 +142,14 @@ def grid(images: Sequence[Any], columns: int = 4, *, gap: int = 4) -> Image.Imag
 
 
 class Plot(Figure):
-    """A figure that a notebook shows by itself, without pyplot."""
+    """A figure that a notebook shows by itself, without pyplot: SVG whose text is text, which the book translates."""
 
-    def _repr_png_(self) -> bytes:
-        data, small = io.BytesIO(), io.BytesIO()
-        self.savefig(data, format="png")
-        # Few colours make a small file, and notebooks are kept in git.
-        Image.open(data).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
-        return small.getvalue()
+    def _repr_svg_(self) -> str:
+        data = io.StringIO()
+        # Equal figures are equal files; a transparent ground lets the page turn colours over in the dark.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": "detcore"}):
+            self.savefig(data, format="svg", transparent=True, metadata=dict(Date=None, Creator=None))
+        return re.sub(r".*?(<svg.*?)\s*<metadata>.*?</metadata>", r"\1", data.getvalue(), count=1, flags=re.DOTALL)
 
 
 def _axes(size: tuple[float, float], x: str, y: str) -> tuple[Figure, Any]:
@@ -164,12 +169,17 @@ def lines(series: Mapping[str, tuple[Any, Any]], *, x: str = "", y: str = "", si
         axes.plot(horizontal, vertical, color=colour(i), label=name, lw=1.8)
     if log_y:
         axes.set_yscale("log")
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize="small")
+    _legend(axes, len(series))
     return figure
 
 
-def histogram(series: Mapping[str, Any], *, bins: Any = 20, x: str = "", y: str = "",
+def _legend(axes: Any, series: int) -> None:
+    """Names of several series, beside the axes, where they cover nothing."""
+    if series > 1:
+        axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
+def histogram(series: Mapping[str, Any], *, bins: Any = 20, x: str = "", y: str = "number",
               size: tuple[float, float] = (6, 3)) -> Figure:
     """How values are distributed, one outline for each name."""
     figure, axes = _axes(size, x, y)
@@ -177,15 +187,17 @@ def histogram(series: Mapping[str, Any], *, bins: Any = 20, x: str = "", y: str 
         values = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, float)
         axes.hist(values, bins=bins, histtype="stepfilled", alpha=0.35, color=colour(i))
         axes.hist(values, bins=bins, histtype="step", lw=1.6, color=colour(i), label=name)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize="small")
+    _legend(axes, len(series))
     return figure
 
 
-def bars(values: Mapping[str, float], *, x: str = "", size: tuple[float, float] = (6, 3)) -> Figure:
-    """Horizontal bars by name, the first on top."""
+def bars(values: Mapping[str, float], *, x: str = "", size: tuple[float, float] = (6, 3),
+         intervals: Mapping[str, tuple[float, float]] | None = None) -> Figure:
+    """Horizontal bars by name, the first on top, with an interval (low, high) for those that have one."""
     figure, axes = _axes(size, x, "")
     axes.barh(list(values)[::-1], list(values.values())[::-1], color=colour(1))
+    for name, (low, high) in (intervals or {}).items():
+        axes.plot([low, high], [name, name], color="#303030", lw=1.6, solid_capstyle="butt")
     return figure
 
 
