@@ -315,7 +315,7 @@ def pretrain(data_root: Root = ROOT, slim: Annotated[str, Option(
 
 @data_app.command("pocket")
 def data_pocket(root: Annotated[Path, Option(help="Folder to draw into.")] = ROOT, layout: str = "coco",
-                images: int = 2000, val: int = 200, seed: int = 0,
+                images: int = 2000, val: int = 500, seed: int = 0,
                 size: Annotated[int, Option(help="Pixels of a side.")] = 128, workers: int = 2,
                 long_tail: Annotated[bool, Option("--long-tail", help="Each class half as often as the last.")] = False
                 ) -> None:

@@ -372,21 +372,29 @@ def tortoise(b: Brush, r: Random) -> None:
 
 @dataclass(frozen=True)
 class Species:
-    """An animal of the zoo: how to draw it, about how far it reaches in its frame, how big it is against the others."""
+    """An animal of the zoo.
+
+    Attributes:
+        draw: draws it.
+        box: left, right and top of what it covers in its frame, about.
+        scale: its size against the other animals.
+        close_up: (x, y, side) of the square of its frame, of which its body fills two thirds, that a close-up shows.
+    """
 
     name: str
     draw: Callable[[Brush, Random], None]
-    box: tuple[float, float, float]  # left, right, top
+    box: tuple[float, float, float]
     scale: float
+    close_up: tuple[float, float, float]
 
 
 SPECIES = (
-    Species("elephant", elephant, (-0.8, 1.15, 1.15), 1.0),
-    Species("giraffe", giraffe, (-0.6, 1.0, 2.15), 0.85),
-    Species("zebra", zebra, (-0.7, 1.05, 1.35), 0.9),
-    Species("lion", lion, (-0.9, 0.95, 1.25), 0.85),
-    Species("penguin", penguin, (-0.45, 0.5, 1.25), 0.85),
-    Species("crocodile", crocodile, (-1.35, 1.45, 0.6), 0.72),
-    Species("flamingo", flamingo, (-0.5, 0.55, 1.5), 0.8),
-    Species("tortoise", tortoise, (-0.7, 1.0, 0.78), 0.75),
+    Species("elephant", elephant, (-0.8, 1.15, 1.15), 1.0, (0.3, 0.6, 1.15)),
+    Species("giraffe", giraffe, (-0.6, 1.0, 2.15), 0.85, (0.16, 0.98, 0.74)),
+    Species("zebra", zebra, (-0.7, 1.05, 1.35), 0.9, (0.52, 0.86, 0.62)),
+    Species("lion", lion, (-0.9, 0.95, 1.25), 0.85, (0.36, 0.72, 1.0)),
+    Species("penguin", penguin, (-0.45, 0.5, 1.25), 0.85, (-0.08, 0.68, 0.9)),
+    Species("crocodile", crocodile, (-1.35, 1.45, 0.6), 0.72, (0.6, 0.36, 0.72)),
+    Species("flamingo", flamingo, (-0.5, 0.55, 1.5), 0.8, (0.0, 0.72, 0.52)),
+    Species("tortoise", tortoise, (-0.7, 1.0, 0.78), 0.75, (0.16, 0.44, 0.92)),
 )

@@ -32,7 +32,7 @@ from detcore.pocket.writers import get_writer
 
 assert tuple(s.name for s in SPECIES) == CLASSES
 SPLITS = ("train", "val")
-VERSION = 1  # goes up whenever the same seed gives other pictures
+VERSION = 2  # goes up whenever the same seed gives other pictures
 _FACTOR = 3  # canvas pixels a picture pixel
 _CHUNK = 20  # images drawn, and finished, together
 _HIDDEN = 12  # an animal of which fewer pixels are seen is not annotated
@@ -57,7 +57,7 @@ class Plan:
         return w / w.sum()
 
 
-def draw(root: str | Path, *, images: int = 2000, val: int = 200, seed: int = 0, size: int = 128, workers: int = 2,
+def draw(root: str | Path, *, images: int = 2000, val: int = 500, seed: int = 0, size: int = 128, workers: int = 2,
          layout: str = "coco", long_tail: bool = False, progress: bool = True) -> Path:
     """Draw a Pocket Zoo, or finish one that was begun; a finished one with the same parameters is left as it is.
 

@@ -91,17 +91,23 @@ def test_segments_fill_the_panoptic_map(zoo):
 
 
 def test_there_are_all_classes_sizes_crowds_and_empty_images(tmp_path):
-    plan = pocket_zoo.Plan(300, 0, 0, 128, False)
-    numbers, sizes, crowds, classes = [], [], 0, set()
-    for i in range(150):
-        scene = pocket_zoo.scene(plan, "train", i)
-        numbers.append(sum(not crowd for *_, crowd in scene.animals))
-        crowds += sum(crowd for *_, crowd in scene.animals)
-        classes |= {species for _, species, _ in scene.animals}
-        sizes += [np.sqrt((scene.ids == n).sum()) / 3 for n, _, crowd in scene.animals if not crowd]
-    assert classes == set(range(len(CLASSES))) and 0 in numbers and 5 in numbers and 1.5 < np.mean(numbers) < 3.5
-    assert 2 <= crowds <= 25
-    assert np.percentile(sizes, 5) > 8 and 18 < np.median(sizes) < 35 and max(sizes) > 64
+    """Sizes as COCO's evaluation has them: by the annotation's area, which counts the mask's pixels."""
+    root = draw(tmp_path / "zoo", images=100, val=500, progress=False)
+    shares = {}
+    for split, images in (("train", 100), ("val", 500)):
+        content = json.loads((root / f"annotations/instances_{split}2017.json").read_text())
+        things = [a for a in content["annotations"] if not a["iscrowd"]]
+        area = np.array([a["area"] for a in things])
+        shares[split] = (area > 96**2).sum() / images
+    assert (area < 32**2).sum() >= 750 and (area > 96**2).sum() >= 60
+    assert ((area >= 32**2) & (area <= 96**2)).sum() >= 200
+    assert shares["train"] == pytest.approx(shares["val"], abs=0.07)
+    # Each class is among the large ones too, and the small ones are not specks.
+    assert {a["category_id"] for a in things if a["area"] > 96**2} == set(range(1, len(CLASSES) + 1))
+    assert np.percentile(area, 5) > 8**2 and 18**2 < np.median(area) < 35**2
+    assert 8 <= len(content["annotations"]) - len(things) <= 80
+    numbers = np.unique([a["image_id"] for a in things], return_counts=True)[1]
+    assert len(numbers) < 500 and set(numbers) == {1, 2, 3, 4, 5} and 1.5 < len(things) / 500 < 3.5
 
 
 def test_a_long_tail_makes_later_classes_rare(tmp_path):
