@@ -36,10 +36,19 @@ CHECKS = ("state", "features", "head", "detections", "losses", "gradients")
 
 @dataclass
 class Report:
-    """What one case's checks gave: "pass", "fail ..." with the worst difference, or "n/a"."""
+    """What one case's checks gave: "pass", "fail ..." with the worst difference, or "n/a".
+
+    Attributes:
+        differences: the worst ones as numbers, whether a check passed or not. "features", "head": of the root mean
+            squares and means of maps, relative to the root mean square. "losses": relative. "gradients": the share of
+            parameters whose gradient norm differs by more than 1 %. "detections": the share of the original's that were
+            not found, "masks": the share of masks of those found whose IoU with the original's is below 0.98,
+            "panoptic": the share of pixels that differ; each in the worst image.
+    """
 
     case: str
     checks: dict[str, str] = field(default_factory=lambda: dict.fromkeys(CHECKS, "n/a"))
+    differences: dict[str, float] = field(default_factory=dict)
 
     @property
     def passes(self) -> bool:
@@ -47,6 +56,10 @@ class Report:
 
     def note(self, check: str, ok: bool, difference: str) -> None:
         self.checks[check] = "pass" if ok else f"fail ({difference})"
+
+    def measure(self, name: str, difference: float) -> None:
+        """Note a difference as a number; the largest of a name is kept."""
+        self.differences[name] = float(f"{max(difference, self.differences.get(name, 0.0)):.3g}")
 
 
 @cache
@@ -244,6 +257,7 @@ def check_maps(report: Report, check: str, want: list[dict] | None, maps) -> Non
     rms = [m.double().square().mean().sqrt().item() for m in maps]
     off_rms = max(abs(r - w["rms"]) / w["rms"] for r, w in zip(rms, want))
     off_mean = max(abs(m.double().mean().item() - w["mean"]) / w["rms"] for m, w in zip(maps, want))
+    report.measure(check, max(off_rms, off_mean))
     report.note(check, off_rms <= 1e-3 and off_mean <= 1e-3, f"rms {off_rms:.1e}, mean {off_mean:.1e}")
 
 
@@ -252,17 +266,18 @@ def check_detections(report: Report, case: dict, found: list[Detections]) -> Non
     for i, (want, ours) in enumerate(zip(case["detections"], found)):
         arrays = {k.split(".")[0]: v for k, v in case["arrays"].items() if k.endswith(f".{i}")}
         if "boxes" in arrays and len(arrays["boxes"]):
-            worst += compare_boxes(arrays, ours, case["self_match"][i], want)
+            worst += compare_boxes(report, arrays, ours, case["self_match"][i], want)
         elif "boxes" in arrays and len(ours):
             worst.append(f"image {i}: {len(ours)} detections where there are none")
         if "panoptic" in arrays:
             share = panoptic_agreement(arrays["panoptic"], ours.panoptic.numpy())
+            report.measure("panoptic", 1 - share)
             if share < 0.99:
                 worst.append(f"image {i}: {share:.4f} of the panoptic map agrees")
     report.note("detections", not worst, "; ".join(worst))
 
 
-def compare_boxes(arrays: dict, ours: Detections, self_match: float, want: dict) -> list[str]:
+def compare_boxes(report: Report, arrays: dict, ours: Detections, self_match: float, want: dict) -> list[str]:
     """What is wrong with one image's detections, as sentences."""
     wrong = []
     theirs = Detections(*(torch.from_numpy(arrays[k]) for k in ("boxes", "scores", "labels")))
@@ -271,6 +286,7 @@ def compare_boxes(arrays: dict, ours: Detections, self_match: float, want: dict)
     if not len(ours):
         return wrong
     share = same_detections(theirs, ours).any(1).float().mean().item()
+    report.measure("detections", 1 - share)
     if share < self_match - 0.03:
         wrong.append(f"{share:.3f} of the detections found, {self_match:.3f} can be")
     if "masks" in arrays and want.get("mask_shape"):
@@ -278,6 +294,7 @@ def compare_boxes(arrays: dict, ours: Detections, self_match: float, want: dict)
         packed = np.unpackbits(arrays["masks"], axis=1)[:, : h * w]
         theirs.masks = torch.from_numpy(packed.reshape(-1, h, w).astype(bool))
         good, matched = agreeing_masks(theirs, ours)
+        report.measure("masks", 1 - good / max(matched, 1))
         if good < 0.95 * matched:
             wrong.append(f"{good} of {matched} masks agree")
     return wrong
@@ -344,6 +361,7 @@ def check_training(report: Report, case: dict, model: nn.Module, images: Images,
     off = {k: abs(losses[k].item() - v) / (abs(v) or 1) for k, v in case["losses"].items()}
     good = all(abs(losses[k].item() - v) <= max(limit * abs(v), 1e-5) for k, v in case["losses"].items())
     name = max(off, key=off.__getitem__)
+    report.measure("losses", off[name])
     report.note("losses", good, f"{name} {losses[name].item():.6g}, not {case['losses'][name]:.6g}")
     if not case.get("grad_norms"):
         return
@@ -364,6 +382,7 @@ def check_gradients(report: Report, case: dict, model: nn.Module) -> None:
     share = sum(o > 0.01 for o in off.values()) / len(off)
     name = max(off, key=off.__getitem__)
     good = share <= 0.01 + 2 * case["grad_noise"]
+    report.measure("gradients", share)
     report.note("gradients", good, f"{share:.1%} of norms off, {name} {off[name]:.1e}")
 
 
