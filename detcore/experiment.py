@@ -13,7 +13,9 @@ options than the zoo's is an experiment of its own: `Experiment(name, label="gam
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
@@ -221,11 +223,15 @@ class Experiment:
 
     # What it does
 
-    def train(self) -> Result:
-        """Train by the recipe, or take up what the folder holds: the curves of the losses, and the record."""
+    def train(self, **options: Any) -> Result:
+        """Train by the recipe, or take up what the folder holds: the curves of the losses, and the record.
+
+        Args:
+            options: more of `detcore.train`, such as `checkpoint_interval` and `keep`.
+        """
         run = training.train(self.entry, self.data_root, profile=self.profile, output=self.folder, steps=self.steps,
                              seed=self.seed, device=self.device, gpus=self.gpus, proposals=self.proposals, resume=True,
-                             validate=self.full and self.profile != "pocket")
+                             **dict(validate=self.full and self.profile != "pocket") | options)
         record = self._write(run.record)
         rows = [("steps", f"{record.parameters['steps_done']:,}"),
                 ("images seen", f"{images_seen(record):,}"), ("seconds", f"{record.duration_s:.0f}"),
@@ -244,6 +250,11 @@ class Experiment:
         if not path.exists():
             raise UsageError(f"{self.name} has not been trained in {self.folder}: call train() first.")
         return path
+
+    def checkpoints(self) -> dict[int, Path]:
+        """The weights on the way, by optimiser step: those that training kept (`keep` of `train`)."""
+        return {int(path.stem.removeprefix("step_")): path
+                for path in sorted((self.folder / "checkpoints").glob("step_*.pt"))}
 
     def evaluate(self) -> Result:
         """The measure of the data set on its validation images, each value with its 95 % interval."""
@@ -375,6 +386,29 @@ class Experiment:
             record.parameters, checkpoint=checkpoint_hash(self.checkpoint))))
         record.write(self.record_path(record.kind))
         return record
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source of functions or classes, and the file that it is in; Markdown in a notebook."""
+
+    code: str
+    file: str
+
+    def _repr_markdown_(self) -> str:
+        return f"`{self.file}`\n\n```python\n{self.code}\n```\n"
+
+    def __str__(self) -> str:
+        return f"# {self.file}\n{self.code}"
+
+    __repr__ = __str__
+
+
+def source(*objects: Any) -> Source:
+    """The source of functions, methods or classes of one file, for a page that explains them."""
+    file = Path(inspect.getfile(objects[0])).relative_to(Path(__file__).parents[1])
+    code = "\n\n".join(textwrap.dedent(inspect.getsource(one)).rstrip() for one in objects)
+    return Source(code, file.as_posix())
 
 
 def truth(sample: Sample, index: int, *, scale: float = 2) -> Image.Image:

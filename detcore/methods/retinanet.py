@@ -37,16 +37,17 @@ class RetinaHead(nn.Module):
     Args:
         width, depth, anchor_scale: see `retinanet`.
         box_loss: elementwise loss of the offsets; stds: their scale.
+        alpha, gamma: of the focal loss (see `focal`).
     """
 
     def __init__(self, width: int, num_classes: int, *, depth: int = 4, anchor_scale: float = 4,
                  box_loss: Callable[[Tensor, Tensor], Tensor] = l1, stds: Sequence[float] = (1, 1, 1, 1),
-                 postprocess: PostProcess | None = None):
+                 postprocess: PostProcess | None = None, alpha: float = ALPHA, gamma: float = GAMMA):
         super().__init__()
         self.cls_convs: nn.Sequential | nn.ModuleList
         self.reg_convs: nn.Sequential | nn.ModuleList
         self.num_classes, self.box_loss, self.stds = num_classes, box_loss, tuple(stds)
-        self.postprocess = postprocess or PostProcess()
+        self.postprocess, self.alpha, self.gamma = postprocess or PostProcess(), alpha, gamma
         octave = [anchor_scale * 2 ** (i / SCALES_PER_OCTAVE) for i in range(SCALES_PER_OCTAVE)]
         self.anchors = AnchorGenerator.from_scales(STRIDES, octave)
         # Every object trains its best anchors, however little they overlap: 0 is the least IoU that counts.
@@ -68,7 +69,8 @@ class RetinaHead(nn.Module):
         logits, deltas = (torch.cat([per_anchor(m, c) for m in maps], 1)
                           for maps, c in zip(output, (self.num_classes, 4)))
         anchors, matched, gt_boxes, gt_labels = self.assign(output[0], targets)
-        return anchor_losses(logits, deltas, anchors, matched, gt_boxes, gt_labels, self.box_loss)
+        return anchor_losses(logits, deltas, anchors, matched, gt_boxes, gt_labels, self.box_loss, self.alpha,
+                             self.gamma)
 
     def assign(self, maps: Sequence[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Anchors [A, 4], matched object [N, A] (see `IoUMatcher`), objects' boxes [N, G, 4] and labels [N, G]."""
@@ -92,13 +94,14 @@ class RetinaHead(nn.Module):
 
 
 def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tensor, gt_boxes: Tensor, gt_labels: Tensor,
-                  box_loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+                  box_loss: Callable[[Tensor, Tensor], Tensor], alpha: float = ALPHA,
+                  gamma: float = GAMMA) -> dict[str, Tensor]:
     """Focal loss of the classes and box loss, both over the number of positive anchors (section 4.1).
 
     Args:
         logits: [N, A, C]; deltas: [N, A, 4]; anchors: [A, 4] or [N, A, 4].
         matched: [N, A] index of each anchor's object (see `IoUMatcher`) in gt_boxes [N, G, 4] and gt_labels [N, G].
-        box_loss: elementwise loss of the offsets.
+        box_loss: elementwise loss of the offsets. alpha, gamma: of the focal loss.
     """
     positive, index = matched >= 0, matched.clamp(min=0)
     # An image without positives still counts one.
@@ -108,21 +111,22 @@ def anchor_losses(logits: Tensor, deltas: Tensor, anchors: Tensor, matched: Tens
     target = box.encode(anchors, box.gather(gt_boxes, index))
     error = box_loss(deltas, torch.where(positive[..., None], target, deltas.detach().float()))
     return {
-        "loss_cls": (focal(logits, one_hot & positive[..., None], ALPHA, GAMMA) * trained[..., None]).sum() / count,
+        "loss_cls": (focal(logits, one_hot & positive[..., None], alpha, gamma) * trained[..., None]).sum() / count,
         "loss_bbox": (error * positive[..., None]).sum() / count}
 
 
 def retinanet(backbone: ResNet, num_classes: int = 80, *, width: int = 256, depth: int = 4, anchor_scale: float = 4,
-              score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
-              pre_nms_top_n: int = 1000) -> OneStageDetector:
+              alpha: float = ALPHA, gamma: float = GAMMA, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+              max_detections: int = 100, pre_nms_top_n: int = 1000) -> OneStageDetector:
     """RetinaNet on levels 3 to 7 of a feature pyramid.
 
     Args:
         width: channels of the pyramid and the towers; depth: convolutions in each tower.
         anchor_scale: side of the smallest anchor in strides.
+        alpha, gamma: of the focal loss (see `focal`); gamma 0 is cross-entropy.
         score_threshold, nms_threshold, max_detections, pre_nms_top_n: which detections are kept (see `PostProcess`).
     """
     neck = FPN(backbone.channels, width, start=1, extra="input")
-    head = RetinaHead(width, num_classes, depth=depth, anchor_scale=anchor_scale,
+    head = RetinaHead(width, num_classes, depth=depth, anchor_scale=anchor_scale, alpha=alpha, gamma=gamma,
                       postprocess=PostProcess(score_threshold, nms_threshold, max_detections, pre_nms_top_n))
     return OneStageDetector(backbone, neck, head)

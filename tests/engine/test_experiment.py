@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from detcore.errors import UsageError
-from detcore.experiment import Experiment, Table, images_seen, with_interval
+from detcore.experiment import Experiment, Table, images_seen, source, with_interval
+from detcore.ops.losses import focal
 from detcore.records import Record, read_record
 
 RETINANET = "retinanet_r50_fpn_1x_coco"
@@ -43,6 +44,29 @@ def test_a_finished_run_is_not_trained_again(trained: Experiment) -> None:
     result = trained.train()
     assert trained.checkpoint.stat().st_mtime_ns == before
     assert result.figure is not None and "images seen" in str(result)
+
+
+def test_the_weights_on_the_way_can_be_loaded(trained: Experiment) -> None:
+    assert set(trained.checkpoints()) == {2, 3}  # training keeps the last two
+    early, late = (trained.load(path).state_dict() for path in trained.checkpoints().values())
+    name = "bbox_head.retina_cls.weight"
+    assert not torch.equal(early[name], late[name]) and torch.equal(late[name], trained.detector.state_dict()[name])
+
+
+def test_gamma_is_an_option_of_retinanet(trained: Experiment, pocket_zoo_root: Path) -> None:
+    """With gamma 0 the easy background counts in full: the loss of an untrained network is larger."""
+    batch = trained.batch(2)
+    images = trained.recipe.preprocess(batch.images, batch.sizes)
+    losses = [Experiment(RETINANET, pocket_zoo_root, device="cpu", options=dict(gamma=gamma)).load(None).loss(
+        images, batch.targets)["loss_cls"] for gamma in (0.0, 2.0)]
+    assert losses[0] > 10 * losses[1]
+
+
+def test_source_is_code_with_its_file() -> None:
+    told = source(focal)
+    assert told.file == "detcore/ops/losses.py" and told.code.startswith("def focal(")
+    assert told._repr_markdown_().startswith("`detcore/ops/losses.py`\n\n```python\ndef focal(")
+    assert source(Table.__str__).code.startswith("def __str__")  # without the class's indentation
 
 
 def test_results_show_themselves(trained: Experiment) -> None:
