@@ -33,7 +33,8 @@ class MultiScaleRoIAlign(nn.Module):
         if len(self.strides) == 1:
             return self.pool(0, features[0], rois)
         level = self.level(boxes)
-        out = features[0].new_zeros(len(rois), features[0].shape[1], self.output_size, self.output_size)
+        # `shape`, not `len`: exported graphs keep the number of regions open.
+        out = features[0].new_zeros(rois.shape[0], features[0].shape[1], self.output_size, self.output_size)
         for i, feature in enumerate(features[:len(self.strides)]):
             here = level == i
             if rois.device.type == "cpu":

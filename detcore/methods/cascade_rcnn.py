@@ -115,7 +115,7 @@ class CascadeRoIHead(nn.Module):
         boxes, labels, image = flat_detections(detections)
         x = self.mask_roi_align(features, boxes, image)
         stages = torch.stack([head.masks(x, labels) for head in self.mask_head])
-        return list(stages.mean(0).split([len(d) for d in detections]))
+        return list(stages.mean(0).split([d.boxes.shape[0] for d in detections]))
 
 
 @forwards(fpn_rpn_head)

@@ -107,7 +107,7 @@ class MaskRoIHead(RoIHead):
         """For each image, mask probabilities [n, s, s] of its detections."""
         boxes, labels, image = flat_detections(detections)
         masks = self.mask_head.masks(self.mask_features(features, boxes, image), labels)
-        return list(masks.split([len(d) for d in detections]))
+        return list(masks.split([d.boxes.shape[0] for d in detections]))
 
 
 def with_masks(detections: list[Detections], masks: list[Tensor], images: Images,
