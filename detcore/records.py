@@ -60,6 +60,7 @@ class Record(BaseModel, extra="forbid"):
         intervals, replicates: for a metric its 95 % interval, and its values under resamplings of the images
             (`detcore.metrics.intervals`), where they were asked for.
         per_class: for each kind of evaluation the AP of each class.
+        by_iou: for each kind of evaluation the AP at IoU 0.5, 0.55 and so on to 0.95.
         speed: seconds and images a second, by name.
         memory: in GB, by name.
         curves: lists of equal length that belong together ("step", "loss").
@@ -80,6 +81,7 @@ class Record(BaseModel, extra="forbid"):
     intervals: dict[str, tuple[float, float]] = {}
     replicates: dict[str, list[Number]] = {}
     per_class: dict[str, dict[str, Number]] = {}
+    by_iou: dict[str, list[Number]] = {}
     speed: dict[str, float] = {}
     memory: dict[str, float] = {}
     curves: dict[str, list[Number]] = {}

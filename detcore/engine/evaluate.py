@@ -22,7 +22,7 @@ from detcore.detectors import Detector
 from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device, ready_model, told
 from detcore.engine.scoring import Result, Results, Watcher, score, watchers
 from detcore.errors import UsageError
-from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend
+from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend, mean
 from detcore.metrics.intervals import REPLICATES, interval
 from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb, write_text
@@ -184,17 +184,19 @@ def predict_batch(model: Detector, batch: Batch, preprocess: Preprocess) -> list
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """Results as a record takes them: metrics, AP of each class, precision over recall."""
+    """Results as a record takes them: metrics, AP of each class and at each IoU, precision over recall."""
     curves: dict[str, list[float | None]] = {}
+    by_iou: dict[str, list[float | None]] = {}
     for kind, result in results.items():
         if isinstance(result, CocoResult) and kind in ("bbox", "segm"):
+            by_iou[kind] = [None if (value := mean(at)) is None else round(value, 4) for at in result.precision]
             curves["recall"] = RECALLS.round(2).tolist()
             for iou in (IOUS[0], IOUS[5]):
                 curves[f"{kind}_precision_{100 * iou:.0f}"] = [
                     None if np.isnan(p) else round(float(p), 4) for p in result.curve(iou)]
     replicates = {f"{kind}_{name}": values for kind, r in results.items() if isinstance(r, CocoResult)
                   for name, values in r.replicates.items()}
-    return dict(metrics=flat(results), curves=curves,
+    return dict(metrics=flat(results), curves=curves, by_iou=by_iou,
                 intervals={name: interval(values) for name, values in replicates.items()},
                 replicates={name: [None if np.isnan(v) else round(float(v), 4) for v in values]
                             for name, values in replicates.items()},

@@ -33,6 +33,9 @@ def test_records_say_where_they_come_from(trained: Experiment) -> None:
     assert len({r.parameters["checkpoint"] for r in kinds.values()}) == 1
     assert all(r.date and len(r.date) == 10 for r in kinds.values())
     assert images_seen(kinds["train"]) == 3 * 16
+    by_iou = kinds["evaluate"].by_iou["bbox"]
+    assert len(by_iou) == 10 and sum(by_iou) / 10 == pytest.approx(kinds["evaluate"].metrics["bbox_AP"], abs=1e-3)
+    assert by_iou[0] == pytest.approx(kinds["evaluate"].metrics["bbox_AP50"], abs=1e-3)
     assert kinds["evaluate"].intervals.keys() == kinds["evaluate"].replicates.keys() >= {"bbox_AP", "bbox_AR100"}
     assert not trained.full and trained.folder.name == "run.3-steps"
     text = str(trained.provenance())
