@@ -4,19 +4,27 @@ SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SNAKEMAKE := $(BIN)/snakemake --profile workflow/profiles/default
 PROFILE ?= pocket
+# Chapters that `make book` runs beside those of NAME: changed, all or none.
+RUN ?= changed
+NAME ?=
+# A command that runs another on a cluster and waits for it, such as "srun --gpus 8"; how many chapters side by side.
+SUBMIT ?=
+PARALLEL ?=
+ONLY ?= *
+BOOK = $(BIN)/python -m workflow.book --profile "$(PROFILE)" --name "$(NAME)" --submit "$(SUBMIT)" $(PARALLEL:%=--jobs %)
 PORT ?= 8000
 JOBS ?= 2
 ALL ?=
 # The set-up is done anew when these files' content changes; their dates say nothing.
 STAMP := $(VENV)/.setup-$(shell cat requirements.lock pyproject.toml | cksum | cut -d' ' -f1)
 
-.PHONY: help setup book chapters chapter test lint gpu serve translations clean
+.PHONY: help setup book chapters accept seeds test lint gpu serve translations clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 22
-	@echo "  make chapter NAME=mask_rcnn    runs one chapter and what it reads from"
+	@echo "  make book NAME=mask_rcnn       runs this chapter anew; RUN=all runs every chapter, RUN=none none"
+	@echo "  make seeds ONLY='*rcnn*'       those models alone"
 	@echo "  make test ALL=1                with every reference case instead of one of each kind of architecture"
 
 setup: $(STAMP) ## .venv with the pinned packages and this project (the other commands call it)
@@ -31,21 +39,28 @@ $(STAMP):
 	@$(BIN)/python -m pip check
 	@rm -f $(VENV)/.setup-* && touch $@
 
-book: setup ## draws the data, runs every chapter that is not up to date, builds the book in English and Japanese
-	@$(SNAKEMAKE) --config profile=$(PROFILE)
-	@echo && echo "The book: file://$(CURDIR)/build/book/index.html   (or: make serve)"
+# 1. draws data/pocket, 2. runs the chapters that are out of date, or where none is and none has run here yet the proof
+# (workflow/config.yaml), 3. builds the pages of each language if anything in them has changed.
+book: setup ## draws the data, runs what is out of date or one chapter as a proof, builds the book in English and Japanese
+	@$(BOOK) --run $(RUN)
 
-chapters: setup ## the chapters alone
-	@$(SNAKEMAKE) --config profile=$(PROFILE) -- chapters
+chapters: setup ## the same without the pages
+	@$(BOOK) --run $(RUN) --no-pages
 
-chapter: setup
-	@test -n "$(NAME)" || { echo "Which one? make chapter NAME=mask_rcnn"; exit 2; }
-	@$(SNAKEMAKE) --config profile=$(PROFILE) --forcerun chapter_$(NAME) -- chapter_$(NAME)
+accept: setup ## takes runs over into the repository: NAME=rpn, NAME=all or NAME=seeds
+	@test -n "$(NAME)" || { echo "Which one? make accept NAME=rpn, NAME=all or NAME=seeds"; exit 2; }
+	@$(BIN)/python -m workflow.accept "$(NAME)"
 
-test: setup lint ## ruff, mypy, then all tests; runs chapters and builds pages where they are not up to date
-	@$(SNAKEMAKE)
+seeds: setup ## trains the chapters' models with two more seeds, for make accept NAME=seeds
+	@$(BIN)/python -m workflow.seeds --only "$(ONLY)"
+
+# 1. linter and types, 2. the data and the pages if they are not up to date (no chapter runs), 3. all tests, of which one
+# fails with the names of the chapters that are out of date, 4. every chapter at two training steps.
+test: setup lint ## ruff, mypy, all tests, then every chapter at two training steps
+	@$(BIN)/python -m workflow.book --run none
 	ALL=$(ALL) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(JOBS) --dist worksteal
-	$(BIN)/python -m pytest notebooks --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks --nbval --nbval-current-env \
+		--nbval-sanitize-with notebooks/sanitize.cfg -n $(JOBS) --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ gpus = 1
 seed = 0
 steps = 120
 output = "runs/backbone"
-records = "book/records"
+records = "build/records"
 
 # %%
 import pandas as pd

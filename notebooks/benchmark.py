@@ -11,7 +11,7 @@ data_root = "data/pocket"
 device = None
 gpus = 1
 seed = 0
-records = "book/records"
+records = "build/records"
 
 # %%
 import pandas as pd

@@ -23,7 +23,7 @@ gpus = 1
 seed = 0
 steps = None
 output = "runs/cascade_rcnn"
-records = "book/records"
+records = "build/records"
 
 # %%
 import pandas as pd

@@ -22,7 +22,7 @@ gpus = 1
 seed = 0
 steps = None
 output = "runs/faster_rcnn"
-records = "book/records"
+records = "build/records"
 
 # %%
 import pandas as pd

@@ -20,7 +20,7 @@ gpus = 1
 seed = 0
 steps = None
 output = "runs/mask_rcnn"
-records = "book/records"
+records = "build/records"
 
 # %%
 from dataclasses import replace

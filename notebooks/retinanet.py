@@ -20,7 +20,7 @@ gpus = 1
 seed = 0
 steps = None
 output = "runs/retinanet"
-records = "book/records"
+records = "build/records"
 
 # %%
 import pandas as pd

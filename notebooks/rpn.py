@@ -21,7 +21,7 @@ gpus = 1
 seed = 0
 steps = None
 output = "runs/rpn"
-records = "book/records"
+records = "build/records"
 
 # %%
 import pandas as pd

@@ -24,15 +24,32 @@ def pages() -> list[str]:
 
 
 def chapters() -> dict[str, list[str]]:
-    """The chapters in the book's order, each with those that it reads files of.
+    """The chapters in the book's order, each with those before it that it reads from.
 
-    These are the chapters whose folder `runs/NAME/` its text names; and all before it, where it reads their records.
+    These are the chapters whose folder `runs/NAME` or whose model its code names; all before it, where it reads the
+    records of a whole folder.
     """
     found: dict[str, list[str]] = {}
+    models: dict[str, str] = {}
     for page in pages():
         if page.startswith("notebooks/"):
             name = Path(page).stem
-            text = (ROOT / "notebooks" / f"{name}.py").read_text("utf-8")
-            named = set(re.findall(r"\bruns/(\w+)/", text))
-            found[name] = [other for other in found if other in named or "read_records(" in text]
+            code = _code(name)
+            folders = set(re.findall(r"\bruns/(\w+)", code))
+            found[name] = [other for other in found if "read_records(" in code or other in folders
+                           or re.search(rf"[\"']{re.escape(models.get(other, '?'))}[\"']", code)]
+            if model := re.search(r"^model = [\"'](.+)[\"']", code, re.MULTILINE):
+                models[name] = model[1]
     return found
+
+
+def file_needs(name: str) -> list[str]:
+    """The chapters before this one whose files in `runs/NAME/` it reads: these must have run on the same machine."""
+    folders = set(re.findall(r"\bruns/(\w+)/", _code(name)))
+    return [other for other in chapters()[name] if other in folders]
+
+
+def _code(name: str) -> str:
+    """A chapter's text without comments and prose."""
+    text = (ROOT / "notebooks" / f"{name}.py").read_text("utf-8")
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))

@@ -1,13 +1,19 @@
-"""Build the book's pages in one language: `python -m workflow.pages ja`. A warning is an error."""
+"""Build the book's pages in one language: `python -m workflow.pages ja`. A warning is an error.
+
+A chapter's page has the text of `notebooks/NAME.py` as it is now, and the outputs of this machine's run where there is
+one that is up to date, else those of the committed notebook.
+"""
 from __future__ import annotations
 
 import argparse
 import io
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from docutils.nodes import document
 from jupyter_book.config import get_final_config
 from sphinx.application import Sphinx
@@ -15,9 +21,9 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 from sphinx.util.i18n import CatalogRepository
 from tqdm import tqdm
 
-from workflow.fingerprint import ROOT
+from workflow import fingerprint, text
+from workflow.fingerprint import BUILD, ROOT
 
-BUILD = ROOT / "build"
 START = """<!doctype html>
 <html><head><meta charset="utf-8"><title>detcore</title><link rel="icon" href="en/_static/icon.svg">
 <script>
@@ -28,7 +34,14 @@ location.replace(((navigator.language || "en").startsWith("ja") ? "ja" : "en") +
 """
 
 
-def sphinx(builder: str, language: str, output: Path) -> int:
+def notebook(name: str, profile: str) -> Path:
+    """The executed notebook that a chapter's page shows."""
+    state = fingerprint.states(profile).get(name)
+    folder = fingerprint.build_folder(profile, name) if state and state.here else ROOT / "notebooks"
+    return folder / f"{name}.ipynb"
+
+
+def sphinx(builder: str, language: str, output: Path, profile: str = "pocket") -> int:
     """Run Sphinx with the configuration of `_config.yml`; the number of warnings, which are shown."""
     sys.path.insert(0, str(ROOT / "book/_ext"))
     config, _ = get_final_config(user_yaml=ROOT / "_config.yml", sourcedir=ROOT,
@@ -45,9 +58,17 @@ def sphinx(builder: str, language: str, output: Path) -> int:
         with tqdm(desc=f"pages, {language}", unit="page", mininterval=0.3 if sys.stderr.isatty() else 20,
                   bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} pages, {elapsed} {postfix}") as bar:
             follow(app, bar)
+            app.connect("source-read", partial(read, profile=profile))
             app.build()
             bar.set_postfix_str("")
     return app._warncount or app.statuscode
+
+
+def read(app: Sphinx, page: str, source: list[str], profile: str) -> None:
+    """Give Sphinx a chapter's notebook in place of the file that it found."""
+    folder, _, name = page.rpartition("/")
+    if folder == "notebooks":
+        source[0] = nbformat.writes(text.load(name, notebook(name, profile)))
 
 
 def follow(app: Sphinx, bar: tqdm) -> None:
@@ -77,9 +98,11 @@ def follow(app: Sphinx, bar: tqdm) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.pages", description="Build the pages in one language.")
     parser.add_argument("language")
-    language = parser.parse_args().language
+    parser.add_argument("--profile", default="pocket", help="whose runs on this machine are shown")
+    options = parser.parse_args()
+    language = options.language
     output = BUILD / "book" / language
-    if warnings := sphinx("html", language, output):
+    if warnings := sphinx("html", language, output, options.profile):
         sys.exit(f"The pages ({language}) have {warnings} warnings; they are errors.")
     shutil.rmtree(output / "_sources", ignore_errors=True)
     (BUILD / "book/index.html").write_text(START, "utf-8")
