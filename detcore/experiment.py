@@ -286,23 +286,15 @@ class Experiment:
         rows, all_seeds = [], []
         for exp in (self, *others):
             record, trained = exp.recorded("evaluate"), exp.recorded("train")
-            seeds = exp.over_seeds(metric)
-            all_seeds.append(seeds)
-            spread = f"{100 * np.mean(seeds):.1f} ± {100 * np.std(seeds, ddof=1):.1f} ({len(seeds)})" \
-                if len(seeds) > 1 else "–"
-            rows.append((exp.name, with_interval(record, metric), spread, f"{trained.parameters['steps_done']:,}",
-                         f"{images_seen(trained):,}", f"{trained.duration_s:.0f}"))
-        ours, theirs = self.recorded("evaluate"), others[0].recorded("evaluate")
-        difference = float(ours.metrics[metric] or 0) - float(theirs.metrics[metric] or 0)
-        a, b = ours.replicates.get(metric), theirs.replicates.get(metric)
-        paired = interval(np.array(a, float) - np.array(b, float)) if a and b and ours.data == theirs.data else None
-        told = f"{100 * difference:+.1f}"
-        if paired:
-            told += f" [{100 * paired[0]:+.1f}, {100 * paired[1]:+.1f}]"
-        rows.append((f"{self.name} − {others[0].name}", told, "", "", "", ""))
+            all_seeds.append(exp.over_seeds(metric))
+            rows.append((exp.name, with_interval(record, metric), exp.spread(metric),
+                         f"{trained.parameters['steps_done']:,}", f"{images_seen(trained):,}",
+                         f"{trained.duration_s:.0f}"))
+        difference, bounds = paired(self.recorded("evaluate"), others[0].recorded("evaluate"), metric)
+        rows.append((f"{self.name} − {others[0].name}", signed(difference, bounds), "", "", "", ""))
         table = Table(["model", f"{metric_name(metric)} (%) [95 % interval]", "mean ± std over seeds (n)", "steps",
                        "images seen", "training, s"], rows)
-        return Comparison(metric, difference, paired, (all_seeds[0], all_seeds[1]), table)
+        return Comparison(metric, difference, bounds, (all_seeds[0], all_seeds[1]), table)
 
     # What it can be asked
 
@@ -322,6 +314,12 @@ class Experiment:
         found = (self.record_path("evaluate", seed) for seed in range(10))
         values = [read_record(path).metrics.get(metric) for path in found if path.exists()]
         return [float(v) for v in values if v is not None]
+
+    def spread(self, metric: str) -> str:
+        """Mean and standard deviation of a metric over the seeds, in percent, and their number; a dash for one seed."""
+        seeds = self.over_seeds(metric)
+        return f"{100 * np.mean(seeds):.1f} ± {100 * np.std(seeds, ddof=1):.1f} ({len(seeds)})" \
+            if len(seeds) > 1 else "–"
 
     @cached_property
     def detector(self) -> Detector:
@@ -442,6 +440,19 @@ def with_interval(record: Record, metric: str) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.1f}" + (f" [{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]" if bounds else "")
+
+
+def paired(ours: Record, theirs: Record, metric: str) -> tuple[float, tuple[float, float] | None]:
+    """How much larger a metric is in one evaluation than in another, and the 95 % interval of the difference by a
+    paired bootstrap over the images; None where the two are not of the same images, or have no replicates."""
+    a, b = ours.replicates.get(metric), theirs.replicates.get(metric)
+    bounds = interval(np.array(a, float) - np.array(b, float)) if a and b and ours.data == theirs.data else None
+    return float(ours.metrics[metric] or 0) - float(theirs.metrics[metric] or 0), bounds
+
+
+def signed(difference: float, bounds: tuple[float, float] | None) -> str:
+    """A difference in percentage points with its 95 % interval."""
+    return f"{100 * difference:+.1f}" + (f" [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]" if bounds else "")
 
 
 def metrics_table(record: Record, name: str) -> Table:

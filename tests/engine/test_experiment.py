@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from detcore.errors import UsageError
-from detcore.experiment import Experiment, Table, images_seen, source, with_interval
+from detcore.experiment import Experiment, Table, images_seen, paired, signed, source, with_interval
 from detcore.ops.losses import focal
 from detcore.records import Record, read_record
 
@@ -145,3 +145,16 @@ def test_a_record_keeps_lists_on_a_line(tmp_path: Path) -> None:
     path = record.write(tmp_path / "record.json")
     assert '"bbox_AP": [ 0.1, null, 0.3 ]' in path.read_text()
     assert read_record(path).replicates == record.replicates
+
+
+def test_differences_are_paired_on_the_same_images_only() -> None:
+    """The interval is of the differences of the replicates; other images have no common resamplings."""
+    data = [dict(name="val", fingerprint=name, images=2) for name in "ab"]
+    ours, theirs, others = (
+        Record.model_validate(dict(kind="evaluate", duration_s=1, data=of, metrics={"bbox_AP": value},
+                                   replicates={"bbox_AP": [value - 0.1, value, value + 0.1]}))
+        for of, value in ((data[0], 0.5), (data[0], 0.4), (data[1], 0.4)))
+    difference, bounds = paired(ours, theirs, "bbox_AP")
+    assert difference == pytest.approx(0.1) and bounds == pytest.approx((0.1, 0.1))
+    assert signed(difference, bounds) == "+10.0 [+10.0, +10.0]"
+    assert paired(ours, others, "bbox_AP")[1] is None and signed(-0.01, None) == "-1.0"
