@@ -193,16 +193,19 @@ class RoIHead(nn.Module):
         return region_detections(refined, self.bbox_head.scores(logits), image, len(images), self.postprocess)
 
 
-def fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
-              sampling_ratio: int = 0, score_threshold: float = 0.05, nms_threshold: float = 0.5,
+def fast_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
+              box_loss: ElementwiseLoss = l1, box_weight: float = 1.0, samples: int = 512, sampling_ratio: int = 0,
+              score_threshold: float = 0.05, nms_threshold: float = 0.5,
               max_detections: int = 100) -> TwoStageDetector:
     """Fast R-CNN on a feature pyramid; proposals are given.
 
     Args:
         width, hidden: channels of the pyramid and of the box head's layers.
+        box_loss: elementwise loss of the box offsets; box_weight: its weight.
         samples: regions that train, an image. sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
         score_threshold, nms_threshold, max_detections: which detections are kept (see `PostProcess`).
     """
-    head = RoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio), BoxHead(width, num_classes, hidden=hidden),
-                   samples=samples, postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
+    bbox_head = BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, box_weight=box_weight)
+    head = RoIHead(MultiScaleRoIAlign(sampling_ratio=sampling_ratio), bbox_head, samples=samples,
+                   postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
     return TwoStageDetector(backbone, FPN(backbone.channels, width), None, head)
