@@ -166,14 +166,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of the library, with "-dirty" where files differ from it; None where it is no checkout."""
-    folder = Path(__file__).parent
+    """The git commit of the library, with "-dirty" where its files differ from it; None where it is no checkout."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
+                              timeout=10, check=True).stdout.strip()
+
     try:
-        told = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], cwd=folder,
-                              capture_output=True, text=True, timeout=10, check=True)
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip() or None
 
 
 def peak_memory_gb() -> dict[str, float]:
