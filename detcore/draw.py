@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's palette: told apart by colour-blind readers, on light and on dark.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442", "#999999")
+MARKERS = "osDv^PX*"  # one for each colour, so that points are told apart without it
 LEAST_SIDE = 384  # smaller images are enlarged before they are drawn on, so that lines and names stay crisp
 
 
@@ -73,13 +74,14 @@ def detections(results: Detections, image: Any = None, *, score_threshold: float
     scale = scale or max(1.0, LEAST_SIDE / min(picture.size))
     results = results.above(score_threshold)
     if results.masks is not None:
-        picture = _tint(picture, results.masks.cpu().numpy(), results.labels.tolist())
+        picture = tint(picture, results.masks.cpu().numpy(), results.labels.tolist())
     labels, names = results.labels.tolist(), results.class_names
     words = [f"{names[c] if names else ''} {100 * s:.0f}" for c, s in zip(labels, results.scores.tolist())]
     return boxes(picture, results.boxes, colors=[colour(c) for c in labels], width=2, scale=scale, labels=words)
 
 
-def _tint(picture: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Image.Image:
+def tint(picture: Image.Image, masks: np.ndarray, labels: Sequence[int]) -> Image.Image:
+    """The picture with masks [n, h, w] laid over it in the colours of their classes, the first on top."""
     array = np.asarray(picture, np.float32)
     for mask, label in zip(masks[::-1], labels[::-1]):
         if mask.shape != array.shape[:2]:
@@ -198,6 +200,24 @@ def bars(values: Mapping[str, float], *, x: str = "", size: tuple[float, float] 
     axes.barh(list(values)[::-1], list(values.values())[::-1], color=colour(1))
     for name, (low, high) in (intervals or {}).items():
         axes.plot([low, high], [name, name], color="#303030", lw=1.6, solid_capstyle="butt")
+    return figure
+
+
+def points(places: Mapping[str, tuple[float, float]], *, x: str = "", y: str = "", size: tuple[float, float] = (6, 3.4),
+           across: Mapping[str, tuple[float, float]] | None = None,
+           upright: Mapping[str, tuple[float, float]] | None = None) -> Figure:
+    """Points by name, with an interval (low, high) across or upright for those that have one; axes begin at zero."""
+    figure, axes = _axes(size, x, y)
+    for i, (name, (a, b)) in enumerate(places.items()):
+        for of, value, horizontal in ((across, a, True), (upright, b, False)):
+            if of and name in of:
+                ends, level = of[name], (b, b) if horizontal else (a, a)
+                place = (ends, level) if horizontal else (level, ends)
+                axes.plot(*place, color="#303030", lw=2.6)  # a rim keeps light colours visible on light ground
+                axes.plot(*place, color=colour(i), lw=1.6)
+        axes.plot([a], [b], MARKERS[i % len(MARKERS)], color=colour(i), ms=8, mec="#303030", mew=0.6, label=name)
+    axes.set(xlim=(0, None), ylim=(0, None))
+    _legend(axes, len(places))
     return figure
 
 
