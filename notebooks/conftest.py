@@ -56,25 +56,26 @@ class Kernel(nbval.kernel.RunningKernel):
         super().__init__(kernel_name, cwd=self.folder, **options)
 
 
-class Chapter(nbval.plugin.IPyNbFile):
+def collect(self: nbval.plugin.IPyNbFile) -> Iterator[pytest.Item]:
     """The cells of a chapter."""
+    self.nb = short(self.path.stem)
+    for number, cell in enumerate(cell for cell in self.nb.cells if cell.cell_type == "code"):
+        options = defaultdict(bool, nbval.plugin.find_metadata_tags(cell.metadata))
+        options.setdefault("check", self.compare_outputs)
+        yield nbval.plugin.IPyNbCell.from_parent(self, name=f"Cell {number}", cell_num=number, cell=cell,
+                                                 options=options)
 
-    def collect(self) -> Iterator[pytest.Item]:
-        self.nb = short(self.path.stem)
-        for number, cell in enumerate(cell for cell in self.nb.cells if cell.cell_type == "code"):
-            options = defaultdict(bool, nbval.plugin.find_metadata_tags(cell.metadata))
-            options.setdefault("check", self.compare_outputs)
-            yield nbval.plugin.IPyNbCell.from_parent(self, name=f"Cell {number}", cell_num=number, cell=cell,
-                                                     options=options)
 
-    def setup(self) -> None:
-        if not (ROOT / "data/pocket").exists():
-            pytest.fail("The chapters need the data in data/pocket: make test draws it.", pytrace=False)
-        Kernel.folder = str(scratch(self.path.stem))
-        super().setup()
+def setup(self: nbval.plugin.IPyNbFile) -> None:
+    """Prepare the chapter's folder before its kernel starts."""
+    if not (ROOT / "data/pocket").exists():
+        pytest.fail("The chapters need the data in data/pocket: make test draws it.", pytrace=False)
+    Kernel.folder = str(scratch(self.path.stem))
+    nbval_setup(self)
 
 
 # What chapters write to standard error is left out of the committed notebooks; this warning comes with an import.
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 nbval.plugin.RunningKernel = Kernel
-nbval.plugin.IPyNbFile = Chapter
+nbval_setup = nbval.plugin.IPyNbFile.setup
+nbval.plugin.IPyNbFile.collect, nbval.plugin.IPyNbFile.setup = collect, setup

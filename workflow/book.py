@@ -24,6 +24,9 @@ def draw(profile: str) -> None:
     """Draw the profile's data, where it is one that is drawn; what is there already stays."""
     settings = fingerprint.config()["profiles"][profile]
     if zoo := settings.get("pocket_zoo"):
+        plan, wanted = ROOT / zoo["root"] / "pocket_zoo.json", fingerprint.drawn(profile) or {}
+        if plan.exists() and (wanted | dict(finished=True)).items() <= json.loads(plan.read_text("utf-8")).items():
+            return
         options = [word for key, value in zoo.items() for word in (f"--{key}", str(value))]
         subprocess.run([sys.executable, "-m", "detcore", "data", "pocket", *options, "--workers", str(os.cpu_count())],
                        cwd=ROOT, check=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import itertools
 import json
 import os
@@ -162,10 +163,9 @@ def commit() -> tuple[str | None, bool]:
 
 
 def data_of(root: Path) -> dict[str, str]:
-    """The fingerprints of the annotation files of a data set in COCO's layout."""
-    from detcore.data.coco import fingerprint as of
-
-    return {path.stem: of(path) for path in sorted(root.glob("annotations/instances_*.json"))}
+    """The fingerprints of a data set's annotation files, as records have them, if it is in COCO's layout."""
+    return {path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:fingerprint.LENGTH]
+            for path in sorted(root.glob("annotations/instances_*.json"))}
 
 
 def run(name: str, given: dict[str, Any]) -> Path:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,12 @@ def parameters(profile: str) -> dict[str, Any]:
 @cache
 def drawn(profile: str) -> dict[str, Any] | None:
     """What the profile's data is drawn from, with the version of the drawing; None where it is not drawn."""
-    from detcore.pocket.pocket_zoo import Plan
-
     if not (zoo := config()["profiles"][profile].get("pocket_zoo")):
         return None
-    return asdict(Plan(**{key: value for key, value in dict(long_tail=False, **zoo).items() if key != "root"}))
+    # Read from the text, since an import of it would import PyTorch.
+    version = re.search(r"^VERSION = (\d+)", (ROOT / "detcore/pocket/pocket_zoo.py").read_text("utf-8"), re.MULTILINE)
+    assert version
+    return {key: value for key, value in zoo.items() if key != "root"} | dict(version=int(version[1]))
 
 
 def stamp(run: Mapping[str, Any]) -> str:
