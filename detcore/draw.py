@@ -117,13 +117,18 @@ def boxes(image: Any, boxes: Tensor | np.ndarray, *, colors: str | Sequence[str]
     return picture
 
 
-def heat(image: Any, values: Tensor | np.ndarray, *, scale: float = 3, alpha: float = 0.6) -> Image.Image:
-    """A map [h, w] of any size laid over the picture, dark for its least and bright for its greatest value."""
+def heat(image: Any, values: Tensor | np.ndarray, *, scale: float = 3, alpha: float = 0.6,
+         limits: tuple[float, float] | None = None) -> Image.Image:
+    """A map [h, w] of any size laid over the picture, dark for its least and bright for its greatest value.
+
+    Args:
+        limits: the values that are drawn dark and bright, in place of the map's own, so that maps can be compared.
+    """
     picture = to_pil(image)
     size = (round(picture.width * scale), round(picture.height * scale))
     values = np.asarray(values.detach().float().cpu() if isinstance(values, Tensor) else values, np.float32)
-    span = values.max() - values.min()
-    values = cv2.resize((values - values.min()) / (span or 1), size, interpolation=cv2.INTER_NEAREST)
+    low, high = limits or (float(values.min()), float(values.max()))
+    values = cv2.resize((values - low).clip(0) / ((high - low) or 1), size, interpolation=cv2.INTER_NEAREST)
     tones = Image.fromarray((np.asarray(colormaps["magma"](values))[..., :3] * 255).astype(np.uint8))
     return Image.blend(picture.resize(size, Image.Resampling.LANCZOS), tones, alpha)
 
@@ -171,6 +176,8 @@ def lines(series: Mapping[str, tuple[Any, Any]], *, x: str = "", y: str = "", si
         axes.plot(horizontal, vertical, color=colour(i), label=name, lw=1.8)
     if log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # numbers in place of powers of ten
+        axes.yaxis.set_minor_formatter("{x:g}")
     _legend(axes, len(series))
     return figure
 
@@ -209,12 +216,11 @@ def points(places: Mapping[str, tuple[float, float]], *, x: str = "", y: str = "
     """Points by name, with an interval (low, high) across or upright for those that have one; axes begin at zero."""
     figure, axes = _axes(size, x, y)
     for i, (name, (a, b)) in enumerate(places.items()):
-        for of, value, horizontal in ((across, a, True), (upright, b, False)):
-            if of and name in of:
-                ends, level = of[name], (b, b) if horizontal else (a, a)
-                place = (ends, level) if horizontal else (level, ends)
-                axes.plot(*place, color="#303030", lw=2.6)  # a rim keeps light colours visible on light ground
-                axes.plot(*place, color=colour(i), lw=1.6)
+        spans = [(across[name], (b, b))] if across and name in across else []
+        spans += [((a, a), upright[name])] if upright and name in upright else []
+        for span in spans:
+            axes.plot(*span, color="#303030", lw=2.6)  # a rim keeps light colours visible on light ground
+            axes.plot(*span, color=colour(i), lw=1.6)
         axes.plot([a], [b], MARKERS[i % len(MARKERS)], color=colour(i), ms=8, mec="#303030", mew=0.6, label=name)
     axes.set(xlim=(0, None), ylim=(0, None))
     _legend(axes, len(places))
@@ -224,8 +230,17 @@ def points(places: Mapping[str, tuple[float, float]], *, x: str = "", y: str = "
 def losses(curves: Mapping[str, Sequence[float | None]], *, size: tuple[float, float] = (6, 3)) -> Figure:
     """The losses of a training run, from its record's curves."""
     step = curves["step"]
-    return lines({name: (step, values) for name, values in curves.items() if name not in ("step", "lr")}, x="step",
-                 y="loss", size=size, log_y=True)
+    return lines({loss_name(name): (step, values) for name, values in curves.items() if name not in ("step", "lr")},
+                 x="step", y="loss", size=size, log_y=True)
+
+
+def loss_name(name: str) -> str:
+    """A loss for people: "loss_rpn_cls" is "RPN objectness", "s0.loss_bbox" is "stage 1 boxes", "loss" the "sum"."""
+    stage, _, name = name.rpartition(".")
+    where = f"stage {int(stage[1:]) + 1} " if re.fullmatch(r"s\d+", stage) else f"{stage} " if stage else ""
+    words = {"loss": "sum", "cls": "classes", "bbox": "boxes", "mask": "masks", "rpn_cls": "RPN objectness",
+             "rpn_bbox": "RPN boxes"}
+    return where + words.get(name.removeprefix("loss_"), name)
 
 
 def precision_recall(result: CocoResult, *, size: tuple[float, float] = (5, 3.2)) -> Figure:
