@@ -69,12 +69,11 @@ class Copy:
         return sentences
 
     def write_notebooks(self) -> None:
-        """What `make chapters` would write, without running them."""
+        """What `make accept` would write, without running them."""
         code = """
-from workflow import chapter
-for path in (chapter.ROOT / "notebooks").glob("*.py"):
-    if path.stem != "conftest":
-        chapter.write(chapter.read(path.stem), path.with_suffix(".ipynb"))
+from workflow import text
+for name in text.names():
+    text.write(text.read(name), text.ROOT / "notebooks" / f"{name}.ipynb")
 """
         done = self.run("-c", code)
         assert done.returncode == 0, done.stderr
@@ -102,7 +101,7 @@ def test_what_is_missing_is_said_and_written(copy: Copy) -> None:
         f"notebooks/{NAME}.ipynb is not in _toc.yml. (--write writes it)"]
     assert [s for s in copy.check("--write") if not s.startswith("Written: ")] == [
         f"book/locale/ja/LC_MESSAGES/book/zoo/{NAME}.po is missing: make translations.",
-        f"notebooks/{NAME}.ipynb is in _toc.yml, but is not there: make chapter NAME={NAME}.",
+        f"notebooks/{NAME}.ipynb is in _toc.yml, but is not there: make book NAME={NAME}.",
         f"book/locale/ja/LC_MESSAGES/notebooks/{NAME}.po is missing: make translations.",
         f"No reference case is of the family {NAME}, or of another with its builder: add "
         "tests/reference/cases/MODEL.json.gz."]
