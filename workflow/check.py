@@ -11,6 +11,7 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -24,16 +25,27 @@ sys.path.insert(0, str(ROOT / "book/_ext"))
 from zoobook.facts import title
 
 ZOO = "detcore/zoo"
-PAGE = """# {title}
+FAMILIES = "book/families.yaml"
+PAGE = """# {title}: models and results
 
-{{doc}}`The chapter </notebooks/{name}>` shows it at work.
+{title} in three sentences: what problem it solves, how, and what follows.
+
+```{{family-facts}} {family}
+```
 
 ## Results
 
-AP in percent on COCO's `val2017`, memory of each GPU in training, inference time of one image on a V100; columns \
-marked as ours come from our records. A model's name leads to its recipe.
+AP in percent on COCO's `val2017`, memory per GPU in training, inference time of one image on a V100. Columns marked \
+“ours” come from our own records, with 95 % intervals where they were computed. A model's name leads to its recipe.
 
 ```{{zoo-table}} {family}
+```
+
+## How to run
+
+What the family's first model is, its training by the published recipe, and the same at pocket size:
+
+```{{family-commands}} {family}
 ```
 
 ## Recipes
@@ -76,19 +88,23 @@ def page_problems() -> Iterator[Problem]:
     toc = pages()
     families = {family.replace("+", "_"): family for family in index.families()}
     texts = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py") if path.stem != "conftest")
-    zoo_pages = {f"book/zoo/{name}.md": name for name in texts if name in families}
+    zoo_pages = {f"book/zoo/{name}.md": name for name in families}
+    described = yaml.safe_load((ROOT / FAMILIES).read_text("utf-8"))
     for page, name in zoo_pages.items():
+        family = families[name]
+        if family not in described:
+            yield (f"{FAMILIES} lacks {family}: its year, the family that it builds on, what it changes, its papers.",
+                   partial(add_family, family))
         if not (ROOT / page).exists():
-            yield f"{page} is missing, the page of the family that notebooks/{name}.py is about.", partial(
-                (ROOT / page).write_text, PAGE.format(title=title(families[name]), name=name, family=families[name]),
-                "utf-8")
+            yield f"{page} is missing, the page of the family {family}.", partial(
+                (ROOT / page).write_text, PAGE.format(title=title(family), family=family), "utf-8")
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "book").rglob("*.md")} | set(zoo_pages)
     for page in sorted(written) + [f"notebooks/{name}.ipynb" for name in texts]:
         if page not in toc:
             yield f"{page} is not in _toc.yml.", partial(add_page, page)
     for page in toc:
         if not (ROOT / page).exists() and page not in zoo_pages:
-            run = f": make chapter NAME={Path(page).stem}" if Path(page).stem in texts else ""
+            run = f": make book NAME={Path(page).stem}" if Path(page).stem in texts else ""
             yield f"{page} is in _toc.yml, but is not there{run}.", None
         for language in yaml.safe_load((ROOT / "workflow/config.yaml").read_text("utf-8"))["languages"]:
             catalogue = Path(f"book/locale/{language}/LC_MESSAGES", page).with_suffix(".po")
@@ -107,6 +123,13 @@ def add_row(name: str, family: str, backbone: str) -> None:
     path.write_text("\n".join([*lines[:last + 1], row.getvalue(), *lines[last + 1:], ""]), "utf-8")
 
 
+def add_family(family: str) -> None:
+    """Add a family to `families.yaml`, for a person to complete."""
+    with (ROOT / FAMILIES).open("a", encoding="utf-8") as file:
+        file.write(f'{family}:\n  year: {date.today().year}\n  change: "what it changes, in a few words"\n'
+                   "  papers: []\n")
+
+
 def add_page(page: str) -> None:
     """Add a page to `_toc.yml`, after the last one of a family in the same folder."""
     path = ROOT / "_toc.yml"
@@ -115,7 +138,12 @@ def add_page(page: str) -> None:
     last = max((i for i, line in enumerate(lines) if (file := Path(line.partition("file: ")[2])).parent == folder
                 and (file.stem in families or folder.name not in ("zoo", "notebooks"))), default=len(lines) - 1)
     indent = lines[last][:len(lines[last]) - len(lines[last].lstrip())]
-    path.write_text("\n".join([*lines[:last + 1], f"{indent}- file: {page}", *lines[last + 1:], ""]), "utf-8")
+    added = [f"{indent}- file: {page}"]
+    if folder.name == "zoo":  # short in the table of contents
+        last += lines[last + 1:last + 2] != [] and lines[last + 1].lstrip().startswith("title:")
+        family = next(f for f in index.families() if f.replace("+", "_") == Path(page).stem)
+        added.append(f"{indent}  title: {title(family)}")
+    path.write_text("\n".join([*lines[:last + 1], *added, *lines[last + 1:], ""]), "utf-8")
 
 
 def main() -> None:

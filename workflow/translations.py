@@ -19,6 +19,11 @@ from sphinx_intl import basic
 from workflow.fingerprint import ROOT
 from workflow.pages import BUILD, sphinx
 
+sys.path.insert(0, str(ROOT / "book/_ext"))
+from zoobook import outputs
+from zoobook.facts import title
+from zoobook.families import families, stem
+
 WIDTH = 100  # of the catalogues' lines
 LOCALE = ROOT / "book/locale"
 TEMPLATES = BUILD / "gettext"
@@ -28,15 +33,26 @@ FRAME = ("Color mode", "System Settings", "Link to this heading", "Link to this 
 
 
 def extension_messages() -> Catalog:
-    """The texts of the book's extension, and the titles and headers of the published tables."""
+    """The texts of the book's extension: its own, titles and changes of the families, the published tables' headers."""
     catalogue = Catalog(project="detcore", charset="utf-8", fuzzy=False)
     for file, line, message, comments, _ in extract_from_dir(ROOT / "book/_ext", [("**.py", "python")]):
         catalogue.add(message, locations=[(file, line)], auto_comments=comments)
+    for name, family in families().items():
+        catalogue.add(title(name), locations=[(f"detcore/zoo/families/{stem(name)}.py", 1)])
+        catalogue.add(family.change, locations=[("families.yaml", 1)])
     for path in sorted((ROOT / "book/data").glob("*.csv")):
-        title, header = path.read_text("utf-8").splitlines()[:2]
-        catalogue.add(title.lstrip("# ").partition(" <")[0], locations=[(path.name, 1)])
+        heading, header = path.read_text("utf-8").splitlines()[:2]
+        catalogue.add(heading.lstrip("# ").partition(" <")[0], locations=[(path.name, 1)])
         for text in next(csv.reader([header])):
             catalogue.add(text, locations=[(path.name, 2)])
+    return catalogue
+
+
+def output_messages() -> Catalog:
+    """The texts of chapters' tables, plots and drawings."""
+    catalogue = Catalog(project="detcore", charset="utf-8", fuzzy=False)
+    for file, message in outputs.messages(ROOT):
+        catalogue.add(message, locations=[(file, 1)])
     return catalogue
 
 
@@ -77,6 +93,8 @@ def templates(folder: Path = TEMPLATES) -> None:
         sys.exit("The pages have warnings; they are errors.")
     with (folder / "zoobook.pot").open("wb") as file:
         write_po(file, extension_messages())
+    with (folder / "outputs.pot").open("wb") as file:
+        write_po(file, output_messages())
     with (folder / "sphinx.pot").open("rb") as file:
         frame = read_po(file)
     for text in FRAME:

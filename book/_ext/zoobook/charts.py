@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import shutil
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,11 @@ from zoobook.languages import _
 from zoobook.tables import records_source, zoo_source
 
 SCRIPT = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-# Okabe and Ito's colours, distinct for the colour-blind; a shape each, too. As 8 and 7 have no common divisor, 56
-# families differ.
-COLOURS = ("#999999", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#B8A800")
-SYMBOLS = ("cross", "x", "circle", "diamond", "square", "triangle-up", "star")
-
-
-def style(family: str) -> tuple[str, str]:
-    """The colour and the symbol of a family."""
-    i = families().index(family)
-    return COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)]
+# Colours that are told apart by the colour-blind and have a contrast of 3:1 on white and on the dark page; a shape
+# each, too. Families beyond these are grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#C4609A", "#7B61C9", "#8A7A00", "#008C9E", "#9C6B4A")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+REST = "#808080"
 
 
 class Chart(SphinxDirective):
@@ -57,26 +53,35 @@ class Chart(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         if self.env.app.builder.format != "html":
             return []
-        figure = go.Figure()
-        for family, points in self.points().items():
-            if points:
-                x, y, text = zip(*sorted(points))
-                colour, symbol = style(family)
-                figure.add_trace(go.Scatter(x=x, y=y, text=text, mode="markers", name=facts.title(family),
-                                            marker=dict(color=colour, symbol=symbol, size=10, opacity=0.85),
-                                            hovertemplate="%{text}<extra></extra>"))
+        figure, found = go.Figure(), {family: points for family, points in self.points().items() if points}
+        # The largest families are told apart, all others are one grey series behind them.
+        largest = sorted(found, key=lambda family: -len(found[family]))[:len(COLOURS)]
+        rest = [point for family, points in found.items() if family not in largest for point in points]
+        if rest:
+            self.add(figure, rest, str(_("other families")), REST, "circle-open")
+        for family, colour, symbol in zip(sorted(largest, key=list(found).index), COLOURS, SYMBOLS):
+            self.add(figure, found[family], str(_(facts.title(family))), colour, symbol)
         x_title, y_title = self.titles()
         axis = dict(gridcolor="rgba(128,128,128,.25)", zeroline=False)
         figure.update_layout(
             # On a phone the legend has a line for each or two families.
             margin=dict(l=56, r=8, t=8, b=48), height=360 + 12 * len(figure.data), paper_bgcolor="rgba(0,0,0,0)",
-            plot_bgcolor="rgba(0,0,0,0)", font=dict(color="#808080", size=13), xaxis=dict(title=x_title, **axis),
+            plot_bgcolor="rgba(0,0,0,0)", font=dict(size=13), hovermode="closest", xaxis=dict(title=x_title, **axis),
             yaxis=dict(title=y_title, **axis), legend=dict(orientation="h", y=1.02, yanchor="bottom"),
             template="none", dragmode=False)
         up = posixpath.relpath(".", posixpath.dirname(self.env.docname) or ".")
         html = figure.to_html(full_html=False, include_plotlyjs=f"{up}/_static/plotly.min.js", div_id=self.chart_id(),
                               config=dict(responsive=True, displayModeBar=False))
-        return [nodes.raw("", f'<div class="zoo-chart">{html}</div>', format="html"), self.source()]
+        label = escape(f"{y_title}, {x_title}")
+        return [nodes.raw("", f'<div class="zoo-chart" role="group" aria-label="{label}">{html}</div>', format="html"),
+                self.source()]
+
+    @staticmethod
+    def add(figure: go.Figure, points: list[tuple[float, float, str]], name: str, colour: str, symbol: str) -> None:
+        x, y, text = zip(*sorted(points))
+        figure.add_trace(go.Scatter(x=x, y=y, text=text, mode="markers", name=name,
+                                    marker=dict(color=colour, symbol=symbol, size=10, opacity=0.85),
+                                    hovertemplate="%{text}<extra></extra>"))
 
     def chart_id(self) -> str:
         return f"chart-{self.env.new_serialno('zoo-chart')}"
@@ -110,10 +115,13 @@ class PocketChart(Chart):
     def points(self) -> dict[str, list[tuple[float, float, str]]]:
         found: dict[str, list[tuple[float, float, str]]] = {family: [] for family in families()}
         for result in facts.ours():
-            layout = get_model_entry(result.model).recipe.layout
-            if result.profile == "pocket" and layout == "coco" and result.training_s and result.box_ap:
-                found[result.family].append((result.training_s, result.box_ap,
-                                             f"<b>{result.model}</b><br>{_('Box AP')} {result.box_ap}"
+            layout, box_ap = get_model_entry(result.model).recipe.layout, result.percent("bbox_AP")
+            if result.profile == "pocket" and layout == "coco" and result.training_s and box_ap:
+                ends = result.interval("bbox_AP")
+                between = f" [{ends[0]}, {ends[1]}]" if ends else ""
+                seen = f"<br>{_('Images seen')} {result.images_seen}" if result.images_seen else ""
+                found[result.family].append((result.training_s, box_ap,
+                                             f"<b>{result.model}</b><br>{_('Box AP')} {box_ap}{between}{seen}"
                                              f"<br>{result.training_s:.0f} s ({result.hardware})"))
         return found
 

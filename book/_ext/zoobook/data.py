@@ -25,16 +25,17 @@ class BackboneTable(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         files = [b.weights and link(weights_file(b.weights), weights_address(b.weights)) for b in all_backbones()]
+        random = _("trained from random weights")
         columns = [
             Column(_("Backbone"), [b.name for b in all_backbones()]),
-            Column(_("Origin"), [b.origin if b.weights else None for b in all_backbones()]),
-            Column(_("File"), files),
+            Column(_("Origin"), [b.origin if b.weights else None for b in all_backbones()], empty=random),
+            Column(_("File"), files, empty=random),
             Column(_("Mean"), [", ".join(f"{v:g}" for v in b.preprocess.mean) for b in all_backbones()]),
             Column(_("Standard deviation"), [", ".join(f"{v:g}" for v in b.preprocess.std) for b in all_backbones()]),
             Column(_("Channels"), ["RGB" if b.preprocess.rgb else "BGR" for b in all_backbones()]),
             Column(_("Models"), [len(models_with(b)) for b in all_backbones()], 0),
         ]
-        return [build_table(columns, filterable=True)]
+        return [build_table(columns, str(_("Backbones and their pretrained weights")), filterable=True)]
 
 
 class LayoutTable(SphinxDirective):
@@ -48,7 +49,7 @@ class LayoutTable(SphinxDirective):
             Column(_("Recognised by"), [nodes.literal(mark := layout.marks[0], mark) for layout in LAYOUTS.values()]),
             Column(_("Models"), [used[name] for name in LAYOUTS], 0),
         ]
-        return [build_table(columns)]
+        return [build_table(columns, str(_("Data sets that are read")))]
 
 
 def setup(app: Sphinx) -> None:

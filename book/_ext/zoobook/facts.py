@@ -13,7 +13,8 @@ from detcore.zoo.entries import ModelEntry
 from detcore.zoo.index import Published, get_model_entry, rows
 
 BOOK = Path(__file__).resolve().parents[2]
-ZOO_URL = "https://github.com/open-mmlab/mmdetection"
+# The release that the published results are of; its branches move on.
+ZOO_URL = "https://github.com/open-mmlab/mmdetection/tree/v3.3.0"
 
 
 @cache
@@ -59,32 +60,45 @@ class Ours:
     """Our results for a model at one profile, from all its records; a later kind of run adds to an earlier one.
 
     Attributes:
-        box_ap, mask_ap, panoptic_quality, recall: in percent, as the published ones.
+        metrics: by name, fractions of 1.
+        intervals: of 95 %, by name of the metric.
         training_s: wall time of the training.
         memory_gb: peak of the training.
         inference_ms: an image.
         hardware: what the training ran on.
+        commit: the version of the library.
     """
 
     model: str
     family: str
     profile: str
-    box_ap: float | None
-    mask_ap: float | None
-    panoptic_quality: float | None
-    recall: float | None
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     training_s: float | None
     memory_gb: float | None
     inference_ms: float | None
+    steps: int | None
+    images_seen: int | None
+    seed: int | None
     hardware: str
+    commit: str | None
+
+    def percent(self, metric: str) -> float | None:
+        """A metric in percent, as the published ones."""
+        return round(100 * self.metrics[metric], 1) if metric in self.metrics else None
+
+    def interval(self, metric: str) -> tuple[float, float] | None:
+        """Its 95 % interval in percent."""
+        found = self.intervals.get(metric)
+        return (round(100 * found[0], 1), round(100 * found[1], 1)) if found else None
 
 
 @cache
 def ours() -> list[Ours]:
-    """Our results, a row for each model and profile, in the zoo's order."""
+    """Our results, a row for each model and profile, in the zoo's order; of several seeds the first, 0."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in records():
-        if record.model in rows() and record.profile:
+        if record.model in rows() and record.profile and not record.seed:
             found.setdefault((record.model, record.profile), []).append(record)
     order = list(rows())
     return [_summary(model, profile, group)
@@ -93,16 +107,17 @@ def ours() -> list[Ours]:
 
 def _summary(model: str, profile: str, group: list[Record]) -> Ours:
     metrics = {name: value for record in group for name, value in record.metrics.items() if value is not None}
+    intervals = {name: tuple(ends) for record in group for name, ends in getattr(record, "intervals", {}).items()}
     speed = {name: value for record in group for name, value in record.speed.items()}
     trained = next((record for record in group if record.kind == "train"), None)
     memory = (trained or group[0]).memory
-
-    def percent(name: str) -> float | None:
-        return round(100 * metrics[name], 1) if name in metrics else None
-
-    latency = speed.get("inference_mean_s")
+    told = trained.parameters if trained else {}
+    steps, batch = told.get("steps"), told.get("batch_size")
+    latency = speed.get("inference_median_s", speed.get("inference_mean_s"))
     machine = group[0].hardware
-    return Ours(model, rows()[model].family, profile, percent("bbox_AP"), percent("segm_AP"),
-                percent("panoptic_PQ"), percent("proposal_AR1000"), trained.duration_s if trained else None,
-                memory.get("cuda_gb", memory.get("resident_gb")), 1000 * latency if latency else None,
-                ", ".join(machine.accelerators) or f"{machine.cpu}, {machine.cores} cores")
+    return Ours(model, rows()[model].family, profile, metrics, intervals, trained.duration_s if trained else None,
+                memory.get("cuda_gb", memory.get("resident_gb")), 1000 * latency if latency else None, steps,
+                told.get("images_seen", steps * batch if steps and batch else None),
+                trained.seed if trained else None,
+                ", ".join(machine.accelerators) or f"{machine.cpu}, {machine.cores} cores",
+                (trained or group[0]).commit)

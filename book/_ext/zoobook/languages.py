@@ -81,6 +81,7 @@ def configure(app: Sphinx, config: Config) -> None:
     config.html_theme_options["toc_title"] = str(_("On this page"))
     config.nb_code_prompt_show = str(_("Show code"))
     config.nb_code_prompt_hide = str(_("Hide code"))
+    config.numfig = False  # which jupyter-book's LaTeX part turns on; numbers would run through the whole book
     config.copybutton_selector = "div.highlight pre"
 
 
@@ -90,7 +91,10 @@ def add_languages(app: Sphinx, pagename: str, template: str, context: dict[str, 
     context["languages"] = [(code, name, posixpath.normpath(f"{up}/../{code}/{pagename}.html"))
                             for code, name in LANGUAGES.items()]
     context["language_label"] = str(_("Language"))
-    context["filter_label"] = str(_("Filter the rows"))
+    context["table_labels"] = {
+        "filter": str(_("Filter the rows")), "count": str(_("{shown} of {all} rows")),
+        "nothing": str(_("No row has all these words.")), "csv": str(_("Download this table as CSV")),
+        "sort": str(_("Sort by this column")), "more": str(_("← → The table scrolls sideways."))}
 
 
 def setup(app: Sphinx) -> None:

@@ -1,5 +1,7 @@
 """Tables drawn from facts and records: sortable, with a box that filters, links to recipes and checkpoints.
 
+    ```{model-table}                      all models of the zoo
+    ```
     ```{zoo-table} faster_rcnn            a family: published results, ours beside them
     :only: *r50*                          some of its models
     ```
@@ -31,23 +33,35 @@ from sphinx.util.docutils import SphinxDirective
 from detcore.data.transforms import Choice, Resize, ResizeChoice, ResizeRange, ScaleJitter, Transform
 from detcore.recipe import CAFFE, CAFFE2, DARKNET, PYCLS, TORCHVISION, VGG, Recipe
 from detcore.zoo.entries import ModelEntry
+from detcore.zoo.index import Published, families
 from zoobook import facts
 from zoobook.languages import _
 
-Cell = str | float | None | nodes.Node
+
+@dataclass(frozen=True)
+class Value:
+    """A cell whose text is not what it is sorted by, such as "24 epochs" or "58.5 [57.1, 59.9]"."""
+
+    text: str
+    sort: float
+
+
+Cell = str | float | Value | None | nodes.Node
+IMAGES = 117_266  # of an epoch of COCO: those of train2017 that have objects
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its header, its cells, the decimals of its numbers."""
+    """A column: its header, its cells, the decimals of its numbers, and why a cell may be empty."""
 
     header: str
     cells: Sequence[Cell]
     decimals: int = 1
+    empty: str = ""
 
     @property
     def numeric(self) -> bool:
-        return any(isinstance(cell, (int, float)) for cell in self.cells)
+        return any(isinstance(cell, (int, float, Value)) for cell in self.cells)
 
 
 def link(text: str, address: str, **attributes: Any) -> nodes.reference:
@@ -55,17 +69,32 @@ def link(text: str, address: str, **attributes: Any) -> nodes.reference:
     return nodes.reference(text, text, refuri=address, **attributes)
 
 
-def build_table(columns: Sequence[Column], ids: Sequence[str] = (), filterable: bool = False) -> nodes.container:
-    """A table without its empty columns, in a box that scrolls sideways on a phone.
+def name_nodes(name: str) -> list[nodes.Node]:
+    """A model's name, which breaks after an underscore and nowhere else."""
+    parts = name.split("_")
+    return [nodes.inline("", part + "_" * (i < len(parts) - 1), classes=["zoo-name"]) for i, part in enumerate(parts)]
+
+
+def model_link(name: str, address: str) -> nodes.reference:
+    return nodes.reference("", "", *name_nodes(name), refuri=address)
+
+
+def build_table(columns: Sequence[Column], caption: str, ids: Sequence[str] = (),
+                filterable: bool = False) -> nodes.container:
+    """A table without its empty columns, in a box that scrolls sideways where the page is narrower.
+
+    The cells of the first column name their rows. The caption is for those who cannot see what stands around the table;
+    it is the name of the file, too, that the table is downloaded as.
 
     Args:
         ids: anchors of the rows.
     """
     columns = [column for column in columns if any(cell not in (None, "") for cell in column.cells)]
     table = nodes.table(classes=["zoo-table"] + ["zoo-filter"] * filterable)
+    table += nodes.title(caption, caption, translatable=False)
     group = nodes.tgroup(cols=len(columns))
     table += group
-    group += [nodes.colspec(colwidth=1) for _column in columns]
+    group += [nodes.colspec(colwidth=1, stub=int(i == 0)) for i in range(len(columns))]
     head = nodes.row()
     for column in columns:
         head += nodes.entry("", nodes.paragraph(column.header, column.header),
@@ -78,18 +107,38 @@ def build_table(columns: Sequence[Column], ids: Sequence[str] = (), filterable: 
         for column in columns:
             row += _entry(column, column.cells[i])
         body += row
-    box = nodes.container("", table, classes=["zoo-table-box"])
-    return box
+    return nodes.container("", table, classes=["zoo-table-box"])
 
 
 def _entry(column: Column, cell: Cell) -> nodes.entry:
     entry = nodes.entry(classes=["number"] if column.numeric else [])
     if isinstance(cell, nodes.Node):
         entry += nodes.paragraph("", "", cell)
+    elif cell is None or cell == "":
+        reason = column.empty or _("not published")
+        entry += nodes.paragraph("", "", nodes.abbreviation("–", "–", explanation=reason, classes=["zoo-none"]))
+    elif isinstance(cell, Value):
+        entry["sort"] = f"{cell.sort:g}"
+        entry += nodes.paragraph(cell.text, cell.text)
     else:
-        text = "" if cell is None else f"{cell:.{column.decimals}f}" if isinstance(cell, (int, float)) else cell
+        text = f"{cell:.{column.decimals}f}" if isinstance(cell, (int, float)) else cell
         entry += nodes.paragraph(text, text)
     return entry
+
+
+def visit_entry(self: Any, node: nodes.entry) -> None:
+    """A cell as Sphinx writes it; headers say what they are the header of, and cells what they are sorted by."""
+    type(self).visit_entry(self, node)
+    added = ""
+    if self.body[-1].startswith("<th"):
+        added += f' scope="{"col" if isinstance(node.parent.parent, nodes.thead) else "row"}"'
+    if "sort" in node:
+        added += f' data-sort="{node["sort"]}"'
+    self.body[-1] = self.body[-1].replace(self.body[-1][:3], self.body[-1][:3] + added, 1)
+
+
+def depart_entry(self: Any, node: nodes.entry) -> None:
+    type(self).depart_entry(self, node)
 
 
 def source(title: str, address: str) -> nodes.paragraph:
@@ -111,7 +160,33 @@ def zoo_source() -> nodes.paragraph:
 
 def records_source() -> nodes.paragraph:
     """The source of our own results."""
-    return source(str(_("the records of our runs")) + " (book/records)", "")
+    return source(str(_("our results: the records of our runs")) + " (book/records)", "")
+
+
+def title_of(family: str) -> str:
+    return str(_(facts.title(family)))
+
+
+def measured(result: facts.Ours | None, metric: str) -> Cell:
+    """One of our values, with its 95 % interval where there is one."""
+    if result is None or (value := result.percent(metric)) is None:
+        return None
+    if interval := result.interval(metric):
+        return Value(f"{value:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]", value)
+    return value
+
+
+def ours_columns(results: Sequence[facts.Ours | None], prefix: str = "") -> list[Column]:
+    """What we measured of some models."""
+    empty = _("not measured")
+    headers = (("bbox_AP", _("Box AP")), ("segm_AP", _("Mask AP")), ("panoptic_PQ", _("PQ")),
+               ("proposal_AR1000", _("AR of all proposals")))
+    columns = [Column(prefix + header, [measured(r, metric) for r in results], empty=empty)
+               for metric, header in headers]
+    return columns + [
+        Column(prefix + _("Memory (GB)"), [r and r.memory_gb for r in results], 2, empty),
+        Column(prefix + _("Inference (ms)"), [r and r.inference_ms for r in results], empty=empty),
+    ]
 
 
 class ZooTable(SphinxDirective):
@@ -123,32 +198,54 @@ class ZooTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         family, only = self.arguments[0], self.options.get("only")
         rows = [row for row in facts.models(family) if not only or fnmatchcase(row[0].name, only)]
-        page = "" if only is None else posixpath.relpath(f"book/zoo/{family}.html", posixpath.dirname(self.env.docname))
+        page = "" if only is None else posixpath.relpath(f"book/zoo/{family.replace('+', '_')}.html",
+                                                         posixpath.dirname(self.env.docname))
         ours = {(found.model, found.profile): found for found in facts.ours()}
         several = {p.dataset for _e, p in rows} - {None, "COCO"}
         columns = [
-            Column(_("Model"), [link(entry.name, f"{page}#{recipe_id(entry)}") for entry, _p in rows]),
+            Column(_("Model"), [model_link(entry.name, f"{page}#{recipe_id(entry)}") for entry, _p in rows]),
             Column(_("Data set"), [p.dataset if several else None for _e, p in rows]),
             Column(_("Training"), [length(entry.recipe) for entry, _p in rows]),
-            Column(_("Box AP"), [p.box_ap for _e, p in rows]),
-            Column(_("Mask AP"), [p.mask_ap for _e, p in rows]),
-            Column(_("PQ"), [p.panoptic_quality for _e, p in rows]),
-            Column(_("AR@1000"), [p.average_recall for _e, p in rows]),
-            Column(_("Memory (GB)"), [p.training_memory_gb for _e, p in rows]),
-            Column(_("Inference (ms)"), [p.inference_ms for _e, p in rows]),
-            Column(_("Weights"), [link(_("weights"), p.checkpoint) if p.checkpoint else None for _e, p in rows]),
+            *published_columns([p for _e, p in rows]),
         ]
+        own: list[Column] = []
         for profile, header in (("coco", _("Ours")), ("pocket", _("Ours, pocket"))):
-            found = [ours.get((entry.name, profile)) for entry, _p in rows]
-            columns += [
-                Column(f"{header}: {_('Box AP')}", [f and f.box_ap for f in found]),
-                Column(f"{header}: {_('Mask AP')}", [f and f.mask_ap for f in found]),
-                Column(f"{header}: {_('PQ')}", [f and f.panoptic_quality for f in found]),
-                Column(f"{header}: {_('AR@1000')}", [f and f.recall for f in found]),
-                Column(f"{header}: {_('Memory (GB)')}", [f and f.memory_gb for f in found], 2),
-                Column(f"{header}: {_('Inference (ms)')}", [f and f.inference_ms for f in found]),
-            ]
-        return [build_table(columns, filterable=not only), zoo_source()]
+            own += ours_columns([ours.get((entry.name, profile)) for entry, _p in rows], f"{header}: ")
+        caption = _("Models of {family}").format(family=title_of(family))
+        found: list[nodes.Node] = [build_table(columns + own, caption, filterable=not only), zoo_source()]
+        if any(cell is not None for column in own for cell in column.cells):
+            found.append(records_source())
+        return found
+
+
+def published_columns(rows: Sequence[Published]) -> list[Column]:
+    """The published results of some models."""
+    return [
+        Column(_("Box AP"), [p.box_ap for p in rows]),
+        Column(_("Mask AP"), [p.mask_ap for p in rows]),
+        Column(_("PQ"), [p.panoptic_quality for p in rows]),
+        Column(_("AR@1000"), [p.average_recall for p in rows]),
+        Column(_("Memory (GB)"), [p.training_memory_gb for p in rows]),
+        Column(_("Inference (ms)"), [p.inference_ms for p in rows]),
+        Column(_("Weights"), [link(_("weights"), p.checkpoint) if p.checkpoint else None for p in rows]),
+    ]
+
+
+class ModelTable(SphinxDirective):
+    """All models of the zoo with their published results."""
+
+    def run(self) -> list[nodes.Node]:
+        here = posixpath.dirname(self.env.docname)
+        rows = [row for family in families() for row in facts.models(family)]
+        pages = [posixpath.relpath(f"book/zoo/{(e.family or '').replace('+', '_')}.html", here) for e, _p in rows]
+        columns = [
+            Column(_("Model"), [model_link(e.name, f"{page}#{recipe_id(e)}") for (e, _p), page in zip(rows, pages)]),
+            Column(_("Family"), [link(title_of(e.family or ""), page) for (e, _p), page in zip(rows, pages)]),
+            Column(_("Backbone"), [e.backbone and e.backbone.name for e, _p in rows], empty=_("the method's own")),
+            Column(_("Data set"), [p.dataset for _e, p in rows]),
+            *published_columns([p for _e, p in rows]),
+        ]
+        return [build_table(columns, str(_("All models of the zoo")), filterable=True), zoo_source()]
 
 
 class RecipeTable(SphinxDirective):
@@ -160,17 +257,19 @@ class RecipeTable(SphinxDirective):
         entries = [entry for entry, _p in facts.models(self.arguments[0])]
         rows = [entry.recipe for entry in entries]
         columns = [
-            Column(_("Model"), [entry.name for entry in entries]),
+            Column(_("Model"), [nodes.inline("", "", *name_nodes(entry.name)) for entry in entries]),
             Column(_("Pretrained backbone"), [backbone_file(entry) for entry in entries]),
             Column(_("Training"), [length(r) for r in rows]),
-            Column(_("Learning rate"), [f"{type(r.optimizer).__name__} {r.optimizer.lr:g}" for r in rows]),
-            Column(_("Drops at"), [drops(r) for r in rows]),
-            Column(_("Images a step"), [r.batch_size for r in rows], 0),
+            Column(_("Learning rate"), [Value(f"{type(r.optimizer).__name__} {r.optimizer.lr:g}", r.optimizer.lr)
+                                        for r in rows]),
+            Column(_("Drops at"), [drops(r) for r in rows], empty=_("never")),
+            Column(_("Images per step"), [r.batch_size for r in rows], 0),
             Column(_("Image size"), [scales(r.train_transforms) for r in rows]),
-            Column(_("Mixed precision"), [_("yes") if r.amp else "" for r in rows]),
-            Column(_("Options of the method"), [options(entry) for entry in entries]),
+            Column(_("Mixed precision"), [_("yes") if r.amp else "" for r in rows], empty=_("no")),
+            Column(_("Options of the method"), [options(entry) for entry in entries], empty=_("none")),
         ]
-        return [build_table(columns, ids=[recipe_id(entry) for entry in entries])]
+        caption = _("Recipes of {family}").format(family=title_of(self.arguments[0]))
+        return [build_table(columns, caption, ids=[recipe_id(entry) for entry in entries])]
 
 
 class PublishedTable(SphinxDirective):
@@ -182,11 +281,13 @@ class PublishedTable(SphinxDirective):
         table = facts.table(self.arguments[0])
         self.env.note_dependency(str(facts.BOOK / "data" / f"{self.arguments[0]}.csv"))
         columns = [Column(_(header) if header else "", cells) for header, cells in zip(table.header, zip(*table.rows))]
-        box = build_table(columns)
-        for entry in box.findall(nodes.entry):
-            if _is_number(entry.astext()):
-                entry["classes"] = ["number"]
         title, address = table.source
+        box = build_table(columns, str(_(title)))
+        numeric = [all(_is_number(str(cell)) for cell in column.cells) for column in columns]
+        for row in box.findall(nodes.row):
+            for entry, number in zip(row.findall(nodes.entry), numeric):
+                if number:
+                    entry["classes"] = ["number"]
         return [box, source(_(title), address)]
 
 
@@ -199,18 +300,19 @@ class RecordsTable(SphinxDirective):
         found = [result for result in facts.ours() if result.profile == self.arguments[0]]
         if not found:
             return [note(_("There is no record of this profile yet."))]
+        empty = _("not recorded")
         columns = [
-            Column(_("Model"), [result.model for result in found]),
-            Column(_("Box AP"), [result.box_ap for result in found]),
-            Column(_("Mask AP"), [result.mask_ap for result in found]),
-            Column(_("PQ"), [result.panoptic_quality for result in found]),
-            Column(_("AR@1000"), [result.recall for result in found]),
-            Column(_("Training (s)"), [result.training_s for result in found], 0),
-            Column(_("Memory (GB)"), [result.memory_gb for result in found], 2),
-            Column(_("Inference (ms)"), [result.inference_ms for result in found]),
+            Column(_("Model"), [nodes.inline("", "", *name_nodes(result.model)) for result in found]),
+            *ours_columns(found),
+            Column(_("Steps"), [result.steps for result in found], 0, empty),
+            Column(_("Images seen"), [result.images_seen for result in found], 0, empty),
+            Column(_("Seed"), [result.seed for result in found], 0, empty),
+            Column(_("Training (s)"), [result.training_s for result in found], 0, empty),
             Column(_("Hardware"), [result.hardware for result in found]),
+            Column(_("Version"), [result.commit for result in found], empty=empty),
         ]
-        return [build_table(columns, filterable=True), records_source()]
+        caption = _("Our results, profile {profile}").format(profile=self.arguments[0])
+        return [build_table(columns, caption, filterable=True), records_source()]
 
 
 class PreprocessingTable(SphinxDirective):
@@ -225,7 +327,7 @@ class PreprocessingTable(SphinxDirective):
             Column(_("Standard deviation"), [", ".join(map(str, kind.std)) for kind in kinds.values()]),
             Column(_("Channels"), ["RGB" if kind.rgb else "BGR" for kind in kinds.values()]),
         ]
-        return [build_table(columns)]
+        return [build_table(columns, str(_("How pretrained backbones expect their images")))]
 
 
 def recipe_id(entry: ModelEntry) -> str:
@@ -233,11 +335,13 @@ def recipe_id(entry: ModelEntry) -> str:
     return f"recipe-{entry.name}"
 
 
-def length(recipe: Recipe) -> str:
-    """How long a training is: epochs of the data set, or steps."""
+def length(recipe: Recipe) -> Value:
+    """How long a training is: epochs of the data set, or steps; sorted by images."""
     if recipe.epochs:
-        return _("{n} epochs").format(n=recipe.epochs * recipe.repeat)
-    return _("{n} steps").format(n=recipe.iterations)
+        epochs = recipe.epochs * recipe.repeat
+        return Value(_("{n} epochs").format(n=epochs), epochs)
+    steps = recipe.iterations or 0
+    return Value(_("{n} steps").format(n=steps), round(steps * recipe.batch_size / IMAGES, 2))
 
 
 def drops(recipe: Recipe) -> str:
@@ -286,10 +390,12 @@ def options(entry: ModelEntry) -> nodes.Node | None:
 
 
 def _is_number(text: str) -> bool:
-    return bool(text) and not text.strip("0123456789.()& ")
+    return bool(text) and not text.strip("0123456789.,()& ")
 
 
 def setup(app: Sphinx) -> None:
+    app.add_node(nodes.entry, override=True, html=(visit_entry, depart_entry))
+    app.add_directive("model-table", ModelTable)
     app.add_directive("zoo-table", ZooTable)
     app.add_directive("recipe-table", RecipeTable)
     app.add_directive("published-table", PublishedTable)
