@@ -235,7 +235,7 @@ class Experiment:
         record = self._write(run.record)
         rows = [("steps", f"{record.parameters['steps_done']:,}"),
                 ("images seen", f"{images_seen(record):,}"), ("seconds", f"{record.duration_s:.0f}"),
-                *((name, f"{values[-1]:.3f}") for name, values in record.curves.items()
+                *((f"loss: {draw.loss_name(name)}", f"{values[-1]:.3f}") for name, values in record.curves.items()
                   if name not in ("step", "lr") and values and values[-1] is not None)]
         return Result(record, Table(["training", self.name], rows), draw.losses(record.curves))
 

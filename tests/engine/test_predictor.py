@@ -192,8 +192,13 @@ def test_pictures_have_the_expected_form(picture) -> None:
     assert draw.boxes(picture, np.array([[1, 2, 30, 40]]), scale=2).size == (288, 192)
     assert draw.heat(picture, torch.rand(6, 9), scale=1).size == (144, 96)
     assert draw.grid([picture] * 5, columns=3, gap=2).size == (3 * 146 - 2, 2 * 98 - 2)
+    dark = np.asarray(draw.heat(picture, torch.zeros(6, 9), scale=1, alpha=1, limits=(0, 1)))
+    half = np.asarray(draw.heat(picture, torch.full((6, 9), 0.5), scale=1, alpha=1, limits=(0, 1)))
+    assert half.mean() > dark.mean() + 50  # of their own ranges both would be dark
+    assert [draw.loss_name(n) for n in ("loss", "loss_rpn_cls", "s1.loss_bbox", "loss_pq")] == [
+        "sum", "RPN objectness", "stage 2 boxes", "loss_pq"]
     figure = draw.losses({"step": [1, 2], "lr": [0.1, 0.1], "loss": [3.0, 2.0], "classes": [2.0, 1.0]})
-    assert [line.get_label() for line in figure.axes[0].lines] == ["loss", "classes"]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["sum", "classes"]
     assert draw.histogram({"a": [1, 2], "b": [2, 3]}).axes and draw.bars({"a": 1.0}).axes
 
 
