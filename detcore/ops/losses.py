@@ -6,6 +6,7 @@ the whole batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -62,11 +63,11 @@ def l1(pred: Tensor, target: Tensor) -> Tensor:
     return (pred.float() - target).abs()
 
 
+@dataclass(frozen=True)
 class SmoothL1:
     """Elementwise: quadratic below beta, linear above (Fast R-CNN, equation 3)."""
 
-    def __init__(self, beta: float = 1.0):
-        self.beta = beta
+    beta: float = 1.0
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
         return F.smooth_l1_loss(pred.float(), target, beta=self.beta, reduction="none")
