@@ -48,7 +48,7 @@ COMPARED = {"RetinaNet": "retinanet_r50_fpn_1x_coco", "Faster R-CNN": "faster-rc
             "Mask R-CNN": "mask-rcnn_r50_fpn_1x_coco"}
 PEERS: dict[str, Callable[..., nn.Module]] = {
     "RetinaNet": RetinaNet, "Faster R-CNN": FasterRCNN, "Mask R-CNN": MaskRCNN}
-CLASS_LAYER = re.compile(r"(fc_cls|retina_cls|head\.cls_logits|box_predictor\.cls_score)$")
+CLASS_LAYER = re.compile(r"(fc_cls|retina_cls|classification_head\.cls_logits|box_predictor\.cls_score)$")
 LINE = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+(?:\[[^\]]*\])?)(.*)$", re.M)  # of pytest's summary
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -552,12 +552,13 @@ def main() -> int:
     slug = re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
     print(f"{card}; PyTorch {torch.__version__}; {options.minutes:g} minutes", flush=True)
     end, bad = time.monotonic() + 60 * options.minutes, 0
+    whole = min(1.0, sum(SECTIONS[name][1] for name in options.only))
     for name in options.only:
         left = end - time.monotonic()
         if left < 10:
             print(f"\n{name}: not reached in {options.minutes:g} minutes", flush=True)
             continue
-        work = Work(device, min(left, SECTIONS[name][1] * 60 * options.minutes), device.type == "cuda")
+        work = Work(device, min(left, SECTIONS[name][1] / whole * 60 * options.minutes), device.type == "cuda")
         found, seconds = run_section(name, work)
         record = Record(kind="benchmark", profile=None if work.full else "pocket", duration_s=seconds,
                         parameters=dict(section=name, passed=found.passed, failed=found.failed, notes=found.notes),
