@@ -34,9 +34,9 @@
 # $$\Delta^*_b = \mathrm{AP}^*_b(m) - \mathrm{AP}^*_b(n)$$
 #
 # It is mostly narrower than for two different sets of images, since an image that is
-# difficult for one model is mostly difficult for the other one, too. These intervals speak of other
-# images of the same kind. How much another seed of the training changes is a different
-# question; the standard deviation over seeds answers it.
+# difficult for one model is mostly difficult for the other one, too. These intervals
+# speak of other images of the same kind. How much another seed of the training changes
+# is a different question; the standard deviation over seeds answers it.
 #
 # **Inference time.** Forward pass and post-processing of one image after the other, up
 # to the detections in the image's own pixels; reading, decoding and resizing do not
@@ -420,5 +420,6 @@ def machine(record):
 
 Table(["model", "version", "commit", "date", "machine", "PyTorch", "checkpoint"],
       [(m, r.versions.get("detcore", "–"), r.commit or "–", r.date or "–",
-        machine(r), r.versions.get("torch", "–"), str(r.parameters.get("checkpoint", "–")))
+        machine(r), r.versions.get("torch", "–"),
+        str(r.parameters.get("checkpoint", "–")))
        for m, r in evaluated.items()])

@@ -1,36 +1,42 @@
 # %% [markdown]
 # # Data: Pocket Zoo
 #
-# A detector learns from images in which people have annotated every object. The common data set, COCO, has 118,000
-# training images with 860,000 objects of 80 classes, too many for a page that anyone can run: this book generates
-# its own data, Pocket Zoo, and writes it in COCO's layout.
+# A detector learns from images in which people have annotated every object. The common
+# data set, COCO, has 118,000 training images with 860,000 objects of 80 classes, too
+# many for a page that anyone can run: this book generates its own data, Pocket Zoo, and
+# writes it in COCO's layout.
 #
-# Tsung-Yi Lin and others: [Microsoft COCO: common objects in context](https://arxiv.org/abs/1405.0312), 2014.
+# Tsung-Yi Lin and others: [Microsoft COCO: common objects in
+# context](https://arxiv.org/abs/1405.0312), 2014.
 #
 # ```{figure} ../book/figures/data.svg
 # :name: data-drawing
 # :width: 100%
 #
-# The way of an image to the network. The reader joins the image with its annotations to a sample; the transforms
-# (highlighted) change both together; samples are padded to a batch of bytes, which is normalised on the device.
+# The way of an image to the network. The reader joins the image with its annotations to
+# a sample; the transforms (highlighted) change both together; samples are padded to a
+# batch of bytes, which is normalised on the device.
 # ```
 #
-# Three definitions are used throughout the book. COCO measures the size $s$ of an object by its visible area $A$ in
-# pixels, not by the area of its box:
+# Three definitions are used throughout the book. COCO measures the size $s$ of an
+# object by its visible area $A$ in pixels, not by the area of its box:
 #
-# $$s = \sqrt{A}, \qquad \text{small: } s < 32, \qquad \text{medium: } 32 \le s < 96, \qquad \text{large: } s \ge 96$$
+# $$s = \sqrt{A}, \qquad \text{small: } s < 32, \qquad
+#   \text{medium: } 32 \le s < 96, \qquad \text{large: } s \ge 96$$
 #
-# A transform maps the annotations as it maps the image. The simplest one mirrors an image of width $w$: its left
-# edge becomes the right edge, so that a box with the corners $(x_1, y_1)$ and $(x_2, y_2)$ becomes
+# A transform maps the annotations as it maps the image. The simplest one mirrors an
+# image of width $w$: its left edge becomes the right edge, so that a box with the
+# corners $(x_1, y_1)$ and $(x_2, y_2)$ becomes
 #
 # $$(x_1, y_1, x_2, y_2) \;\mapsto\; (w - x_2,\; y_1,\; w - x_1,\; y_2)$$
 #
-# A network takes normalised values. For the value $p_c$ of a pixel in channel $c$ these are
+# A network takes normalised values. For the value $p_c$ of a pixel in channel $c$ these
+# are
 #
 # $$x_c = \frac{p_c - \mu_c}{\sigma_c}$$
 #
-# where $\mu_c$ and $\sigma_c$ are the mean and the standard deviation of the channel in the data that the backbone was
-# pretrained on.
+# where $\mu_c$ and $\sigma_c$ are the mean and the standard deviation of the channel in
+# the data that the backbone was pretrained on.
 
 # %% tags=["parameters", "hide-input"]
 profile = "pocket"
@@ -63,7 +69,14 @@ from detcore.data.dataset import ReadOptions
 from detcore.data.instaboost import InstaBoost
 from detcore.data.layouts import find_layout
 from detcore.data.loader import build_loader
-from detcore.data.transforms import Flip, RandomCrop, ResizeRange, Sample, ScaleJitter, apply
+from detcore.data.transforms import (
+    Flip,
+    RandomCrop,
+    ResizeRange,
+    Sample,
+    ScaleJitter,
+    apply,
+)
 from detcore.engine.common import describe
 from detcore.experiment import Experiment, Table, source
 from detcore.ops import boxes as box
@@ -75,15 +88,15 @@ from detcore.records import Record, peak_memory_gb
 
 started = time.perf_counter()
 # Generates the data; does nothing where they are there already.
-zoo = pocket_zoo.draw(data_root if profile == "pocket" else "data/pocket", progress=False)
 root = Path(data_root)
+zoo = pocket_zoo.draw(root if profile == "pocket" else "data/pocket", progress=False)
 data = CocoDataset(root, masks="polygon")
 
 # %% [markdown]
 # ## A first look
 #
-# Animals are near and far, occlude each other, and are cut off at the image's edge. Some images have no animal: on
-# these every detection is wrong.
+# Animals are near and far, occlude each other, and are cut off at the image's edge.
+# Some images have no animal: on these every detection is wrong.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The first 24 training images of Pocket Zoo, 128 x 128 pixels each. Scenes differ in light, ground, distance, and in the number of animals.", "name": "data-gallery"}}
 def picture(index):
@@ -98,21 +111,25 @@ assert (counts == 0).any() and (counts > 1).any()
 all_boxes = [data.sample(i).boxes for i in range(200)]
 if profile == "pocket":
     assert any((b[:, 0] < 1).any() for b in all_boxes)  # cut off at the left edge
-    overlaps = [np.triu(box.pairwise_iou(*[torch.from_numpy(b)] * 2), 1) for b in all_boxes]
+    overlaps = [np.triu(box.pairwise_iou(*[torch.from_numpy(b)] * 2), 1)
+                for b in all_boxes]
     assert any((o > 0.1).any() for o in overlaps if o.size)  # occlusion
 
 # %% [markdown]
 # ## What an annotation holds
 #
-# Each object has a class, a box and an outline. The box is the smallest upright rectangle around the object's visible
-# part. Where animals of one kind are too close to be told apart, one *crowd* annotation covers them all. A crowd is
-# no object to be detected: training takes no target from it. In the evaluation a detection $d$ that matches no object is
-# not counted as wrong if at least half of it lies in a crowd $c$ of its class, that is, if
+# Each object has a class, a box and an outline. The box is the smallest upright
+# rectangle around the object's visible part. Where animals of one kind are too close to
+# be told apart, one *crowd* annotation covers them all. A crowd is no object to be
+# detected: training takes no target from it. In the evaluation a detection $d$ that
+# matches no object is not counted as wrong if at least half of it lies in a crowd $c$
+# of its class, that is, if
 #
 # $$\frac{|d \cap c|}{|d|} \ge 0.5$$
 #
-# (for the IoU threshold 0.5; for a higher threshold, so much more). The denominator is the detection alone, not the
-# union as in the IoU, since a crowd is much larger than any of its animals.
+# (for the IoU threshold 0.5; for a higher threshold, so much more). The denominator is
+# the detection alone, not the union as in the IoU, since a crowd is much larger than
+# any of its animals.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Two training images with a crowd. From left to right: the image; its boxes with their classes, the crowd in white; the outlines; the panoptic map, which assigns every pixel to one animal or to one kind of ground.", "name": "data-annotations"}}
 def panoptic(index):
@@ -150,16 +167,18 @@ panels = [panel for i in crowded[:2] for panel in (
 draw.grid([draw.to_pil(panel).resize((192, 192), 3) for panel in panels], 4)
 
 # %% [markdown]
-# Point at an image, or tap it, to see the outlines of its objects; rest on one to read its class.
+# Point at an image, or tap it, to see the outlines of its objects; rest on one to read
+# its class.
 
 # %% tags=["hide-input"]
 def interactive(index):
-    """An image with its outlines as shapes that react to the pointer and to the keyboard."""
+    """An image with its outlines as shapes that react to pointer and keyboard."""
     sample, names = data.sample(index), data.class_names
     jpeg = cv2.imencode(".jpg", sample.image, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
     h, w = sample.size
     shapes = "".join(
-        '<path d="' + "".join(f"M{' '.join(f'{v:.1f}' for v in r.ravel())}z" for r in rings)
+        '<path d="' + "".join(
+            f"M{' '.join(f'{v:.1f}' for v in ring.ravel())}z" for ring in rings)
         + f'" fill="{draw.colour(c)}"><title>{names[c]}</title></path>'
         for rings, c in zip(sample.masks.rings, sample.labels))
     label = ", ".join(names[c] for c in sample.labels) or "empty"
@@ -175,13 +194,15 @@ HTML("""<style>
 .zoo-outlines path { opacity: 0; transition: opacity .2s }
 .zoo-outlines svg:is(:hover, :focus) path { opacity: .55 }
 .zoo-outlines svg path:hover { opacity: .85 }
-</style><div class="zoo-outlines">""" + "".join(map(interactive, range(24, 36))) + "</div>")
+</style><div class="zoo-outlines">""" + "".join(map(interactive, range(24, 36)))
+     + "</div>")
 
 # %% [markdown]
 # ## Classes and sizes
 #
-# The classes are similarly frequent: none has twice as many objects as another. In COCO some classes are frequent and
-# others rare; the option `--long-tail` of the command at the end makes such a Pocket Zoo.
+# The classes are similarly frequent: none has twice as many objects as another. In COCO
+# some classes are frequent and others rare; the option `--long-tail` of the command at
+# the end makes such a Pocket Zoo.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Objects of each class among the training images, crowds left out.", "name": "data-classes"}}
 def objects(split):
@@ -190,7 +211,8 @@ def objects(split):
     names = {c["id"]: c["name"] for c in told["categories"]}
     rows = [a for a in told["annotations"] if not a["iscrowd"]]
     return (np.array([names[a["category_id"]] for a in rows]),
-            np.array([a["bbox"][2:] for a in rows]), np.array([a["area"] for a in rows]))
+            np.array([a["bbox"][2:] for a in rows]),
+            np.array([a["area"] for a in rows]))
 
 
 kinds, sizes, areas = objects("train")
@@ -202,7 +224,8 @@ draw.bars(dict(sorted(numbers.items(), key=lambda item: -item[1])[:20]), x="obje
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Width and height of the boxes of each class in pixels: the median, and the range of the middle half of the boxes (lines). Above the diagonal boxes are taller than wide.", "name": "data-shapes"}}
 shown = list(numbers)[:8]
-quartiles = {name: np.percentile(sizes[kinds == name], [25, 50, 75], axis=0) for name in shown}
+quartiles = {name: np.percentile(sizes[kinds == name], [25, 50, 75], axis=0)
+             for name in shown}
 figure = draw.points({name: q[1] for name, q in quartiles.items()},
                      x="width (pixels)", y="height (pixels)",
                      across={name: q[::2, 0] for name, q in quartiles.items()},
@@ -219,10 +242,11 @@ if profile == "pocket":
     assert medians["crocodile"][0] > 1.2 * medians["crocodile"][1]
 
 # %% [markdown]
-# The evaluation gives AP for small, medium and large objects, too. What counts is COCO's `area`, the number of visible
-# pixels. The area of the box is larger, so that counting by boxes would move objects to the next larger group. The
-# numbers of the validation images say how much each AP of the following chapters rests on: an AP of few objects is
-# uncertain.
+# The evaluation gives AP for small, medium and large objects, too. What counts is
+# COCO's `area`, the number of visible pixels. The area of the box is larger, so that
+# counting by boxes would move objects to the next larger group. The numbers of the
+# validation images say how much each AP of the following chapters rests on: an AP of
+# few objects is uncertain.
 
 # %% tags=["hide-input"]
 def groups(area):
@@ -252,16 +276,19 @@ assert by_area[2] >= 60 or profile != "pocket"
 # %% [markdown]
 # ## Transforms
 #
-# A network sees each image many times. Transforms change it a little each time, and the annotations with it; this is
-# data augmentation. The recipes of this book's chapters mirror images and resize them; what the published models use
-# is in the tables of the zoo.
+# A network sees each image many times. Transforms change it a little each time, and the
+# annotations with it; this is data augmentation. The recipes of this book's chapters
+# mirror images and resize them; what the published models use is in the tables of the
+# zoo.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "An image and its boxes after different transforms. Upper row: unchanged; mirrored; resized to a random scale. Lower row: large-scale jitter that zooms out, where the rest becomes padding; large-scale jitter that zooms in and crops; InstaBoost, which cuts objects out along their outlines, turns and scales them, puts them back nearby, and fills the holes.", "name": "data-transforms"}}
 index = crowded[1]
 h, w = data.sample(index).size
 crop = RandomCrop((h, w), allow_negative=True)
-variants = [(), (Flip(1.0),), (ResizeRange((w * 9 // 8, h * 9 // 8), (w * 11 // 8, h * 11 // 8)),),
-            (ScaleJitter((h, w), (0.6, 0.7)), crop), (ScaleJitter((h, w), (1.6, 1.8)), crop),
+larger = ResizeRange((w * 9 // 8, h * 9 // 8), (w * 11 // 8, h * 11 // 8))
+variants = [(), (Flip(1.0),), (larger,),
+            (ScaleJitter((h, w), (0.6, 0.7)), crop),
+            (ScaleJitter((h, w), (1.6, 1.8)), crop),
             (InstaBoost(probability=1.0),)]
 rng = np.random.default_rng(seed)
 changed = [apply(variant, data.sample(index), rng) for variant in variants]
@@ -273,12 +300,12 @@ for sample in changed:
 draw.grid(panels, 3)
 
 # %% [markdown]
-# Large-scale jitter: Ghiasi and others, [Simple copy-paste is a strong data augmentation method for instance
-# segmentation](https://arxiv.org/abs/2012.07177), 2021. InstaBoost: Fang and others,
-# {doc}`InstaBoost </book/zoo/instaboost>`, 2019.
+# Large-scale jitter: Ghiasi and others, [Simple copy-paste is a strong data
+# augmentation method for instance segmentation](https://arxiv.org/abs/2012.07177),
+# 2021. InstaBoost: Fang and others, {doc}`InstaBoost </book/zoo/instaboost>`, 2019.
 #
-# The code of the simplest transform, and of the function that all transforms use to change boxes, outlines, masks and
-# class maps in the same way:
+# The code of the simplest transform, and of the function that all transforms use to
+# change boxes, outlines, masks and class maps in the same way:
 
 # %% tags=["hide-input"]
 source(Flip, Sample.move)
@@ -292,12 +319,14 @@ assert changed[2].image.shape[0] > h and len(changed[4].boxes) <= len(before)
 # %% [markdown]
 # ## Batches
 #
-# The images of a batch are padded to one size, at the right and at the bottom, and stay bytes until they are on the
-# device: a quarter of the memory of numbers with a decimal point, and so a quarter of the transfer. Normalisation
-# happens there, and makes the padding zero.
+# The images of a batch are padded to one size, at the right and at the bottom, and stay
+# bytes until they are on the device: a quarter of the memory of numbers with a decimal
+# point, and so a quarter of the transfer. Normalisation happens there, and makes the
+# padding zero.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Four training images after resizing to random scales, as they are in a batch: all tensors have one size, the padding is black.", "name": "data-batch"}}
-ragged = CocoDataset(root, transforms=(ResizeRange((h * 3 // 4, w * 3 // 4), (h * 5 // 4, w * 5 // 4)),))
+scaled = ResizeRange((h * 3 // 4, w * 3 // 4), (h * 5 // 4, w * 5 // 4))
+ragged = CocoDataset(root, transforms=(scaled,))
 ragged.select(np.isin(np.arange(len(ragged)), range(4, 8)))
 batch = next(iter(build_loader(ragged, 4, preprocess=TORCHVISION, seed=seed)))
 inputs = TORCHVISION(batch.images, batch.sizes)
@@ -308,23 +337,28 @@ assert len(set(batch.sizes)) > 1 and batch.images.dtype == torch.uint8
 assert batch.images.nbytes * 4 == inputs.tensor.nbytes
 height, width = min(batch.sizes)
 smallest = batch.sizes.index((height, width))
-assert not inputs.tensor[smallest, :, height:].any() and inputs.tensor[smallest, :, :height, :width].any()
+assert not inputs.tensor[smallest, :, height:].any()
+assert inputs.tensor[smallest, :, :height, :width].any()
 
 # %% [markdown]
 # ## Other layouts
 #
-# Data sets come in different layouts: COCO has one JSON file for each split, Pascal VOC one XML file for each image,
-# Open Images tables. Each has a reader of its own, which is recognised by the files that a folder holds, and whose
-# samples look alike. Pocket Zoo can be written in each layout; so the readers are tested on data of their own layout.
+# Data sets come in different layouts: COCO has one JSON file for each split, Pascal VOC
+# one XML file for each image, Open Images tables. Each has a reader of its own, which
+# is recognised by the files that a folder holds, and whose samples look alike. Pocket
+# Zoo can be written in each layout; so the readers are tested on data of their own
+# layout.
 
 # %% tags=["hide-input"]
 rows = []
 with tempfile.TemporaryDirectory() as folder:
     for name in dict.fromkeys(WRITERS):
-        place = pocket_zoo.draw(Path(folder) / name, images=6, val=1, layout=name, workers=1, progress=False)
+        place = pocket_zoo.draw(Path(folder) / name, images=6, val=1, layout=name,
+                                workers=1, progress=False)
         layout = find_layout(place, name)
         opened = layout.open(layout.home(place), "train", ReadOptions())
-        rows.append((name, layout.title, str(opened.annotation_file.relative_to(place)), str(len(opened)),
+        file = str(opened.annotation_file.relative_to(place))
+        rows.append((name, layout.title, file, str(len(opened)),
                      str(len(opened.labels))))
 Table(["layout", "data set", "annotations", "images", "objects"], rows)
 
@@ -334,13 +368,15 @@ assert len({row[3] for row in rows}) == 1 and int(rows[0][4]) > 0
 # %% [markdown]
 # ## What more images buy
 #
-# Two RetinaNets train for the same number of steps with the same seed. They see the same number of images: one of them
-# sees all training images of Pocket Zoo about once, the other one sees the first hundred of them again and again.
+# Two RetinaNets train for the same number of steps with the same seed. They see the
+# same number of images: one of them sees all training images of Pocket Zoo about once,
+# the other one sees the first hundred of them again and again.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 def subset(number):
-    """A data set with the first training images of Pocket Zoo and all validation images."""
-    folder, file = Path(output) / f"images-{number}", "annotations/instances_train2017.json"
+    """A data set with the first training images and all validation images."""
+    folder = Path(output) / f"images-{number}"
+    file = "annotations/instances_train2017.json"
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for name in ("train2017", "val2017", file.replace("train", "val")):
         if not (folder / name).exists():
@@ -358,8 +394,9 @@ def student(number, place):
     entry = get_model_entry("retinanet_r50_fpn_1x_coco")
     entry = replace(entry, name=f"{entry.name}+images-{number}",
                     pocket=replace(entry.pocket, recipe=training(150)))
-    return Experiment(entry, place, seed=seed, steps=steps, device=device, records=records,
-                      output=f"{output}/train-{number}", label=f"{number} images")
+    return Experiment(entry, place, seed=seed, steps=steps, device=device,
+                      records=records, output=f"{output}/train-{number}",
+                      label=f"{number} images")
 
 
 many, few = student(2000, zoo), student(100, subset(100))
@@ -370,9 +407,11 @@ comparison = many.compare(few)
 comparison
 
 # %% [markdown]
-# The last row is the difference with its 95 % interval, from a paired bootstrap over the validation images
-# ({doc}`the benchmark chapter <benchmark>` explains it). The training loss shows what happens: on a hundred images it
-# falls further, since the network learns these images by heart, and it detects less in images that it has not seen.
+# The last row is the difference with its 95 % interval, from a paired bootstrap over
+# the validation images ({doc}`the benchmark chapter <benchmark>` explains it). The
+# training loss shows what happens: on a hundred images it falls further, since the
+# network learns these images by heart, and it detects less in images that it has not
+# seen.
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Classification loss of the two trainings over the steps, on a logarithmic axis.", "name": "data-overfitting"}}
 curves = {name: run.record.curves for name, run in runs.items()}
@@ -388,9 +427,10 @@ if many.full:
 # %% [markdown]
 # ## Speed
 #
-# Images are generated by several processes, each image from random numbers of its own: the files do not depend on the
-# number of processes. Opening reads and arranges the whole annotation file. Loading reads the files, decodes and
-# transforms the images, and makes batches.
+# Images are generated by several processes, each image from random numbers of its own:
+# the files do not depend on the number of processes. Opening reads and arranges the
+# whole annotation file. Loading reads the files, decodes and transforms the images, and
+# makes batches.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 number, speed = images if steps is None else 20, {}
@@ -415,14 +455,16 @@ Record(kind="data", profile=profile, data=describe(data), seed=seed,
        speed={f"{name.replace(', ', '_').replace(' ', '_')}_images_per_s": value
               for name, value in speed.items()},
        memory=peak_memory_gb()).write(f"{records}/data.{profile}.json")
-Table(["", "images per second"], [(name, f"{value:,.0f}") for name, value in speed.items()])
+Table(["step", "images per second"],
+      [(name, f"{value:,.0f}") for name, value in speed.items()])
 
 # %% [markdown]
 # ## Generate your own, or take COCO
 #
-# Another seed gives other images; a larger data set begins with the images of a smaller one. For COCO itself, unpack
-# its images and annotations into one folder (`train2017/`, `val2017/`, `annotations/`) and run this chapter on it;
-# {doc}`/book/data_sets` has the other data sets.
+# Another seed gives other images; a larger data set begins with the images of a smaller
+# one. For COCO itself, unpack its images and annotations into one folder (`train2017/`,
+# `val2017/`, `annotations/`) and run this chapter on it; {doc}`/book/data_sets` has the
+# other data sets.
 #
 # ```bash
 # detcore data pocket --root data/mine --images 5000 --seed 1
@@ -432,25 +474,28 @@ Table(["", "images per second"], [(name, f"{value:,.0f}") for name, value in spe
 #
 # ## Exercises
 #
-# 1. Generate a Pocket Zoo with `--long-tail` and draw the number of objects of each class. How do the intervals of the
-#    rarest classes' AP differ from those of the most frequent?
-# 2. Write a transform that rotates an image by 90 degrees, with `Sample.move`. Check it with a box whose corners you
-#    know.
-# 3. Repeat the comparison with 400 and with 1,000 different images. From which number on can 500 validation images no
-#    longer tell the result from that of 2,000?
+# 1. Generate a Pocket Zoo with `--long-tail` and draw the number of objects of each
+#    class. How do the intervals of the rarest classes' AP differ from those of the most
+#    frequent?
+# 2. Write a transform that rotates an image by 90 degrees, with `Sample.move`. Check it
+#    with a box whose corners you know.
+# 3. Repeat the comparison with 400 and with 1,000 different images. From which number
+#    on can 500 validation images no longer tell the result from that of 2,000?
 #
 # ## Summary
 #
-# An annotation holds a class, a box, an outline and whether it is a crowd, and COCO's size of an object is its visible
-# area. Transforms change images and annotations together, and a batch stays bytes until it is on the device. With the
-# same number of images seen, more different images give a better detector.
+# An annotation holds a class, a box, an outline and whether it is a crowd, and COCO's
+# size of an object is its visible area. Transforms change images and annotations
+# together, and a batch stays bytes until it is on the device. With the same number of
+# images seen, more different images give a better detector.
 #
 # ## How to cite
 #
 # ```bibtex
 # @inproceedings{lin2014microsoft,
 #     author = {Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James
-#               and Perona, Pietro and Ramanan, Deva and Doll{\'a}r, Piotr and Zitnick, C. Lawrence},
+#               and Perona, Pietro and Ramanan, Deva and Doll{\'a}r, Piotr
+#               and Zitnick, C. Lawrence},
 #     title = {Microsoft {COCO}: Common objects in context},
 #     booktitle = {European Conference on Computer Vision},
 #     year = {2014},
