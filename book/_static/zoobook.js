@@ -117,7 +117,7 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const header of table.querySelectorAll("tbody th:not([scope])")) header.scope = "row";
   }
   for (const box of document.querySelectorAll(".zoo-table-box, .zoo-scroll, .pst-scrollable-table-container")) {
-    showOverflow(box);
+    if (!box.parentElement.closest(".zoo-table-box")) showOverflow(box);
   }
   for (const code of document.querySelectorAll(".bd-article .highlight pre")) {
     if (code.scrollWidth > code.clientWidth + 1) code.classList.add("zoo-wide");

@@ -129,7 +129,8 @@ class FamilyFacts(SphinxDirective):
                                                                  address(here, parent.page))])
         files: list[nodes.Node] = []
         for file in sources(family.name):
-            files += [nodes.Text(", " if files else _("Source") + ": "), link(file, address(here, source_page(file)))]
+            files.append(nodes.Text(", " if files else _("Source code:") + " "))
+            files.append(link(file, address(here, source_page(file))))
         parts.append(files)
         line = nodes.paragraph("", "", classes=["zoo-facts"], translatable=False)
         for i, part in enumerate(parts):
@@ -270,10 +271,11 @@ def tree(here: str) -> str:
                      f'<text class="name" x="{x + 11}" y="{y + 1}">{escape(_(facts.title(family.name)))}</text></a>'
                      f'<text class="change" x="{x + 11}" y="{y + 16}">{escape(_(family.change))}</text>')
     label = escape(_("Family tree of the methods: year, name, what changed"))
+    legend = escape(_("A filled dot: there is a chapter. A name leads to the models."))
     return (f'<div class="zoo-scroll zoo-tree-box" role="region" tabindex="0" aria-label="{label}">'
             f'<svg class="zoo-tree" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="group" '
             f'aria-label="{label}">{"".join(parts)}</svg></div>'
-            f'<p class="zoo-source">{escape(_("A filled dot: there is a chapter. A name leads to the models."))}</p>')
+            f'<p class="zoo-source">{legend}</p>')
 
 
 class FamilyList(SphinxDirective):
@@ -288,7 +290,7 @@ class FamilyList(SphinxDirective):
             if family.kind == self.arguments[0]:
                 line = nodes.paragraph("", "", translatable=False)
                 line += link(_(facts.title(family.name)), address(self.env.docname, family.page))
-                line += nodes.Text(f" ({family.year}): {_(family.change)}")
+                line += nodes.Text(_(" ({year}): {change}").format(year=family.year, change=_(family.change)))
                 listing += nodes.list_item("", line)
         return [listing]
 

@@ -66,17 +66,21 @@ def toolbar(app: Sphinx, docname: str) -> str:
     name, folder = posixpath.basename(docname), posixpath.dirname(docname)
     notebook = posixpath.relpath(f"_downloads/{name}.ipynb", folder)
     text = posixpath.relpath(f"_downloads/{name}.py", folder)
-    links = [f'<a href="{notebook}" download>{escape(_("Download the notebook"))}</a>',
-             f'<a href="{text}" download>{escape(_("Download as text"))}</a>']
+    links = [anchor(notebook, _("Download the notebook"), " download"),
+             anchor(text, _("Download as text"), " download")]
     family = by_stem().get(name)
     for file in sources(family) if family else []:
         if "/methods/" in file:
-            links.append(f'<a href="{address(docname, source_page(file))}">{escape(file)}</a>')
+            links.append(anchor(address(docname, source_page(file)), file))
     if family:
-        links.append(f'<a href="{address(docname, families()[family].page)}">{escape(_("Models and results"))}</a>')
+        links.append(anchor(address(docname, families()[family].page), _("Models and results")))
     if url := app.config.html_theme_options.get("repository_url"):
-        links.append(f'<a href="{url}">{escape(_("Repository"))}</a>')
+        links.append(anchor(url, _("Repository")))
     return f'<p class="zoo-facts">{" · ".join(links)}</p>'
+
+
+def anchor(target: str, text: str, attributes: str = "") -> str:
+    return f'<a href="{target}"{attributes}>{escape(text)}</a>'
 
 
 def by_stem() -> dict[str, str]:

@@ -71,7 +71,7 @@ class ParityTable(SphinxDirective):
         ]
         caption = str(_("Largest differences from the original, case by case"))
         return [build_table(columns, caption, filterable=True),
-                note(_("Source") + ": book/parity.json (python -m tests.parity)")]
+                note(_("Source:") + " book/parity.json (python -m tests.parity)")]
 
 
 def setup(app: Sphinx) -> None:

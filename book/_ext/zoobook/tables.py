@@ -143,7 +143,7 @@ def depart_entry(self: Any, node: nodes.entry) -> None:
 
 def source(title: str, address: str) -> nodes.paragraph:
     """The line under a table that says where its numbers come from."""
-    line = note(str(_("Source")) + ": ")
+    line = note(str(_("Source:")) + " ")
     line += link(title, address) if address else nodes.Text(title)
     return line
 
