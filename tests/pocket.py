@@ -37,7 +37,7 @@ class Method:
     model: str
     bars: dict[str, float]
     plain: str | None = None
-    seconds: float = 90
+    seconds: float = 120
 
 
 RPN = Method("rpn", "rpn_r50_fpn_1x_coco", {"proposal_AR100": 0.55})
@@ -47,10 +47,10 @@ METHODS = (
     RPN,
     FAST_RCNN,
     Method("faster_rcnn", "faster-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35}),
-    Method("mask_rcnn", "mask-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35, "segm_AP": 0.30}),
+    Method("mask_rcnn", "mask-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.50, "segm_AP": 0.42}),
     Method("cascade_rcnn", "cascade-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35}),
     Method("cascade_mask_rcnn", "cascade-mask-rcnn_r50_fpn_1x_coco", {"bbox_AP": 0.35, "segm_AP": 0.30}),
-    Method("retinanet", "retinanet_r50_fpn_1x_coco", {"bbox_AP": 0.35}),
+    Method("retinanet", "retinanet_r50_fpn_1x_coco", {"bbox_AP": 0.45}),
     Method("group_norm", "mask-rcnn_r50_fpn_gn-all_2x_coco", MASKS),
     Method("weight_standardization", "faster-rcnn_r50_fpn_gn-ws-all_1x_coco", BOXES),
     Method("scratch", "faster-rcnn_r50-scratch_fpn_gn-all_6x_coco", BOXES),

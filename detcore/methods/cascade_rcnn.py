@@ -120,16 +120,18 @@ class CascadeRoIHead(nn.Module):
 
 @forwards(fpn_rpn_head)
 def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024, samples: int = 512,
-                 sampling_ratio: int = 0, masks: bool = False, mask_predictor: type[nn.Conv2d] = nn.Conv2d,
-                 bbox_heads: Sequence[BoxHead] | None = None, score_threshold: float = 0.05, nms_threshold: float = 0.5,
-                 max_detections: int = 100, border: int = 0, rpn_box_loss: SmoothL1 = RPN_BOX_LOSS,
-                 rpn_post_nms_top_n_train: int = 2000, **rpn_options: Any) -> TwoStageDetector:
+                 sampling_ratio: int = 0, masks: bool = False, mask_convs: int = 4,
+                 mask_predictor: type[nn.Conv2d] = nn.Conv2d, bbox_heads: Sequence[BoxHead] | None = None,
+                 score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100, border: int = 0,
+                 rpn_box_loss: SmoothL1 = RPN_BOX_LOSS, rpn_post_nms_top_n_train: int = 2000,
+                 **rpn_options: Any) -> TwoStageDetector:
     """Cascade R-CNN on a feature pyramid.
 
     Args:
         width, hidden: channels of pyramid and mask heads, and of the box heads' layers.
         samples: regions that train, an image and stage. sampling_ratio: RoIAlign's (see `MultiScaleRoIAlign`).
-        masks: draw masks too (Cascade Mask R-CNN); mask_predictor: kind of the mask heads' last convolution.
+        masks: draw masks too (Cascade Mask R-CNN); mask_convs: how many a mask head has before its upsampling.
+        mask_predictor: kind of the mask heads' last convolution.
         bbox_heads: other box heads.
         score_threshold, nms_threshold, max_detections: which detections are kept (see `PostProcess`).
         border, rpn_box_loss, rpn_post_nms_top_n_train, rpn_options: as in `fpn_rpn_head`.
@@ -138,7 +140,8 @@ def cascade_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, h
                             rpn_post_nms_top_n_train=rpn_post_nms_top_n_train, **rpn_options)
     head = CascadeRoIHead(
         MultiScaleRoIAlign(sampling_ratio=sampling_ratio), bbox_heads or cascade_heads(width, num_classes, hidden),
-        mask_heads=[MaskHead(width, num_classes, width=width, predictor=mask_predictor) for _ in STAGE_IOU if masks],
+        mask_heads=[MaskHead(width, num_classes, width=width, depth=mask_convs, predictor=mask_predictor)
+                    for _ in STAGE_IOU if masks],
         mask_roi_align=MultiScaleRoIAlign(output_size=14, sampling_ratio=sampling_ratio) if masks else None,
         samples=samples, postprocess=PostProcess(score_threshold, nms_threshold, max_detections))
     return TwoStageDetector(backbone, FPN(backbone.channels, width), rpn_head, head)

@@ -123,10 +123,11 @@ def with_masks(detections: list[Detections], masks: list[Tensor], images: Images
 @forwards(fpn_rpn_head)
 def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidden: int = 1024,
               box_loss: ElementwiseLoss = l1, sampling_ratio: int = 0, aligned: bool = True, block: Block = ConvBlock,
-              box_convs: int = 0, samples: int = 512, mask_predictor: type[nn.Conv2d] = nn.Conv2d,
-              bbox_head: BoxHead | None = None, roi_head: Callable[..., MaskRoIHead] = MaskRoIHead,
-              score_threshold: float = 0.05, nms_threshold: float = 0.5, max_detections: int = 100,
-              class_agnostic_nms: bool = False, **rpn_options: Any) -> TwoStageDetector:
+              box_convs: int = 0, mask_convs: int = 4, samples: int = 512,
+              mask_predictor: type[nn.Conv2d] = nn.Conv2d, bbox_head: BoxHead | None = None,
+              roi_head: Callable[..., MaskRoIHead] = MaskRoIHead, score_threshold: float = 0.05,
+              nms_threshold: float = 0.5, max_detections: int = 100, class_agnostic_nms: bool = False,
+              **rpn_options: Any) -> TwoStageDetector:
     """Mask R-CNN on a feature pyramid.
 
     Args:
@@ -134,7 +135,8 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidd
         box_loss: loss of the box head's offsets. samples: regions that train, an image.
         sampling_ratio, aligned: how RoIAlign samples (see `MultiScaleRoIAlign`).
         block: the convolutions of pyramid and heads; box_convs: how many the box head has before its layer.
-        mask_predictor: kind of the mask head's last convolution; bbox_head: another box head; roi_head: its kind.
+        mask_convs: how many the mask head has before its upsampling; mask_predictor: kind of its last convolution.
+        bbox_head: another box head; roi_head: its kind.
         score_threshold, nms_threshold, max_detections, class_agnostic_nms: see `PostProcess`.
         rpn_options: as in `fpn_rpn_head`.
     """
@@ -144,7 +146,7 @@ def mask_rcnn(backbone: ResNet, num_classes: int = 80, *, width: int = 256, hidd
     head = roi_head(
         MultiScaleRoIAlign(**align),
         bbox_head or BoxHead(width, num_classes, hidden=hidden, box_loss=box_loss, convs=box_convs, block=block),
-        MaskHead(width, num_classes, width=width, block=block, predictor=mask_predictor),
+        MaskHead(width, num_classes, width=width, depth=mask_convs, block=block, predictor=mask_predictor),
         MultiScaleRoIAlign(output_size=14, **align), samples=samples, low_quality=True,
         postprocess=PostProcess(score_threshold, nms_threshold, max_detections, class_agnostic_nms=class_agnostic_nms))
     return TwoStageDetector(backbone, FPN(backbone.channels, width, block=block), rpn_head, head)

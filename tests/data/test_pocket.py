@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 
 from detcore.data.coco import CocoDataset, fingerprint
 from detcore.errors import DataError, UsageError
-from detcore.pocket import pocket_zoo
+from detcore.pocket import pocket_zoo, profile
 from detcore.pocket.names import STUFF
 from detcore.pocket.pocket_zoo import CLASSES, draw
 
@@ -108,6 +108,14 @@ def test_there_are_all_classes_sizes_crowds_and_empty_images(tmp_path):
     assert 8 <= len(content["annotations"]) - len(things) <= 80
     numbers = np.unique([a["image_id"] for a in things], return_counts=True)[1]
     assert len(numbers) < 500 and set(numbers) == {1, 2, 3, 4, 5} and 1.5 < len(things) / 500 < 3.5
+
+
+def test_methods_that_the_chapters_compare_see_as_many_images_and_regions():
+    recipes = [p.recipe for p in (profile.RPN, profile.FAST_RCNN, profile.FASTER_RCNN, profile.MASK_RCNN,
+                                  profile.CASCADE_RCNN, profile.CASCADE_MASK_RCNN, profile.RETINANET)]
+    assert {(r.iterations, r.batch_size, r.iterations * r.batch_size) for r in recipes} == {(400, 8, 3200)}
+    assert len({p.options["samples"] for p in (profile.FAST_RCNN, profile.FASTER_RCNN, profile.MASK_RCNN,
+                                               profile.CASCADE_RCNN, profile.CASCADE_MASK_RCNN)}) == 1
 
 
 def test_a_long_tail_makes_later_classes_rare(tmp_path):
