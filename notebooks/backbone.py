@@ -15,12 +15,11 @@
 #
 # The small ResNet-18 of the pocket profile (highlighted), with the shapes of its
 # feature maps for an image of 128 x 128 pixels. In pretraining a linear layer on each
-# stage names the animal in each cell; these layers are thrown away, and a detector
-# takes over the stages.
+# stage names the animal in each cell; these layers are discarded, and a detector takes
+# over the stages.
 # ```
 #
-# Two formulas explain the rest of this chapter. Batch normalisation maps the value $x$
-# of a channel to
+# This chapter uses two formulas. Batch normalisation maps the value $x$ of a channel to
 #
 # $$y = \gamma \, \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta$$
 #
@@ -80,12 +79,12 @@ strides = (4, 8, 16, 32)
 # %% [markdown]
 # ## The task
 #
-# ImageNet asks one question per image. Pocket Zoo has masks, so that more can be asked:
-# each of the four stages has to name the animal at each of its cells, or say that there
-# is none. The finest stage has a cell for each 4 x 4 pixels, the coarsest one for each
-# 32 x 32.
+# The label of an ImageNet image is one class. Pocket Zoo has masks, so that the targets
+# can be finer: each of the four stages has to classify each of its cells as one of the
+# animals or as background. A cell of the finest stage has 4 x 4 pixels, one of the
+# coarsest stage 32 x 32.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "What the stages are asked, for three validation images. From left to right: the image; the class of each cell of stages 1 to 4, in the colours of the classes, grey where there is no animal.", "name": "backbone-task"}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Targets of the four stages for three validation images. From left to right: the image; the class of each cell of stages 1 to 4, in the colours of the classes, grey for background.", "name": "backbone-task"}}
 data = CocoDataset(root, "annotations/instances_val2017.json", "val2017",
                    masks="bitmap")
 data.select(torch.arange(len(data)).numpy() < 160)
@@ -155,7 +154,7 @@ if steps is None:
     assert sum(short.losses[-10:]) < 0.6 * sum(short.losses[:10])
 
 # %% [markdown]
-# ## What a backbone knows
+# ## What the features tell
 #
 # Three backbones are probed: one with random weights, the one of the short run, and the
 # one that comes with this book. The probe is fitted on every other of 160 validation
@@ -253,7 +252,7 @@ assert contrasts[2] > 1.5 * contrasts[0] and contrasts[3] > 1.5 * contrasts[1]
 #
 # The same RetinaNet trains twice on the same images with the same seed: once it starts
 # from the pretrained backbone, once from random weights. Its other layers are random in
-# both. The training is a third of that of {doc}`RetinaNet's chapter <retinanet>`.
+# both. The training is shorter than that of {doc}`RetinaNet's chapter <retinanet>`.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 def student(kind, label):
@@ -348,7 +347,7 @@ Table(["backbone", "parameters", "trainable"],
        for name, part in parts.items() for p in summarize(part)[-1:]])
 
 # %% [markdown]
-# ## Each backbone wants its own input
+# ## Each backbone needs its own normalisation
 #
 # A pretrained network expects images as it has seen them: the same order of channels,
 # the same mean subtracted, the same scale. With another convention nothing fails; the
@@ -378,7 +377,7 @@ assert torch.allclose(first, second.flip(0), atol=0.05)
 assert inputs["Caffe (MSRA)"].abs().max() > 20 * first.abs().max()
 
 # %% [markdown]
-# ## Make it anew
+# ## Reproduce the backbone
 #
 # The file `detcore/pocket/backbone.safetensors` comes from the following command; the
 # file names its steps, its seed and the fingerprint of its data. The backbones of the

@@ -219,9 +219,9 @@ Table(headers, [row for clear, row in pairs if not clear],
 
 # %% [markdown]
 # Only the first table supports a statement about an order, and that only for these
-# images and this seed; where the means over the seeds differ in the other direction,
-# another training would turn the order around. For the pairs of the second table
-# nothing is to be said.
+# images and this seed: where the means over the seeds differ in the other direction,
+# another training may turn the order around. The pairs of the second table cannot be
+# told apart with these images.
 
 # %% tags=["remove-cell"]
 assert len(pairs) == len(detectors) * (len(detectors) - 1) // 2
@@ -232,9 +232,9 @@ assert sum(narrower) >= len(narrower) / 2
 # ## How much training it took
 #
 # Methods that train on a different number of images are not compared under equal
-# conditions. The recipes of the pocket profile are made for about the same time on two
-# CPU cores, so that a method with cheap steps sees more images; the chapters' own
-# comparisons are made with equal numbers of images.
+# conditions. The recipes of the pocket profile give the methods that the chapters
+# compare the same number of images; where a row of the table has another number, it is
+# not compared with the others.
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Box AP over the number of images seen in training, with 95 % intervals. Both axes begin at zero. Points one above the other have seen the same number of images.", "name": "benchmark-images"}}
 seen = {short(m): (images_seen(trained[m]), percent(m)) for m in detectors}

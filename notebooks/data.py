@@ -320,9 +320,9 @@ assert changed[2].image.shape[0] > h and len(changed[4].boxes) <= len(before)
 # ## Batches
 #
 # The images of a batch are padded to one size, at the right and at the bottom, and stay
-# bytes until they are on the device: a quarter of the memory of numbers with a decimal
-# point, and so a quarter of the transfer. Normalisation happens there, and makes the
-# padding zero.
+# bytes until they are on the device: a quarter of the memory of 32-bit floating-point
+# numbers, and a quarter of the transfer. Normalisation happens on the device, and makes
+# the padding zero.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Four training images after resizing to random scales, as they are in a batch: all tensors have one size, the padding is black.", "name": "data-batch"}}
 scaled = ResizeRange((h * 3 // 4, w * 3 // 4), (h * 5 // 4, w * 5 // 4))
@@ -409,9 +409,8 @@ comparison
 # %% [markdown]
 # The last row is the difference with its 95 % interval, from a paired bootstrap over
 # the validation images ({doc}`the benchmark chapter <benchmark>` explains it). The
-# training loss shows what happens: on a hundred images it falls further, since the
-# network learns these images by heart, and it detects less in images that it has not
-# seen.
+# training loss falls further on a hundred images: the network overfits these images,
+# and detects less in images that it has not seen.
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Classification loss of the two trainings over the steps, on a logarithmic axis.", "name": "data-overfitting"}}
 curves = {name: run.record.curves for name, run in runs.items()}
