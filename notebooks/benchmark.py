@@ -229,7 +229,7 @@ assert all(row[1].startswith("+") for _, row in pairs)
 assert sum(narrower) >= len(narrower) / 2
 
 # %% [markdown]
-# ## How much training it took
+# ## Training
 #
 # Methods that train on a different number of images are not compared under equal
 # conditions. The recipes of the pocket profile give the methods that the chapters
