@@ -116,16 +116,15 @@ def build_pages(profile: str, languages: Iterable[str]) -> list[str]:
     note = BUILD / "book/made-from.json"
     inputs = f"{profile} {page_inputs()}"
     made: dict[str, str] = json.loads(note.read_text()) if note.exists() else {}
-    failed = []
-    for language in languages:
-        if made.get(language) == inputs and (BUILD / "book" / language / "book/index.html").exists():
-            continue
-        # One language after the other: they share the folder of the notebooks' pictures.
-        if subprocess.call([sys.executable, "-m", "workflow.pages", language, "--profile", profile], cwd=ROOT):
-            failed.append(language)
-        else:
-            made[language] = inputs
-            note.write_text(json.dumps(made, indent=1) + "\n")
+    jobs: dict[str, tuple[list[str], Iterable[str]]] = {
+        language: ([sys.executable, "-m", "workflow.pages", language, "--profile", profile], ())
+        for language in languages
+        if made.get(language) != inputs or not (BUILD / "book" / language / "book/index.html").exists()}
+    failed = run(jobs, os.cpu_count() or 1, 1)
+    made |= {language: inputs for language in jobs if language not in failed}
+    if jobs:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(made, indent=1) + "\n")
     return failed
 
 

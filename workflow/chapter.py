@@ -188,8 +188,7 @@ def run(name: str, given: dict[str, Any]) -> Path:
     done = dict(
         chapter=name, profile=profile, given=given, parameters=values, code=fingerprint.chapter_code(name),
         drawn=fingerprint.drawn(profile), modules=fingerprint.modules(),
-        needs={need: (fingerprint.stamp(states[need].run) if states[need].run else None)
-               for need in needs.get(name, [])},
+        needs={need: fingerprint.stamp(run) if (run := states[need].run) else None for need in needs.get(name, [])},
         commit=sha, clean=clean, date=now.isoformat(timespec="seconds"), error=None)
     if output := folder_of(values):
         prepare(output, done, fingerprint.ours(profile, name) or fingerprint.committed(name))

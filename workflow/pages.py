@@ -101,10 +101,15 @@ def main() -> None:
     parser.add_argument("--profile", default="pocket", help="whose runs on this machine are shown")
     options = parser.parse_args()
     language = options.language
-    output = BUILD / "book" / language
+    # In a folder of its own: the pictures of notebooks go beside the pages, and languages are built side by side.
+    output, target = BUILD / "pages" / language / "html", BUILD / "book" / language
+    shutil.rmtree(output, ignore_errors=True)
     if warnings := sphinx("html", language, output, options.profile):
         sys.exit(f"The pages ({language}) have {warnings} warnings; they are errors.")
     shutil.rmtree(output / "_sources", ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    output.rename(target)
     (BUILD / "book/index.html").write_text(START, "utf-8")
 
 

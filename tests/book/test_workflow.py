@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sphinx import locale
 
 from detcore.pocket.pocket_zoo import draw
 from detcore.runs import code
+from tests.book.test_pages import shown, table
 from workflow import contents, fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -339,12 +341,10 @@ def test_nbval_runs_the_text_at_two_steps_beside_everything_else(tree: Tree) -> 
     assert (tree.root / "build/nbval/first/log.txt").read_text() == "first at 2 steps "
     assert (tree.root / "build/nbval/second/log.txt").read_text() == "first second ", "what it reads has run there"
     assert (tree.root / "build/records/first.json").read_bytes() == before
-    with tree.edited("runs/first/made", "", "9"):
-        notebook = tree.root / "notebooks/second.ipynb"
-        notebook.write_text(notebook.read_text().replace('"2\\n"', '"another\\n"'))
+    made = (tree.root / "runs/first/made").read_text()
+    with tree.edited("notebooks/second.ipynb", f'"{made}\\n"', '"another\\n"'):
         done = tree.run(*command)
         assert done.returncode == 1 and "another" in done.stdout, "outputs are compared"
-    tree.git("checkout", "-q", ".")
 
 
 def test_seeds(tree: Tree) -> None:
@@ -375,6 +375,24 @@ def test_a_chapter_leaves_the_repository_as_it_was(tmp_path: Path) -> None:
     assert {f"detcore.{room}" for room in ("methods.rpn", "zoo.families.rpn", "layers.conv", "ops.boxes", "recipe",
                                            "backbones.resnet", "necks.fpn", "detectors")} <= run["modules"].keys()
     assert not {"detcore.methods.mask_rcnn", "detcore.zoo.families.mask_rcnn"} & run["modules"].keys()
+
+
+def test_the_page_of_what_ran_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book/_ext"))
+    locale.init([str(ROOT / "book/locale")], "en", "zoobook")
+    from zoobook import machine
+
+    monkeypatch.setattr(machine, "FILE", tmp_path / "machine.json")
+    assert shown(machine.Results)[0].astext().startswith("No chapter has run on this machine")
+    row = dict(chapter="rpn", model="rpn_r50_fpn_1x_coco", metric="proposal_AR100", committed=0.62, here=0.65)
+    run = dict(chapter="rpn", seconds=71, machine="a CPU", date="2026-01-31T12:00:00+00:00", commit="0123456789ab",
+               committed_seconds=100, committed_machine="another CPU")
+    machine.FILE.write_text(json.dumps(dict(runs=[run], rows=[
+        row | dict(interval=[0.6, 0.64], within=False), row | dict(interval=None, within=None)])))
+    assert table(shown(machine.Results))[1] == [
+        ["rpn", "rpn_r50_fpn_1x_coco", "AR@100", "62.0", "60.0 – 64.0", "65.0", "no"],
+        ["rpn", "rpn_r50_fpn_1x_coco", "AR@100", "62.0", "–", "65.0", "–"]]
+    assert table(shown(machine.Runs))[1] == [["rpn", "71", "a CPU", "100", "another CPU", "0123456789ab", "2026-01-31"]]
 
 
 def test_committed_chapters_are_up_to_date() -> None:
