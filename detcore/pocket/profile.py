@@ -64,8 +64,9 @@ SINGLE_MAP = PROPOSALS | ROIS | dict(rpn_samples=64)
 # With masks, half the regions a step leave time for more steps, which is worth more.
 FEWER: dict[str, Any] = dict(samples=32)
 # The methods that the chapters compare see as many images, regions and RoIAlign's samples as each other, in steps of 8
-# images: for the same images and time, small steps are more steps. Cascade Mask R-CNN, with three heads and three mask
-# heads, sets what all have time for; with half the mask heads' convolutions it fits.
+# images: for the same images and about the same time, small steps are more steps. Cascade Mask R-CNN, with three heads
+# and three mask heads, takes longest and sets how many images there is time for; half the mask heads' convolutions and
+# one of RoIAlign's samples a bin save what the masks miss least.
 COMPARED: dict[str, Any] = FEWER | dict(sampling_ratio=1)
 MASK_CONVS: dict[str, Any] = dict(mask_convs=2)
 # Box heads of convolutions learn more slowly.
