@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -176,8 +177,9 @@ def lines(series: Mapping[str, tuple[Any, Any]], *, x: str = "", y: str = "", si
         axes.plot(horizontal, vertical, color=colour(i), label=name, lw=1.8)
     if log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")  # numbers in place of powers of ten
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     _legend(axes, len(series))
     return figure
 
