@@ -48,7 +48,7 @@ class Copy:
         for folder in ("detcore", "workflow", "book", "notebooks"):
             shutil.copytree(ROOT / folder, root / folder,
                             ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.mo"))
-        for file in ("_toc.yml", "_config.yml"):
+        for file in ("_toc.yml", "_config.yml", "CHANGELOG.md", "CITATION.cff", "LICENSE", "NOTICE"):
             shutil.copy(ROOT / file, root / file)
         shutil.copytree(ROOT / "examples", root / "examples")
         (root / "tests/reference/cases").mkdir(parents=True)
@@ -100,16 +100,16 @@ def test_what_is_missing_is_said_and_written(copy: Copy) -> None:
         f"published.csv has no row of {MODEL}, which detcore/zoo/families/{NAME}.py has. (--write writes it)",
         f"notebooks/{NAME}.ipynb is not in _toc.yml. (--write writes it)"]
     assert [s for s in copy.check("--write") if not s.startswith("Written: ")] == [
-        f"book/locale/ja/LC_MESSAGES/book/zoo/{NAME}.po is missing: make translations.",
         f"notebooks/{NAME}.ipynb is in _toc.yml, but is not there: make book NAME={NAME}.",
         f"book/locale/ja/LC_MESSAGES/notebooks/{NAME}.po is missing: make translations.",
+        f"book/locale/ja/LC_MESSAGES/book/zoo/{NAME}.po is missing: make translations.",
         f"No reference case is of the family {NAME}, or of another with its builder: add "
         "tests/reference/cases/MODEL.json.gz."]
     copy.write_notebooks()
     (copy.root / f"tests/reference/cases/{MODEL}.json.gz").write_bytes(gzip.compress(b"{}"))
     assert copy.check() == [
-        f"book/locale/ja/LC_MESSAGES/book/zoo/{NAME}.po is missing: make translations.",
-        f"book/locale/ja/LC_MESSAGES/notebooks/{NAME}.po is missing: make translations."]
+        f"book/locale/ja/LC_MESSAGES/notebooks/{NAME}.po is missing: make translations.",
+        f"book/locale/ja/LC_MESSAGES/book/zoo/{NAME}.po is missing: make translations."]
 
 
 def test_the_zoo_has_it(copy: Copy) -> None:
@@ -135,9 +135,11 @@ def test_the_book_has_its_tables_and_asks_for_its_new_sentences_alone(copy: Copy
     done = copy.run("-m", "workflow.translations")
     assert done.returncode == 1, done.stderr
     asked = [line for line in done.stdout.splitlines() if ".po: '" in line or '.po: "' in line]
-    pages = f"ja/LC_MESSAGES/book/zoo/{NAME}.po", f"ja/LC_MESSAGES/notebooks/{NAME}.po"
-    assert {line.partition(": ")[0] for line in asked} == set(pages), done.stdout + done.stderr
-    assert sorted(line.partition(": ")[2] for line in asked) == sorted([
-        "'Made-up'", "'Made-up'", "'A method that nobody has published.'",
-        f"'{{doc}}`The chapter </notebooks/{NAME}>` shows it at work.'"])
-    assert "AP in percent" in (copy.root / "book/locale" / pages[0]).read_text("utf-8")
+    page = f"ja/LC_MESSAGES/book/zoo/{NAME}.po"
+    assert sorted(line.removeprefix("ja/LC_MESSAGES/") for line in asked) == sorted([
+        "book/index.po: 'Made-up'", "zoobook.po: 'Made-up'", "zoobook.po: 'what it changes, in a few words'",
+        f"book/zoo/{NAME}.po: 'Made-up: models and results'",
+        f"book/zoo/{NAME}.po: 'Made-up in three sentences: what problem it solves, how, and what follows.'",
+        f"notebooks/{NAME}.po: 'Made-up'", f"notebooks/{NAME}.po: 'A method that nobody has published.'",
+    ]), done.stdout + done.stderr
+    assert "AP in percent" in (copy.root / "book/locale" / page).read_text("utf-8")
