@@ -39,7 +39,7 @@ from detcore.errors import UsageError
 from detcore.metrics.intervals import interval
 from detcore.recipe import Recipe
 from detcore.records import Record, read_record
-from detcore.structures import Detections, Images, Target
+from detcore.structures import Detections, Images, Polygons, Target
 from detcore.zoo.create import create_model
 from detcore.zoo.entries import ModelEntry
 from detcore.zoo.index import get_model_entry
@@ -334,8 +334,11 @@ class Experiment:
         return model.to(pick_device(self.device)).eval()
 
     def data(self, split: str = "val") -> Any:
-        """The data set as the model is tested on it, images as they are."""
-        return load_data(self.data_root, self.recipe, split, proposals=self.proposals)
+        """The data set as the model is tested on it, images as they are, with masks where the model learns them."""
+        recipe = self.recipe
+        if recipe.masks:  # of which only a training set has any
+            recipe = replace(recipe, train_transforms=recipe.test_transforms, filter_empty=False, min_size=0, min_box=0)
+        return load_data(self.data_root, recipe, split, training=bool(recipe.masks), proposals=self.proposals)
 
     def batch(self, number: int = 8, *, indices: Sequence[int] | None = None, split: str = "val") -> Batch:
         """The first images of a split, or those at `indices`, with their ground truth, on the experiment's device."""
@@ -410,11 +413,21 @@ def source(*objects: Any) -> Source:
 
 
 def truth(sample: Sample, index: int, *, scale: float = 2) -> Image.Image:
-    """A picture of the sample with its ground truth: boxes with names, in the colours of their classes."""
-    target = sample.targets[index]
+    """A picture of the sample with its ground truth: boxes with names, and masks, in the colours of their classes."""
+    target, picture = sample.targets[index], draw.to_pil(sample.pictures[index])
     labels = target.labels.tolist()
-    return draw.boxes(sample.pictures[index], target.boxes, colors=[draw.colour(c) for c in labels], width=2,
+    if (masks := bitmaps(sample, index)) is not None:
+        picture = draw.tint(picture, masks, labels)
+    return draw.boxes(picture, target.boxes, colors=[draw.colour(c) for c in labels], width=2,
                       scale=scale, labels=[sample.class_names[c] for c in labels])
+
+
+def bitmaps(sample: Sample, index: int) -> np.ndarray | None:
+    """The ground-truth masks [n, h, w] of an image of the sample, without padding; None for models of boxes alone."""
+    masks, (h, w) = sample.targets[index].masks, sample.images.sizes[index]
+    if masks is None:
+        return None
+    return (masks.to_bitmap() if isinstance(masks, Polygons) else masks.cpu().numpy())[:, :h, :w]
 
 
 def checkpoint_hash(path: Path) -> str:

@@ -130,7 +130,7 @@ if exp.full:
 # ## What each stage gains and loses
 #
 # The IoU with its object of every proposal that begins with an IoU of 0.3 or more, in
-# all images of the sample. A stage gets the boxes of the row before it.
+# all images of the sample. Each stage gets the boxes of the one before it.
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "How many boxes have which IoU with their object: the proposals (orange), and the same boxes after each of the three stages. The distribution moves to the right, most by stage 1.", "name": "cascade-rcnn-iou"}}
 paths = []
@@ -148,7 +148,7 @@ draw.histogram(dict(zip(names, paths)), bins=torch.linspace(0, 1, 41),
 # The same boxes, by the IoU that they have before a stage. Where the curve of a stage
 # is above zero, it improves the boxes on average.
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Mean change of the IoU by each stage, over the IoU of the box before that stage. Above the dotted line boxes become better, below it worse. Boxes with a low IoU gain, those with a high IoU lose: the regressor has an error of its own, which is as large as what is left to correct.", "name": "cascade-rcnn-gain"}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Mean change of the IoU by each stage, over the IoU of the box before that stage. Above the dotted line boxes become better, below it worse. Boxes with a low IoU gain, those with a high IoU lose: the error of the regressor itself is then larger than what is left to correct.", "name": "cascade-rcnn-gain"}}
 edges = torch.linspace(0.3, 0.95, 14)
 centres = ((edges[1:] + edges[:-1]) / 2).tolist()
 
@@ -192,10 +192,10 @@ Table(["stage", "gain, IoU < 0.75", "mean change", "gain, IoU ≥ 0.75", "mean c
 # ## Enough positives for each threshold
 #
 # How many of these boxes per image reach the three thresholds, among the boxes that
-# each stage gets. The diagonal is what each stage is trained with. The first row shows the
-# problem of a single head with a high threshold, and the others how the cascade solves
-# it. Boxes that began below an IoU of 0.3 are not counted, nor are the objects' own
-# boxes, which training adds.
+# each stage gets. The diagonal is what each stage is trained with. The first row shows
+# the problem of a single head with a high threshold, and the others how the cascade
+# solves it. Boxes that began below an IoU of 0.3 are not counted, nor are the objects'
+# own boxes, which training adds.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 reached = [[int((p >= iou).sum()) / len(sample) for iou in STAGE_IOU]
@@ -244,8 +244,10 @@ comparison
 # The last row is the difference between the two, with its 95 % interval from a paired
 # bootstrap over the images. Where the interval includes zero, these images are too few
 # to tell the two apart. The interval says nothing of other seeds; the column of the
-# seeds does, where more than one has been trained. The paper says that the gain grows
-# with the IoU threshold; the next table and figure look at that.
+# seeds does, where more than one has been trained.
+#
+# According to the paper the gain grows with the IoU threshold; the next table and
+# figure look at that.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 at_75 = exp.compare(faster, metric="bbox_AP75") if exp.full else ""

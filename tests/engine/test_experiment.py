@@ -3,12 +3,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from detcore import draw
 from detcore.errors import UsageError
-from detcore.experiment import Experiment, Table, images_seen, paired, signed, source, with_interval
+from detcore.experiment import (
+    Experiment,
+    Table,
+    bitmaps,
+    images_seen,
+    paired,
+    signed,
+    source,
+    truth,
+    with_interval,
+)
 from detcore.ops.losses import focal
 from detcore.records import Record, read_record
 
@@ -89,6 +101,17 @@ def test_sample_and_gallery(trained: Experiment) -> None:
     other = trained.sample(indices=[2])
     assert (other.pictures[0] == sample.pictures[2]).all()
     assert torch.allclose(trained.predict(other)[0].boxes, trained.predict(sample)[2].boxes, atol=1e-3)
+
+
+def test_a_sample_has_masks_where_the_model_learns_them(trained: Experiment, pocket_zoo_root: Path) -> None:
+    assert bitmaps(trained.sample(1), 0) is None
+    sample = Experiment("mask-rcnn_r50_fpn_1x_coco", pocket_zoo_root, device="cpu").sample(2)
+    masks, boxes = bitmaps(sample, 0), sample.targets[0].boxes
+    assert masks is not None and masks.shape == (len(boxes), *sample.pictures[0].shape[:2])
+    x1, y1, x2, y2 = boxes[0].round().int().tolist()
+    assert masks[0].sum() == masks[0, y1:y2 + 1, x1:x2 + 1].sum() > 0  # it lies in its box
+    plain = np.asarray(draw.boxes(sample.pictures[0], boxes, width=2, scale=1))
+    assert (np.asarray(truth(sample, 0, scale=1)) != plain).any(2).sum() >= masks.any(0).sum() / 2
 
 
 def test_other_options_are_a_model_of_their_own(trained: Experiment, pocket_zoo_root: Path) -> None:
