@@ -1,6 +1,7 @@
 """Formulas as MathML, which browsers draw themselves: no script, nothing to fetch."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -15,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 def _mathml(node: nodes.Element, block: bool) -> str:
     try:
-        return tex2mathml(node.astext(), as_block=block)
+        # docutils knows \\ldots alone, not what amsmath chooses between by context.
+        return tex2mathml(re.sub(r"\\dots\b", r"\\ldots", node.astext()), as_block=block)
     except MathError as error:
         logger.warning("formula cannot be set: %s", error, location=node)
         return ""
