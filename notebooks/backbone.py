@@ -218,14 +218,19 @@ def false_share(answer, stride):
 
 
 wrong = [false_share(a, s) for a, s in zip(read["of this book"], strides)]
-assert wrong[2] < 0.7 * wrong[0]
+assert wrong[0] > max(wrong[1:]) + 0.02
+untrained_wrong = [false_share(a, s) for a, s in zip(read["random weights"], strides)]
+assert min(untrained_wrong) > 0.5 > 1.5 * max(wrong)
 
 # %% [markdown]
+# Background cells are left out of these numbers. With random weights the probe reads an
+# animal in most of them, too; with the backbone of this book this happens far less.
+#
 # The cells of early stages are fine, but each of them sees a small part of the image
 # only, and is read wrongly more often. Late stages see whole animals, on a coarse grid.
 # A feature pyramid combines the two.
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Class maps that the probe reads from the backbone of this book, for three images that it was not fitted on. From left to right: the image; stages 1 to 4. The colours are those of the first figure. The maps of stage 1 have many false cells on the background, those of stage 3 fewer.", "name": "backbone-probe"}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Class maps that the probe reads from the backbone of this book, for three images that it was not fitted on. From left to right: the image; stages 1 to 4. The colours are those of the first figure. The maps of stage 1 have more false cells on the background than those of the later stages.", "name": "backbone-probe"}}
 rows(*class_maps(read["of this book"]))
 
 # %% [markdown]
