@@ -115,6 +115,7 @@ def test_published_tables_name_their_source() -> None:
     for path in (ROOT / "book/data").glob("*.csv"):
         first, *lines = path.read_text("utf-8").splitlines()
         assert re.fullmatch(r"# .+ <https://\S+>", first), path
+        assert "/main/" not in first and "/master/" not in first, f"{path}: a branch moves on, a tag does not"
         rows = list(csv.reader(lines))
         assert len(rows) > 2 and len({len(row) for row in rows}) == 1, path
 
