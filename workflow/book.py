@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from workflow import contents, fingerprint, machine
-from workflow.chapter import RECORDS, copy_records
+from workflow.chapter import RECORDS, copy_records, files_are_here
 from workflow.fingerprint import BUILD, ROOT
 
 
@@ -51,7 +51,7 @@ def to_run(profile: str, which: str, names: Iterable[str]) -> dict[str, str]:
     for name in reversed(list(states)):
         if name in found:
             found |= {need: f"{name} reads its files" for need in contents.file_needs(name)
-                      if need not in found and not (states[need].here and (ROOT / "runs" / need).exists())}
+                      if need not in found and not files_are_here(need, profile)}
     return {name: found[name] for name in states if name in found}
 
 

@@ -120,10 +120,16 @@ def folder_of(values: dict[str, Any]) -> Path | None:
     return runs / output.relative_to(runs).parts[0] if runs in output.parents else None
 
 
-def finish(output: Path) -> None:
+def finish(output: Path, run: fingerprint.Run) -> None:
     """Note that the run in a folder is over."""
-    if (note := output / NOTE).exists():
-        note.write_text(json.dumps(json.loads(note.read_text("utf-8")) | dict(finished=True)))
+    (output / NOTE).write_text(json.dumps(run | dict(finished=True)))
+
+
+def files_are_here(name: str, profile: str) -> bool:
+    """Whether the folder in `runs/` of a chapter holds what its code gives as it is now."""
+    run = fingerprint.read(ROOT / "runs" / name / NOTE)
+    return bool(run and run["finished"] and run["given"] == fingerprint.parameters(profile) and
+                run["code"] == fingerprint.chapter_code(name) and not fingerprint.library_changes(run, profile)[0])
 
 
 def copy_records(folder: Path) -> None:
@@ -224,7 +230,7 @@ def run(name: str, given: dict[str, Any]) -> Path:
     text.write(text.clean(executed), target)
     (folder / "run.json").write_text(json.dumps(done, indent=1) + "\n")
     if output:
-        finish(output)
+        finish(output, done)
     return target
 
 

@@ -73,7 +73,7 @@ def train(model: str, seed: int) -> None:
                 machine=seen["machine"], seconds=round(time.monotonic() - started))
     SEEDS.mkdir(parents=True, exist_ok=True)
     (SEEDS / f"{name}.json").write_text(json.dumps(run, indent=1) + "\n")
-    finish(output)
+    finish(output, run)
 
 
 def main() -> None:

@@ -147,8 +147,10 @@ class Tree:
         before = path.read_text("utf-8")
         assert old in before, f"{file} has no {old!r}"
         path.write_text(before.replace(old, new, 1), "utf-8")
-        yield
-        path.write_text(before, "utf-8")
+        try:
+            yield
+        finally:
+            path.write_text(before, "utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +281,7 @@ def test_a_run_of_a_few_steps_stands_apart(tree: Tree) -> None:
 
 
 def test_parameters_of_a_profile_have_their_own_folder(tree: Tree) -> None:
-    done = tree.run("workflow.chapter", "first", "-p", "profile", "coco")
+    done = tree.run("workflow.chapter", "first", "-p", "profile", "coco", "-p", "output", "runs/coco")
     assert done.returncode == 0, done.stderr
     assert 'profile = \\"coco\\"' in (tree.root / "build/coco/first/first.ipynb").read_text()
     assert tree.changed() == []
@@ -363,7 +365,7 @@ def test_a_chapter_leaves_the_repository_as_it_was(tmp_path: Path) -> None:
             shutil.copy(ROOT / file, tmp_path / file)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "as it is"]):
         subprocess.run([*GIT, *command], cwd=tmp_path, check=True)
-    draw(tmp_path / "data/pocket", images=40, val=16, workers=1, progress=False)
+    draw(tmp_path / "data/pocket", images=40, val=48, workers=1, progress=False)
     name = fingerprint.config()["proof"]
     done = subprocess.run([sys.executable, "-m", "workflow.chapter", name, "-p", "steps", "2"], cwd=tmp_path,
                           capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
