@@ -103,11 +103,13 @@ with torch.no_grad():
         stages.append(boxes)
 names = ["proposals", "stage 1", "stage 2", "stage 3"]
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "One object, its ground truth in white with its class. From left to right: the proposals that overlap it with an IoU of 0.4 or more, and the same boxes after stages 1, 2 and 3. Stage 1 moves them most; after stage 3 they are closest to each other.", "name": "cascade-rcnn-boxes"}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "One object, its ground truth in white with its class. From left to right: the proposals that overlap it with an IoU of 0.4 or more, and the same boxes after stages 1, 2 and 3. Stage 1 moves them most; after stage 3 they lie closer together and fit the object better than the proposals.", "name": "cascade-rcnn-boxes"}}
 overlaps = [box.pairwise_iou(stages[0][image == i], t.boxes)
             for i, t in enumerate(sample.targets)]
-_, one, k = max((int((o[:, k] > 0.4).sum()), i, k) for i, o in enumerate(overlaps)
-                for k in range(o.shape[1]))
+# The object with the most of them, if possible one that fills 10 to 25 % of its image.
+shares = [box.area(t.boxes) / images.tensor[0, 0].numel() for t in sample.targets]
+*_, one, k = max((bool(0.1 < share < 0.25), int((o[:, k] > 0.4).sum()), i, k)
+                 for i, o in enumerate(overlaps) for k, share in enumerate(shares[i]))
 near = overlaps[one][:, k] > 0.4
 target, number = sample.targets[one], int(near.sum())
 truth = target.boxes[k:k + 1]
@@ -123,8 +125,8 @@ draw.grid([draw.boxes(sample.pictures[one], torch.cat([truth, b]), scale=scale,
 if exp.full:
     moves = [(b - a).abs().mean() for a, b in zip(bundle, bundle[1:])]
     assert moves[0] == max(moves)
-    spread = [b.std(0).mean() for b in bundle]
-    assert spread[3] < spread[0] and spread[3] <= 1.05 * min(spread)
+    assert bundle[3].std(0).mean() < bundle[0].std(0).mean()
+    assert box.iou(bundle[3], truth).mean() > box.iou(bundle[0], truth).mean() + 0.1
 
 # %% [markdown]
 # ## What each stage gains and loses
@@ -148,7 +150,7 @@ draw.histogram(dict(zip(names, paths)), bins=torch.linspace(0, 1, 41),
 # The same boxes, by the IoU that they have before a stage. Where the curve of a stage
 # is above zero, it improves the boxes on average.
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Mean change of the IoU by each stage, over the IoU of the box before that stage. Above the dotted line boxes become better, below it worse. Boxes with a low IoU gain, those with a high IoU lose: the error of the regressor itself is then larger than what is left to correct.", "name": "cascade-rcnn-gain"}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Mean change of the IoU by each stage, over the IoU of the box before that stage; above the dotted line boxes become better. Boxes of medium IoU gain most. Towards a high IoU the gain of each stage goes to zero: the error of the regressor itself becomes as large as what is left to correct.", "name": "cascade-rcnn-gain"}}
 edges = torch.linspace(0.3, 0.95, 14)
 centres = ((edges[1:] + edges[:-1]) / 2).tolist()
 
@@ -170,23 +172,30 @@ figure.axes[0].axhline(0, ls=":", color="gray")
 figure
 
 # %% [markdown]
-# The table counts what the figure shows as means: which share of the boxes a stage
-# makes better, below and above an IoU of 0.75 before the stage. Above it the later
-# stages make many boxes worse.
+# A mean hides that a stage makes some boxes worse. In the table, the share of these
+# stands beside the mean change, for three ranges of the IoU before the stage. Of the
+# boxes that fit well already, a part becomes worse in every stage.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-def counted(stage, chosen):
-    """Share of the chosen boxes that gain, and their mean change of the IoU."""
-    step = (paths[stage] - paths[stage - 1])[chosen(paths[stage - 1])]
-    if not len(step):
-        return "–", "–"
-    return f"{100 * (step > 0).float().mean():.0f} %", f"{float(step.mean()):+.3f}"
+ranges = {"IoU < 0.75": (0, 0.75), "0.75 to 0.9": (0.75, 0.9), "IoU ≥ 0.9": (0.9, 1.01)}
 
 
-Table(["stage", "gain, IoU < 0.75", "mean change", "gain, IoU ≥ 0.75", "mean change"],
-      [(names[s], *counted(s, lambda iou: iou < 0.75),
-        *counted(s, lambda iou: iou >= 0.75)) for s in (1, 2, 3)],
-      caption="Boxes that each stage makes better")
+def changed(stage, low, high):
+    """The changes of the IoU by a stage, of boxes whose IoU before it is in a range."""
+    before = paths[stage - 1]
+    return (paths[stage] - before)[(before >= low) & (before < high)]
+
+
+def told(change):
+    """Mean change, and the share of the boxes that become worse."""
+    worse = (change < 0).float().mean()
+    return f"{change.mean():+.3f} ({100 * worse:.0f} %)" if len(change) else "–"
+
+
+Table(["stage", *ranges],
+      [(names[s], *(told(changed(s, *of)) for of in ranges.values()))
+       for s in (1, 2, 3)],
+      caption="Mean change of the IoU (share of the boxes that become worse)")
 
 # %% [markdown]
 # ## Enough positives for each threshold
@@ -209,14 +218,10 @@ if exp.full:
     medians = paths.median(1).values
     steps_of = medians.diff()
     assert steps_of[0] == steps_of.max() and medians[3] > medians[0] + 0.1
-    low, high = paths[:, paths[0] < 0.5], paths[:, paths[0] >= 0.75]
-    assert (low[1] - low[0]).mean() > 0.1
-    for s in (2, 3):
-        good = paths[s - 1] >= 0.85
-        poor = paths[s - 1] < 0.7
-        gain = paths[s] - paths[s - 1]
-        assert gain[good].mean() < gain[poor].mean()
-        assert (gain[paths[s - 1] >= 0.75] < 0).float().mean() > 0.25
+    for s in (1, 2, 3):
+        medium, high = changed(s, 0.5, 0.75), changed(s, 0.85, 1.01)
+        assert abs(high.mean()) < medium.mean()
+        assert (changed(s, 0.75, 1.01) < 0).float().mean() > 0.08
     assert reached[1][1] > 1.2 * reached[0][1] and reached[2][2] > 1.5 * reached[0][2]
 
 # %% [markdown]
@@ -261,9 +266,19 @@ figure = draw.lines(lines, x="IoU threshold", y="AP (%)")
 figure.axes[0].set_ylim(0, 100)
 figure
 
+# %% tags=["remove-cell"]
+if exp.full and profile == "pocket" and len(lines) == 2:
+    gain = [a - b for a, b in zip(*(values for _, values in lines.values()))]
+    assert comparison.clear and comparison.difference > 0
+    assert gain[0] < 3 < max(gain) - gain[0]
+    assert 0.65 < IOUS[gain.index(max(gain))] < 0.95
+
 # %% [markdown]
-# The same cascade cut short after one or two stages, with the same weights. The class
-# logits of the stages that are executed are averaged.
+# At an IoU of 0.5 the two are nearly equal; the difference is largest where the
+# threshold is high, but not so high that few boxes of either reach it.
+#
+# Below, the same cascade is cut short after one or two stages, with the same weights.
+# The class logits of the stages that are executed are averaged.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 whole, rows = head.bbox_head, []
@@ -363,9 +378,9 @@ masks.compare(single, metric="segm_AP") if exp.full else ""
 # ## Summary
 #
 # Cascade R-CNN refines boxes three times, and trains each head on the boxes of the one
-# before, with a higher IoU threshold. Boxes that begin with a low IoU gain most; boxes
-# that fit already can lose. Since the boxes improve from stage to stage, each head has
-# enough positives for its threshold.
+# before, with a higher IoU threshold. Boxes of medium IoU gain most; of those that fit
+# already, a part becomes worse. Since the boxes improve from stage to stage, each head
+# has enough positives for its threshold.
 #
 # ## Where the numbers come from
 

@@ -100,18 +100,18 @@ sample = exp.sample(16 if profile == "pocket" else 2)
 with torch.no_grad():
     features = exp.detector.features(sample.images.tensor)
 stride = 4
-# The largest object of one image that has room to its right.
-one = max(range(len(sample)), key=lambda i: len(sample.targets[i].boxes))
+# An object of about ten cells that has room to its right.
+rights = [size[1] - 4 * stride for size in sample.images.sizes]
+_, one, k = min((float((b[2:] - b[:2] - 10 * stride).abs().sum()), i, k)
+                for i, t in enumerate(sample.targets) for k, b in enumerate(t.boxes)
+                if b[2] < rights[i])
 target, finest = sample.targets[one], features[0][one:one + 1]
-area = (target.boxes[:, 2:] - target.boxes[:, :2]).prod(1)
-room = target.boxes[:, 2] + 4 * stride < sample.images.sizes[one][1]
-largest = int((area * room).argmax())
 
 
 def moved(cells):
     """The object's box as a region of the first image, moved to the right."""
     shift = torch.tensor([cells, 0, cells, 0], device=finest.device) * stride
-    return torch.cat([finest.new_zeros(1), target.boxes[largest] + shift])[None]
+    return torch.cat([finest.new_zeros(1), target.boxes[k] + shift])[None]
 
 
 def align(region):
@@ -155,6 +155,8 @@ draw.lines({name: (way[1:], values) for name, values in change.items()},
 # %% tags=["remove-cell"]
 smooth, jumps = change.values()
 assert (smooth > 0).all() and (jumps == 0).float().mean() > 0.5
+same = [[torch.equal(a, b) for a, b in zip(row, row[1:])] for row in pooled]
+assert not any(same[0]) and any(same[1]) and not all(same[1])
 assert jumps.max() > 2 * smooth.max()
 
 # %% [markdown]
@@ -185,10 +187,10 @@ def crop(image, index):
     return draw.to_pil(sample.pictures[image]).crop(corners)
 
 
-names, label = sample.class_names, int(target.labels[largest])
-masks = masks_of(exp.detector, one, target.boxes[largest:largest + 1])[0]
+names, label = sample.class_names, int(target.labels[k])
+masks = masks_of(exp.detector, one, target.boxes[k:k + 1])[0]
 order = [label] + [c for c in range(len(masks)) if c != label][:8]
-draw.grid([tile(crop(one, largest), names[label])]
+draw.grid([tile(crop(one, k), names[label])]
           + [tile(gray(masks[c]), names[c]) for c in order], columns=5)
 
 # %% [markdown]
@@ -210,16 +212,16 @@ at = list(exp.checkpoints().items())
 at = dict([at[i] for i in sorted({0, len(at) // 5, len(at) // 2, len(at) - 1})])
 stages = {step: exp.load(path) for step, path in at.items()}
 sizes = [(t.boxes[:, 2:] - t.boxes[:, :2]).prod(1).tolist() for t in sample.targets]
-four = sorted(((a, i, k) for i, of in enumerate(sizes) for k, a in enumerate(of)),
+four = sorted(((a, i, j) for i, of in enumerate(sizes) for j, a in enumerate(of)),
               reverse=True)[2:18:4]
 tiles = []
-for _, i, k in four:
+for _, i, j in four:
     t = sample.targets[i]
-    c, chosen = int(t.labels[k]), t.boxes[k:k + 1]
-    tiles += [tile(crop(i, k), names[c])]
+    c, chosen = int(t.labels[j]), t.boxes[j:j + 1]
+    tiles += [tile(crop(i, j), names[c])]
     tiles += [tile(gray(masks_of(d, i, chosen)[0, c]), str(step))
               for step, d in stages.items()]
-    tiles += [tile(gray(target_masks(i)[k]))]
+    tiles += [tile(gray(target_masks(i)[j]))]
 draw.grid(tiles, columns=len(stages) + 2)
 
 # %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "Mean IoU between the masks and their targets, at 28 × 28 pixels, over the steps of the training; the true boxes of all objects of the sample are the regions.", "name": "mask-rcnn-mask-iou"}}
@@ -244,7 +246,7 @@ figure
 # %% tags=["remove-cell"]
 if exp.full:
     first, *_, last = quality.values()
-    assert last > first + 0.1 and last > 0.6
+    assert last > first + 0.05 and last > 0.6
 
 # %% [markdown]
 # ## The code
@@ -297,7 +299,7 @@ if exp.full:
 # %% [markdown]
 # Then the boxes, beside those of Faster R-CNN, which has the same box branch, data,
 # seed and number of images seen. Mask R-CNN trains the shared layers with the masks,
-# too; on COCO its boxes gained by that.
+# too. On COCO its boxes gained by that; what happens here is in the last row.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 faster = Experiment("faster-rcnn_r50_fpn_1x_coco", data_root, label="Faster R-CNN",
@@ -333,13 +335,13 @@ exp.gallery(exp.sample(indices=shown), score_threshold=0.5)
 
 # %% tags=["remove-cell"]
 if exp.full and profile == "pocket":
-    assert result["bbox_AP"] >= 0.35 and result["segm_AP"] >= 0.30
+    assert result["bbox_AP"] >= 0.5 and result["segm_AP"] >= 0.4
 
 # %% [markdown]
 # ## Speed and size
 #
 # At test time the branch is applied to the detections that are left after NMS, 100 per
-# image at most. The second table shows what it costs: the median time of each step over
+# image at most. The second table shows what it costs: the median time of each part over
 # some images, one at a time.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
@@ -369,13 +371,13 @@ def times(index):
 seconds = np.median([times(i) for i in range(2 if steps else 30)][1:], 0)
 parts = ("backbone and pyramid", "RPN", "box branch and NMS", "mask branch",
          "pasting masks into the image")
-Table(["step", "ms per image", "share"],
+Table(["part", "ms per image", "share"],
       [(name, f"{1000 * s:.1f}", f"{100 * s / seconds.sum():.0f} %")
-       for name, s in zip(parts, seconds)], caption="Median time of each step")
+       for name, s in zip(parts, seconds)], caption="Median time of each part")
 
 # %% tags=["remove-cell"]
 if exp.full:
-    assert seconds[3:].sum() > 0.15 * seconds.sum()
+    assert seconds[3:].sum() > 0.1 * seconds.sum()
 
 # %% [markdown]
 # The mask branch is a considerable part of the time: it has few regions, but each of
