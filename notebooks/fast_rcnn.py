@@ -108,10 +108,10 @@ trained.figure
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 sample = exp.sample(24 if profile == "pocket" else 2)
-images, targets, pictures = sample.images, sample.targets, sample.pictures
+images, pictures, targets = sample.images, sample.pictures, sample.targets
 head, pool = exp.detector.roi_head, exp.detector.roi_head.bbox_roi_extractor
-shown = [2, 7, 20] if profile == "pocket" else [0, 1]
-zoom = 360 / max(pictures[shown[0]].shape)
+shown = [2, 7, 20] if profile == "pocket" else range(2)
+zoom = 360 / pictures[shown[0]].shape[1]
 with torch.no_grad():
     features = exp.detector.features(images.tensor)
 given = batch_proposals([t.proposals for t in targets])
@@ -129,7 +129,7 @@ def bins(region):
     return region[:2].repeat(2) + corners * (region[2:] - region[:2]).repeat(2)
 
 
-rows = []
+panels = []
 for i in shown:
     region = targets[i].boxes[box.area(targets[i].boxes).argmax()][None]
     where = torch.tensor([i], device=region.device)
@@ -138,13 +138,13 @@ for i in shown:
     pixels = torch.from_numpy(pictures[i]).permute(2, 0, 1)[None].float()
     mosaic = roi_align(pixels, [region.cpu()], pool.output_size, aligned=True)[0]
     square = np.zeros((pool.output_size, pool.output_size, 3), np.uint8)
-    rows += [draw.boxes(pictures[i], bins(region[0]), scale=zoom, rim=False),
-             draw.boxes(draw.heat(pictures[i], norm, scale=zoom, alpha=0.85),
-                        region * zoom, scale=1, colors="white", width=2),
-             draw.heat(square, pooled.norm(dim=0), scale=40, alpha=1.0),
-             Image.fromarray(mosaic.round().byte().permute(1, 2, 0).numpy()).resize(
-                 (280, 280), Image.Resampling.NEAREST)]
-draw.grid(rows, 4)
+    panels += [draw.boxes(pictures[i], bins(region[0]), scale=zoom, rim=False),
+               draw.boxes(draw.heat(pictures[i], norm, scale=zoom, alpha=0.85),
+                          region * zoom, scale=1, colors="white", width=2),
+               draw.heat(square, pooled.norm(dim=0), scale=40, alpha=1.0),
+               Image.fromarray(mosaic.round().byte().permute(1, 2, 0).numpy()).resize(
+                   (280, 280), Image.Resampling.NEAREST)]
+draw.grid(panels, 4)
 
 # %% tags=["remove-cell"]
 assert tuple(pooled.shape[1:]) == (7, 7) and tuple(mosaic.shape) == (3, 7, 7)

@@ -257,10 +257,12 @@ few = {str(number): evaluate(
     rpn_post_nms_top_n_test=number, images=None if exp.full else 16,
     progress=False).record for number in (3, 10, 30)}
 few[str(exp.detector.rpn_head.test_proposals.post_nms_top_n)] = result.record
-draw.bars({number: 100 * (record.metrics["bbox_AP"] or 0)
-           for number, record in few.items()}, x="box AP (%)",
-          intervals={number: tuple(100 * v for v in record.intervals["bbox_AP"])
-                     for number, record in few.items()})
+figure = draw.bars(
+    {number: 100 * (record.metrics["bbox_AP"] or 0) for number, record in few.items()},
+    intervals={number: tuple(100 * v for v in record.intervals["bbox_AP"])
+               for number, record in few.items()}, x="box AP (%)")
+figure.axes[0].set_ylabel("proposals per image")
+figure
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 Table(["proposals per image", "box AP (%) [95 % interval]"],
