@@ -105,7 +105,7 @@ def test_a_page_shows_itself_and_switches_language(page: Page, root: str, name: 
 
 @pytest.mark.parametrize("language, query, found", [
     ("ja", "推論速度", "ベンチマークとモデル動物園"), ("ja", "平均再現率", "共通の設定"),
-    ("ja", "領域提案ネットワーク", "Faster R-CNN"), ("ja", "学習率スケジュール", "共通の設定"),
+    ("ja", "領域提案ネットワーク", "RPN のモデルと結果"), ("ja", "学習率スケジュール", "共通の設定"),
     ("en", "proposals", "Fast R-CNN"), ("en", "NMS", "Glossary"), ("en", "mAP", "Glossary"),
     ("en", "DETR", "Deformable DETR: models and results"),
     *(("ja", word, "用語集") for word in ("閾値", "データ拡張", "インスタンスセグメンテーション", "転移学習"))])

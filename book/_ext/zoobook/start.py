@@ -25,6 +25,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from zoobook import facts
+from zoobook.languages import _
 
 THUMBNAIL = (480, 300)
 
@@ -51,6 +52,10 @@ class ChapterPicture(SphinxDirective):
         path = facts.BOOK.parent / "notebooks" / f"{name}.ipynb"
         self.env.note_dependency(str(path))
         photographs = [data for kind, data in pictures(path) if kind == "image/jpeg"]
+        if not photographs:  # a chapter that has not run: the data alone
+            image = nodes.image(uri="/book/figures/pocket_zoo.jpg", alt=str(_("Scenes of Pocket Zoo")), width="100%",
+                                classes=["zoo-picture"])
+            return [image]
         folder = Path(self.env.app.doctreedir) / "zoobook"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{name}.jpg"
