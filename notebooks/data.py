@@ -13,9 +13,9 @@
 # :name: data-drawing
 # :width: 100%
 #
-# The way of an image to the network. The reader joins the image with its annotations to
-# a sample; the transforms (highlighted) change both together; samples are padded to a
-# batch of bytes, which is normalised on the device.
+# The path of an image to the network. The reader joins the image with its annotations
+# to a sample; the transforms (highlighted) change both together; samples are padded to
+# a batch of bytes, which is normalised on the device.
 # ```
 #
 # Three definitions are used throughout the book. COCO measures the size $s$ of an
