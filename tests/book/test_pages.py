@@ -47,7 +47,8 @@ def test_every_message_is_translated(path: Path) -> None:
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: str(path.relative_to(LOCALE)))
 def test_sentences_are_japanese_and_keep_their_links(path: Path) -> None:
     for message in messages(path):
-        if len(re.findall(r"(?<![\\\\\w`])[a-z]{2,}(?![\w`])", message.id)) > 5:
+        text = re.sub(r"\[[^]]*\]\([^)]*\)", "", message.id)  # titles of papers stay as they are
+        if len(re.findall(r"(?<![\\\\\w`])[a-z]{2,}(?![\w`])", text)) > 5:
             assert re.search("[ぁ-んァ-ヶ一-龥]", message.string), message.id
         for pattern in (r"\{doc\}`[^`<]*<?([^`>]*)>?`", r"\]\(([^)]*)\)", r"\{(\w+)\}(?!`)"):
             assert sorted(re.findall(pattern, message.id)) == sorted(re.findall(pattern, message.string)), message.id
