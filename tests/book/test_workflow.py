@@ -326,7 +326,7 @@ def test_a_killed_run_goes_on(tree: Tree) -> None:
 
 def test_a_cluster_runs_each_chapter_by_its_own_command(tree: Tree) -> None:
     submit = tree.root / "build/submit"
-    submit.write_text('#!/bin/sh\necho "$@" >> build/submitted\nexec "$@"\n')
+    submit.write_text('#!/bin/sh\necho "$@" >> build/submitted\nshift\nexec "$@"\n')
     submit.chmod(0o755)
     assert tree.ran("--run", "all", "--submit", f"{submit} -q") == ["first", "second"]
     lines = (tree.root / "build/submitted").read_text().splitlines()
