@@ -102,7 +102,7 @@ detectors = [model for model in found if "bbox_AP" in evaluated[model].metrics]
 
 
 def short(model):
-    """A name for axes and pairs."""
+    """A name for axes."""
     return model.removesuffix("_r50_fpn_1x_coco")
 
 
@@ -141,18 +141,18 @@ Table(["model", "box AP (%) [95 % interval]", "mean ± std over seeds (n)", "AP5
         with_interval(evaluated[m], "segm_AP")) for m in detectors])
 
 # %% [markdown]
-# By size of the objects; the headers say how many objects of the validation images each
-# column rests on. Few objects give wide intervals.
+# By size of the objects; the first row says how many objects of the validation images
+# each column rests on. Few objects give wide intervals.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 file = Path(data_root) / "annotations/instances_val2017.json"
 areas = [a["area"] for a in json.loads(file.read_text())["annotations"]
          if not a["iscrowd"]]
 groups = dict(zip("sml", np.histogram(np.sqrt(areas), [0, 32, 96, np.inf])[0]))
-Table(["model", *(f"{name} ({groups[suffix]:,} objects)" for name, suffix in (
-    ("small", "s"), ("medium", "m"), ("large", "l")))],
-      [(m, *(with_interval(evaluated[m], f"bbox_AP{suffix}") for suffix in groups))
-       for m in detectors], caption="box AP (%) [95 % interval]")
+Table(["model", "small", "medium", "large"],
+      [("number of objects", *(f"{groups[suffix]:,}" for suffix in groups)),
+       *((m, *(with_interval(evaluated[m], f"bbox_AP{suffix}") for suffix in groups))
+         for m in detectors)], caption="box AP (%) [95 % interval]")
 
 # %% tags=["remove-cell"]
 assert all(percent(m, "bbox_AP50") >= percent(m) for m in detectors)
@@ -202,13 +202,13 @@ def pair_row(a, b):
         needed = f"{evaluated[a].data.images * (1.96 * sigma / 0.01) ** 2:,.0f}"
         narrower.append(sigma < np.hypot(first.std(), second.std()))
     return ends is not None and ends[0] > 0, (
-        f"{short(a)} − {short(b)}", signed(difference, ends),
+        a, b, signed(difference, ends),
         f"{100 * (means[0] - means[1]):+.1f}" if len(means) == 2 else "–", needed)
 
 
 narrower = []  # whether the pair's difference varies less than for other images
 pairs = [pair_row(a, b) for a, b in combinations(detectors, 2)]
-headers = ["pair", "difference of box AP, points [95 % interval]",
+headers = ["model", "minus", "difference of box AP, points [95 % interval]",
            "difference of the means over seeds", "images needed for 1 point"]
 Table(headers, [row for clear, row in pairs if clear],
       caption="Pairs whose interval leaves out zero")
@@ -225,7 +225,7 @@ Table(headers, [row for clear, row in pairs if not clear],
 
 # %% tags=["remove-cell"]
 assert len(pairs) == len(detectors) * (len(detectors) - 1) // 2
-assert all(row[1].startswith("+") for _, row in pairs)
+assert all(row[2].startswith("+") for _, row in pairs)
 assert sum(narrower) >= len(narrower) / 2
 
 # %% [markdown]
