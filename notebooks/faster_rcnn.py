@@ -50,10 +50,11 @@ exp = Experiment(model, data_root, output=output, label="Faster R-CNN", **run)
 #
 # Both stages and the backbone are trained at the same time by the sum
 #
-# $$L = \underbrace{L_{\mathrm{cls}}(p, p^*) + L_{\mathrm{reg}}(t, t^*)}_{
-#   \text{first stage: anchors}}
-#   + \underbrace{L_{\mathrm{cls}}(q, u) + L_{\mathrm{loc}}(t^u, v)}_{
-#   \text{second stage: regions}}$$
+# $$L = L_{\mathrm{cls}}(p, p^*) + L_{\mathrm{reg}}(t, t^*)
+#     + L_{\mathrm{cls}}(q, u) + L_{\mathrm{loc}}(t^u, v)$$
+#
+# The first two losses are those of the first stage, over the sampled anchors; the last
+# two are those of the second stage, over the sampled regions.
 #
 # - $p$ is the objectness of the sampled anchors, $p^*$ says which of them are positive,
 #   and $t$, $t^*$ are their predicted and true offsets, as in {doc}`rpn`.
