@@ -340,7 +340,7 @@ source(CascadeRoIHead.masks)
 masks = Experiment(model.replace("cascade-rcnn", "cascade-mask-rcnn"), data_root,
                    output=f"{output}-masks", label="Cascade Mask R-CNN", **run)
 masks.train()
-masks.evaluate()
+masks.evaluate() if exp.full else ""
 
 # %% [markdown]
 # Its masks beside those of Mask R-CNN:
