@@ -194,22 +194,44 @@ def _resample(run: Any, kind: Kind, images: int, replicates: int) -> Iterator[di
         return
     from faster_coco_eval.faster_eval_api_cpp import COCOevalAccumulate
 
-    params = copy.copy(run._paramsEval)
-    if kind != "proposal":
-        params.maxDets = params.maxDets[-1:]
-    shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(params.maxDets)
-    per_image = run._evalImgs_cpp  # by class and area, then by image
+    params, per_image = copy.copy(run._paramsEval), run._evalImgs_cpp  # by class and area, then by image
+    if kind == "proposal":
+        params.imgIds = params.imgIds[:1]
+        alone = [COCOevalAccumulate(params, per_image[i::images])["recall"] for i in range(images)]
+        yield from _resample_recall(run, np.stack(alone), replicates)
+        return
+    params.maxDets = params.maxDets[-1:]
+    shape = len(IOUS), len(RECALLS), -1, len(AREAS)
     for chosen in resamplings(images, replicates):
         drawn = [per_image[start + i] for start in range(0, len(per_image), images) for i in chosen]
         counted = COCOevalAccumulate(params, drawn)
-        p = _nan(counted["precision"]).reshape(shape)[..., -1]
-        r = _nan(counted["recall"]).reshape(shape[:1] + shape[2:])
-        values = {f"AR{n}": r[..., 0, i].mean(0) for i, n in enumerate(params.maxDets)}
-        values |= {f"AR{area}": r[:, :, a, -1].mean(0) for a, area in enumerate(AREAS) if area}
-        if kind != "proposal":
-            values |= {"AP": p[..., 0].mean((0, 1)), "AP50": p[0, ..., 0].mean(0), "AP75": p[5, ..., 0].mean(0)}
-            values |= {f"AP{area}": p[..., a].mean((0, 1)) for a, area in enumerate(AREAS) if area}
+        p, r = _nan(counted["precision"]).reshape(shape), _nan(counted["recall"]).reshape(shape[:1] + shape[2:])
+        values = {f"AR{params.maxDets[0]}": r[..., 0].mean(0)}
+        values |= {"AP": p[..., 0].mean((0, 1)), "AP50": p[0, ..., 0].mean(0), "AP75": p[5, ..., 0].mean(0)}
+        for a, area in enumerate(AREAS[1:], 1):
+            values |= {f"AP{area}": p[..., a].mean((0, 1)), f"AR{area}": r[..., a].mean(0)}
         yield values
+
+
+def _resample_recall(run: Any, recall: np.ndarray, replicates: int) -> Iterator[dict[str, np.ndarray]]:
+    """The same for recall without classes, which needs no ranking over images: objects found over objects there are.
+
+    Args:
+        recall: [images, ...] of each image alone, by IoU, area and number of proposals.
+    """
+    limits, place = run.params.maxDets, {image: i for i, image in enumerate(run.params.imgIds)}
+    recall = recall.reshape(len(place), len(IOUS), len(AREAS), len(limits))
+    objects = np.zeros((len(place), len(AREAS)))
+    for annotation in run.cocoGt.anns.values():
+        if not annotation["iscrowd"] and annotation["image_id"] in place:
+            objects[place[annotation["image_id"]]] += [low <= annotation["area"] <= high
+                                                       for low, high in run.params.areaRng]
+    found = np.where(recall > -1, recall, 0) * objects[:, None, :, None]
+    for chosen in resamplings(len(place), replicates):
+        with np.errstate(invalid="ignore"):
+            r = (found[chosen].sum(0) / objects[chosen].sum(0)[:, None]).mean(0)[:, :, None]
+        yield {f"AR{n}": r[0, i] for i, n in enumerate(limits)} | {
+            f"AR{area}": r[a, -1] for a, area in enumerate(AREAS) if area}
 
 
 def read_ground_truth(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
