@@ -230,6 +230,8 @@ def test_what_makes_a_chapter_out_of_date(tree: Tree, file: str, old: str, new: 
 
 
 def test_a_changed_text_needs_no_run(tree: Tree) -> None:
+    assert tree.accept("all") == ""
+    tree.commit()
     with tree.edited("notebooks/second.py", "# # Second", "# # The second"):
         assert tree.ran() == []
         assert tree.accept("second") == ""
@@ -341,7 +343,8 @@ def test_nbval_runs_the_text_at_two_steps_beside_everything_else(tree: Tree) -> 
         done = tree.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tree.root / "build/nbval/first/log.txt").read_text() == "first at 2 steps "
-    assert (tree.root / "build/nbval/second/log.txt").read_text() == "first second ", "what it reads has run there"
+    assert (tree.root / "build/nbval/second/log.txt").read_text() == "first at 2 steps second ", \
+        "what it reads has run there"
     assert (tree.root / "build/records/first.json").read_bytes() == before
     made = (tree.root / "runs/first/made").read_text()
     with tree.edited("notebooks/second.ipynb", f'"{made}\\n"', '"another\\n"'):
@@ -351,7 +354,7 @@ def test_nbval_runs_the_text_at_two_steps_beside_everything_else(tree: Tree) -> 
 
 def test_seeds(tree: Tree) -> None:
     done = tree.run("workflow.seeds", "--only", "*nothing*")
-    assert done.returncode == 1 and "No model matches *nothing*: the models are rpn_r50_fpn_1x_coco, " in done.stderr
+    assert done.returncode == 1 and "No model matches *nothing*: the models are" in done.stderr
     assert tree.accept("seeds") == "No model has been trained with other seeds on this machine: make seeds."
 
 
