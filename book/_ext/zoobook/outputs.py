@@ -1,7 +1,7 @@
 """Texts inside what chapters show: headers of tables, labels of plots, words in drawings.
 
-A chapter is executed once, in English. Its tables are HTML, its plots and drawings SVG whose text is text. What they say
-is in the catalogue `outputs`, and is put in its place in each language.
+A chapter is executed once, in English. Its tables are HTML, its plots and drawings SVG whose text is text. The words
+in them are in the catalogue `outputs`, and are put in their place in each language.
 """
 from __future__ import annotations
 
