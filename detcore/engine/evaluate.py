@@ -195,7 +195,7 @@ def summary(results: Results) -> dict[str, Any]:
                 curves[f"{kind}_precision_{100 * iou:.0f}"] = [
                     None if np.isnan(p) else round(float(p), 4) for p in result.curve(iou)]
     replicates = {f"{kind}_{name}": values for kind, r in results.items() if isinstance(r, CocoResult)
-                  for name, values in r.replicates.items()}
+                  for name, values in r.replicates.items() if not np.isnan(values).all()}
     return dict(metrics=flat(results), curves=curves, by_iou=by_iou,
                 intervals={name: interval(values) for name, values in replicates.items()},
                 replicates={name: [None if np.isnan(v) else round(float(v), 4) for v in values]

@@ -44,7 +44,7 @@ def test_records_say_where_they_come_from(trained: Experiment) -> None:
     assert {r.seed for r in kinds.values()} == {0}
     assert len({r.parameters["checkpoint"] for r in kinds.values()}) == 1
     assert all(r.date and len(r.date) == 10 for r in kinds.values())
-    assert images_seen(kinds["train"]) == 3 * 16
+    assert images_seen(kinds["train"]) == 3 * trained.recipe.batch_size
     by_iou = kinds["evaluate"].by_iou["bbox"]
     assert len(by_iou) == 10 and sum(by_iou) / 10 == pytest.approx(kinds["evaluate"].metrics["bbox_AP"], abs=1e-3)
     assert by_iou[0] == pytest.approx(kinds["evaluate"].metrics["bbox_AP50"], abs=1e-3)
