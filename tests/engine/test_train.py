@@ -74,8 +74,9 @@ def test_what_a_run_leaves_behind(zoo, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["step_00000004.pt", "step_00000006.pt"]
     assert any((tmp_path / "run/tensorboard").iterdir())
     assert result.record == read_record(tmp_path / "run/record.json")
+    recipe = get_model_entry(MASK_RCNN).recipe_for("pocket")
     assert result.record.parameters["learning_rate"] == pytest.approx(
-        get_model_entry(MASK_RCNN).recipe_for("pocket").optimizer.lr * 4 / 16)
+        recipe.optimizer.lr * 4 / recipe.batch_size)
     assert result.record.speed["training_images_per_s"] == pytest.approx(4 / result.record.speed["training_step_s"])
     for file in (result.checkpoint, result.best, tmp_path / "run/checkpoints/step_00000006.pt"):
         restored = restore(file)
