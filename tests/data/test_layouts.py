@@ -77,9 +77,10 @@ def objects(data: Dataset) -> dict[str, list[tuple[str, tuple[float, ...], bool]
 def test_what_is_read_is_what_was_drawn(roots, layout, split):
     wanted = objects(LAYOUTS["coco"].open(roots["coco"], split, DEFAULT_OPTIONS))
     found = objects(LAYOUTS[layout].open(roots[layout], split, DEFAULT_OPTIONS))
-    # WIDER FACE has whole pixels, VOC too, of which the last one is inside; a map of instances shows what is seen, a
-    # polygon what was drawn.
+    # WIDER FACE has whole pixels, VOC too, of which the last one is inside. Cityscapes' map of instances has each pixel
+    # that is seen, COCO's polygons leave out what is below a pixel, such as a hoof beyond a gap: boxes may be larger.
     far = {"wider_face": 0.51, "voc": 1.51, "cityscapes": 3}.get(layout, 0.01)
+    larger = 6 if layout == "cityscapes" else far
     assert sum(map(len, found.values())) > 10
     for number, theirs in wanted.items():
         if layout == "lvis":  # has no crowds
@@ -91,8 +92,10 @@ def test_what_is_read_is_what_was_drawn(roots, layout, split):
         for name, box, flag in theirs:
             same = [o for o in ours if (o[0], o[2]) == (name, flag)]
             # VOC's and WIDER FACE's boxes are at least two pixels wide.
-            assert min(np.abs(np.subtract(o[1], box)).max() for o in same) <= max(far, 2.01 * (min(
-                box[2] - box[0], box[3] - box[1]) < 3)), (number, box, same)
+            narrow = 2.01 * (min(box[2] - box[0], box[3] - box[1]) < 3)
+            outward = [np.subtract(o[1], box) * (-1, -1, 1, 1) for o in same]
+            assert any(d.max() <= max(larger, narrow) and d.min() >= -max(far, narrow) for d in outward), (
+                number, box, same)
     assert found == {}
 
 
