@@ -107,11 +107,9 @@ def test_methods_stand_alone(path: Path) -> None:
     assert others <= BUILDS_ON.get(path.stem, set())
 
 
-LATER = ("experiment", "metrics.intervals")  # what the book's results asked for after the rooms had been built
-
-
+@pytest.mark.xfail(strict=True, reason="17,200 lines; without Experiment and intervals, which came later, 16,700")
 def test_size() -> None:
-    """Lines that one has to read to know the library, without the small profile: about 16,500."""
+    """Lines that one has to read, without the small profile."""
     lines = sum(len(p.read_text("utf-8").splitlines()) for name, p in modules().items()
-                if not name.startswith("pocket.") and name not in LATER)
-    assert lines <= 16_700
+                if not name.startswith("pocket."))
+    assert lines <= 16_500
