@@ -18,9 +18,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -71,51 +71,54 @@ class Work:
 class Outcome:
     """What a section found: checks that hold or fail by name, figures by name, notes."""
 
-    passed: list[str]
-    failed: dict[str, str]
-    speed: dict[str, float]
-    memory: dict[str, float]
-    notes: dict[str, Any]
+    passed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    speed: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
-def outcome() -> Outcome:
-    return Outcome([], {}, {}, {}, {})
+def side_by_side(job: Callable[..., Any], arguments: Mapping[str, tuple[Any, ...]], work: Work,
+                 found: Outcome) -> Iterator[tuple[str, Any]]:
+    """What a function gives for each label's arguments, six processes at a time.
+
+    What it raises is a failed check; what the section's time does not reach is noted.
+    """
+    left = work.left()
+    with multiprocessing.get_context("spawn").Pool(min(6, len(arguments))) as pool:
+        running = {label: pool.apply_async(job, given) for label, given in arguments.items()}
+        for label, result in running.items():
+            try:
+                value = result.get(max(1.0, left()))
+            except multiprocessing.TimeoutError:
+                found.notes[label] = "not reached"
+            except Exception as error:
+                found.failed[label] = f"{type(error).__name__}: {error}"[:300]
+            else:
+                yield label, value
 
 
 # Does it compute the same?
 
-def one_case(path: Path, device: str) -> tuple[str, dict[str, str]]:
+def one_case(path: Path, device: str) -> dict[str, str]:
     """The checks of a reference case on a device, in float32 without TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(1)
     case = parity.load_case(path)
     model = detcore.create_model(case["model"]).to(device)
-    report = parity.run_checks(case, model, case["model"])
-    return path.name.removesuffix(".json.gz"), report.checks
+    return parity.run_checks(case, model, case["model"]).checks
 
 
 def cases(work: Work) -> Outcome:
     """Reference cases, one of each kind of architecture, in the tolerance of `tests.parity`."""
-    found, left = outcome(), work.left()
+    found = Outcome()
     paths = parity.one_of_each_kind(parity.find_cases(parity.REFERENCE / "cases"))
-    paths = paths if work.full else paths[:1]
-    with multiprocessing.get_context("spawn").Pool(min(6, len(paths))) as pool:
-        jobs = {path: pool.apply_async(one_case, (path, str(work.device))) for path in paths}
-        for path, job in jobs.items():
-            try:
-                name, checks = job.get(max(1.0, left()))
-            except multiprocessing.TimeoutError:
-                found.notes.setdefault("not reached", []).append(path.name.removesuffix(".json.gz"))
-                continue
-            except Exception as error:
-                found.failed[path.name] = f"{type(error).__name__}: {error}"
-                continue
-            wrong = "; ".join(f"{k} {v}" for k, v in checks.items() if v.startswith("fail"))
-            if wrong:
-                found.failed[name] = wrong
-            else:
-                found.passed.append(name)
-        pool.terminate()
+    jobs = {path.name.removesuffix(".json.gz"): (path, str(work.device)) for path in paths[:None if work.full else 1]}
+    for name, checks in side_by_side(one_case, jobs, work, found):
+        if wrong := "; ".join(f"{k} {v}" for k, v in checks.items() if v.startswith("fail")):
+            found.failed[name] = wrong
+        else:
+            found.passed.append(name)
     return found
 
 
@@ -128,7 +131,7 @@ def sync(work: Work) -> Outcome:
 
 def pytest_section(arguments: list[str], work: Work) -> Outcome:
     """Tests by pytest, several at once where pytest-xdist is there."""
-    found = outcome()
+    found = Outcome()
     command = [sys.executable, "-m", "pytest", "-q", "-rA", "--no-header", "-p", "no:cacheprovider", *arguments]
     try:
         import xdist  # noqa: F401
@@ -182,21 +185,13 @@ def half(work: Work) -> Outcome:
     """Three steps of one model of every family and variant in bf16 and in fp16; losses and weights stay finite."""
     from tests.methods.test_contract import MODELS
 
-    found, left = outcome(), work.left()
+    found = Outcome()
     names = MODELS if work.full else ["retinanet_r50_fpn_1x_coco"]
     kinds = list(AUTOCAST) if work.device.type == "cuda" else ["bf16"]
-    with multiprocessing.get_context("spawn").Pool(min(6, len(names))) as pool:
-        jobs = {f"{name} {kind}": pool.apply_async(few_steps, (name, str(work.device), kind))
-                for name in names for kind in kinds}
-        for label, job in jobs.items():
-            try:
-                found.notes[label] = round(job.get(max(1.0, left())), 4)
-                found.passed.append(label)
-            except multiprocessing.TimeoutError:
-                found.notes[label] = "not reached"
-            except Exception as error:
-                found.failed[label] = f"{type(error).__name__}: {error}"[:300]
-        pool.terminate()
+    jobs = {f"{name} {kind}": (name, str(work.device), kind) for name in names for kind in kinds}
+    for label, loss in side_by_side(few_steps, jobs, work, found):
+        found.notes[label] = round(loss, 4)
+        found.passed.append(label)
     return found
 
 
@@ -211,7 +206,7 @@ def resume(work: Work) -> Outcome:
 
     With deterministic algorithms wherever PyTorch has one; what still differs is noted, not asked for.
     """
-    found = outcome()
+    found = Outcome()
     cuda = work.device.type == "cuda"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -247,7 +242,7 @@ def resume(work: Work) -> Outcome:
 
 def processes(work: Work) -> Outcome:
     """Training under torchrun with one process for each GPU: NCCL's process group, gathering, saving."""
-    found = outcome()
+    found = Outcome()
     cuda = work.device.type == "cuda"
     number = torch.cuda.device_count() if cuda else 2
     if number == 1:
@@ -270,7 +265,7 @@ def processes(work: Work) -> Outcome:
 
 def accuracy(work: Work) -> Outcome:
     """RetinaNet and Mask R-CNN trained at the pocket profile and evaluated, as their chapters do on a CPU."""
-    found, left = outcome(), work.left()
+    found, left = Outcome(), work.left()
     with tempfile.TemporaryDirectory() as place:
         root = data_set(place, 2000, work)
         for label in ("RetinaNet", "Mask R-CNN")[:2 if work.full else 1]:
@@ -392,7 +387,7 @@ def training_speed(work: Work) -> Outcome:
 
     Images lie on the device already. PyTorch's defaults (TF32 in convolutions on a GPU).
     """
-    found, left = outcome(), work.left()
+    found, left = Outcome(), work.left()
     torch.backends.cudnn.benchmark = True
     for number in (2, 16) if work.full else (2,):
         images, targets = coco_batch(number, work.device, work.full)
@@ -442,7 +437,7 @@ def inference_speed(work: Work) -> Outcome:
     Ours in bf16 has folded batch norm and channels_last. Post-processing is included. Random weights, with class scores
     spread in both so that about 100 objects are detected.
     """
-    found, left = outcome(), work.left()
+    found, left = Outcome(), work.left()
     torch.backends.cudnn.benchmark = True
     images, _ = coco_batch(1, work.device, work.full)
     last = Images(images.tensor.to(memory_format=torch.channels_last), images.sizes)
@@ -474,7 +469,7 @@ def inference_speed(work: Work) -> Outcome:
 
 def compiled(work: Work) -> Outcome:
     """The network of RetinaNet and Faster R-CNN under `torch.compile`, without and with CUDA graphs, in bf16."""
-    found, left = outcome(), work.left()
+    found, left = Outcome(), work.left()
     images, _ = coco_batch(1, work.device, work.full)
     tensor = images.tensor.to(memory_format=torch.channels_last)
     for label in ("RetinaNet", "Faster R-CNN"):
@@ -528,7 +523,7 @@ def run_section(name: str, work: Work) -> tuple[Outcome, float]:
     try:
         found = section(work)
     except Exception as error:
-        found = outcome()
+        found = Outcome()
         found.failed[name] = f"{type(error).__name__}: {error}"[:500]
         traceback.print_exc()
     if work.device.type == "cuda":

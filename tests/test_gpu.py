@@ -24,7 +24,7 @@ def test_a_failure_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, tmp_path) 
         raise RuntimeError("a kernel is missing")
 
     def whole(work: gpu.Work) -> gpu.Outcome:
-        return gpu.Outcome(["a check"], {}, {"step median_s": 0.1}, {}, {})
+        return gpu.Outcome(passed=["a check"], speed={"step median_s": 0.1})
 
     monkeypatch.setattr(gpu, "SECTIONS", {"first": (broken, 0.5), "second": (whole, 0.5)})
     monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu", "--minutes", "1", "--output", str(tmp_path)])
