@@ -12,7 +12,6 @@ options than the zoo's is an experiment of its own: `Experiment(name, label="gam
 """
 from __future__ import annotations
 
-import hashlib
 import inspect
 import re
 import textwrap
@@ -39,7 +38,9 @@ from detcore.errors import UsageError
 from detcore.metrics.intervals import interval
 from detcore.recipe import Recipe
 from detcore.records import Record, read_record
+from detcore.runs import Checkpoints
 from detcore.structures import Detections, Images, Polygons, Target
+from detcore.weights import sha256
 from detcore.zoo.create import create_model
 from detcore.zoo.entries import ModelEntry
 from detcore.zoo.index import get_model_entry
@@ -93,21 +94,25 @@ class Sample:
         return len(self.pictures)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a step of an experiment gave: its record, as a table."""
+class Shown:
+    """Shows itself as its table."""
 
-    record: Record
     table: Table
-    figure: Figure | None = field(default=None, repr=False)
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return str(self.table)
 
-    __repr__ = __str__
+
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
+    """What a step of an experiment gave: its record, as a table."""
+
+    record: Record
+    table: Table
+    figure: Figure | None = None
 
     def __getitem__(self, metric: str) -> float:
         """A metric as a fraction of 1, such as "bbox_AP"; NaN where it is not defined."""
@@ -115,8 +120,8 @@ class Result:
         return float("nan") if value is None else float(value)
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Two models on the same images.
 
     Attributes:
@@ -131,20 +136,12 @@ class Comparison:
     difference: float
     interval: tuple[float, float] | None
     seeds: tuple[list[float], list[float]]
-    table: Table = field(repr=False)
+    table: Table
 
     @property
     def clear(self) -> bool:
         """Whether the interval leaves out zero. It tells of these images, not of other seeds."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
-
-    def _repr_html_(self) -> str:
-        return self.table._repr_html_()
-
-    def __str__(self) -> str:
-        return str(self.table)
-
-    __repr__ = __str__
 
 
 @dataclass
@@ -254,7 +251,7 @@ class Experiment:
     def checkpoints(self) -> dict[int, Path]:
         """The weights on the way, by optimiser step: those that training kept (`keep` of `train`)."""
         return {int(path.stem.removeprefix("step_")): path
-                for path in sorted((self.folder / "checkpoints").glob("step_*.pt"))}
+                for path in Checkpoints(self.folder / "checkpoints", keep=2).paths()}
 
     def evaluate(self) -> Result:
         """The measure of the data set on its validation images, each value with its 95 % interval."""
@@ -329,8 +326,7 @@ class Experiment:
     def load(self, weights: str | Path | None) -> Detector:
         """The model with other weights, in evaluation mode on its device; None for random ones from seed 0."""
         torch.manual_seed(0)
-        classes = len(self.data().class_names)
-        model = create_model(self.entry, weights=weights, profile=self.profile, num_classes=classes)
+        model = create_model(self.entry, weights=weights, profile=self.profile, num_classes=len(self.class_names))
         return model.to(pick_device(self.device)).eval()
 
     def data(self, split: str = "val") -> Any:
@@ -339,6 +335,11 @@ class Experiment:
         if recipe.masks:  # of which only a training set has any
             recipe = replace(recipe, train_transforms=recipe.test_transforms, filter_empty=False, min_size=0, min_box=0)
         return load_data(self.data_root, recipe, split, training=bool(recipe.masks), proposals=self.proposals)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each label; a data set has the same classes in all splits."""
+        return tuple(self.data().class_names)
 
     def batch(self, number: int = 8, *, indices: Sequence[int] | None = None, split: str = "val") -> Batch:
         """The first images of a split, or those at `indices`, with their ground truth, on the experiment's device."""
@@ -353,7 +354,7 @@ class Experiment:
         batch = self.batch(number, indices=indices, split=split)
         images = self.recipe.preprocess(batch.images, batch.sizes)
         pictures = [draw.pixels(images, i, self.recipe.preprocess) for i in range(len(batch))]
-        return Sample(images, pictures, batch.targets, tuple(self.data(split).class_names))
+        return Sample(images, pictures, batch.targets, self.class_names)
 
     def predict(self, sample: Sample) -> list[Detections]:
         """Detections in the sample's own pixels, with the names of the classes."""
@@ -432,8 +433,7 @@ def bitmaps(sample: Sample, index: int) -> np.ndarray | None:
 
 def checkpoint_hash(path: Path) -> str:
     """The first eight digits of a file's SHA-256, as published checkpoints carry it in their names."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    return sha256(path)[:8]
 
 
 def images_seen(record: Record) -> int:

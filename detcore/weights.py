@@ -64,7 +64,7 @@ def fetch(url: str, folder: Path | None = None) -> Path:
                 return target
             if not any(_download(url, part) for _ in range(ATTEMPTS)):
                 raise WeightsError(f"The download of {url} keeps breaking off. {elsewhere}")
-            announced, digest = announced_hash(name), _sha256(part)
+            announced, digest = announced_hash(name), sha256(part)
             if announced and not digest.startswith(announced):
                 part.unlink()
                 raise WeightsError(f"{url} is not the file that was published: its SHA-256 begins with "
@@ -111,7 +111,8 @@ def _download(url: str, part: Path) -> bool:
             return total is None or file.tell() == total
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
