@@ -209,16 +209,21 @@ def test_a_model_leads_to_its_recipe(page: Page, root: str) -> None:
     assert "24 epochs" in row.inner_text() and "SGD 0.01" in row.inner_text()
 
 
+def first_point(page: Page) -> tuple[float, float]:
+    """The middle of the chart's first point, brought into view."""
+    point = page.locator(".zoo-chart .point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
 @pytest.mark.parametrize("language, axis", [("en", "inference time"), ("ja", "推論時間")])
 def test_the_chart_can_be_hovered(page: Page, root: str, language: str, axis: str) -> None:
     page.goto(f"{root}/{language}/book/model_zoo.html")
     page.wait_for_selector(".zoo-chart .point")
     assert axis in (page.locator(".zoo-chart .xtitle").text_content() or "")
-    point = page.locator(".zoo-chart .point").first
-    point.scroll_into_view_if_needed()
-    box = point.bounding_box()
-    assert box
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*first_point(page))
     page.wait_for_selector(".zoo-chart .hovertext")
     assert "_coco" in (page.locator(".zoo-chart .hovertext").first.text_content() or "")
 
@@ -228,11 +233,7 @@ def test_the_chart_can_be_tapped(browser: Browser) -> None:
         page = context.new_page()
         page.goto(f"{BOOK.as_uri()}/en/book/model_zoo.html")
         page.wait_for_selector(".zoo-chart .point")
-        point = page.locator(".zoo-chart .point").first
-        point.scroll_into_view_if_needed()
-        box = point.bounding_box()
-        assert box
-        page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.touchscreen.tap(*first_point(page))
         page.wait_for_selector(".zoo-chart .hovertext")
 
 
