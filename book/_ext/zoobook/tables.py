@@ -331,8 +331,8 @@ class PreprocessingTable(SphinxDirective):
 
 
 def recipe_id(entry: ModelEntry) -> str:
-    """The anchor of a model's recipe."""
-    return f"recipe-{entry.name}"
+    """The anchor of a model's recipe, without dots: scripts of the theme look it up as a CSS selector."""
+    return f"recipe-{entry.name.replace('.', '-')}"
 
 
 def length(recipe: Recipe) -> Value:
