@@ -217,7 +217,8 @@ def test_a_name_imports_its_family_alone():
     loaded = modules_after("import detcore; detcore.get_model_entry('retinanet_r50_fpn_1x_coco')")
     assert {m for m in loaded if m.startswith("detcore.zoo.families.")} == {"detcore.zoo.families.retinanet"}
     assert {m for m in loaded if m.startswith("detcore.methods.")} == {"detcore.methods.retinanet"}
-    assert {m for m in loaded if m.startswith("detcore.backbones.")} == {"detcore.backbones.resnet"}
+    assert {m for m in loaded if m.startswith("detcore.backbones.")} == {"detcore.backbones.resnet",
+                                                                       "detcore.backbones.stages"}
     assert not {"detcore.pocket.pocket_zoo", "detcore.pocket.animals", "detcore.engine"} & loaded
 
 
