@@ -21,10 +21,10 @@ from detcore.zoo import index
 BOOK = Path(__file__).resolve().parent.parent.parent / "build/book"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
-# Every page a reader sees but the tables of 34 families and the sources, which are alike: two of each stand for them, the
-# one with most models and the one with the longest name, and the two longest names of a file.
-PAGES = sorted([*(str(path.relative_to(BOOK / "en")) for path in (BOOK / "en").glob("*/*.html") if path.parent.name[0] != "_"),
-                "book/zoo/mask_rcnn.html", "book/zoo/gn_ws.html",
+# The tables of 34 families and the sources are alike: two of each stand for the others, that with most models and those
+# with the longest names.
+PAGES = sorted([*(str(path.relative_to(BOOK / "en")) for path in (BOOK / "en").glob("*/*.html")
+                  if path.parent.name[0] != "_"), "book/zoo/mask_rcnn.html", "book/zoo/gn_ws.html",
                 "source/detcore/methods/weight_standardization.html",
                 "source/detcore/zoo/families/guided_anchoring.html"]) if BOOK.exists() else []
 # Of every kind of page one: axe-core looks at these, in both modes.
@@ -91,8 +91,8 @@ def test_the_start_page_leads_to_the_readers_language(browser: Browser, root: st
             assert page.locator(".zoo-picture, .zoo-gallery img").count() > 5
 
 
-@pytest.mark.parametrize("root, name", [*(("file", name) for name in PAGES), *(("http", f"{name}.html") for name in KINDS)],
-                         indirect=["root"])
+@pytest.mark.parametrize("root, name", [
+    *(("file", name) for name in PAGES), *(("http", f"{name}.html") for name in KINDS)], indirect=["root"])
 def test_a_page_shows_itself_and_switches_language(page: Page, root: str, name: str) -> None:
     page.goto(f"{root}/en/{name}#main-content")
     english = page.locator(".bd-article h1").inner_text()
