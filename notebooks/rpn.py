@@ -221,7 +221,7 @@ for i in shown:
                               alpha=0.75, limits=(0, 1)))
 draw.grid(rows, 5)
 
-# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "The 20 boxes with the highest objectness in two images, objects in white. Left: the anchors as they lie on their grid. Middle: moved by their offsets, they fit the objects more closely. Right: after NMS near duplicates are gone, and the 20 boxes are spread over more of the image.", "name": "rpn-proposals"}}
+# %% tags=["hide-input", "nbval-ignore-output"] mystnb={"figure": {"caption": "The 20 boxes with the highest objectness in two images, objects in white. Left: the anchors as they lie on their grid. Middle: moved by their offsets, they fit the objects more closely. Right: after NMS most near duplicates are gone, and the 20 boxes cover more of the image.", "name": "rpn-proposals"}}
 first = 20
 scores = torch.cat([per_anchor(m, 1)[..., 0] for m in logits], 1)
 offsets = torch.cat([per_anchor(m, 4) for m in deltas], 1)
@@ -233,30 +233,39 @@ draw.grid([with_objects(i, boxes[i], draw.colour(0)) for i in shown[:2]
            for boxes in stages.values()], 3)
 
 # %% [markdown]
-# The table puts numbers to the three panels, over all images of the sample: how well a
-# box among the first 20 fits its object, and how many of the objects have one that fits
-# them.
+# The table puts numbers to the three panels, over all images of the sample: how well the
+# first 20 boxes fit their objects, how many of them have a near duplicate among the
+# others (an IoU above 0.7), and how much of the image they cover together. The
+# duplicates that NMS leaves lie on different levels.
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-def fit(boxes):
-    """Mean IoU of the boxes that overlap an object; share of objects with a box."""
-    tables = [box.pairwise_iou(t.boxes, b) for t, b in zip(targets, boxes)
-              if len(t.boxes)]
-    best = torch.cat([table.amax(0) for table in tables])
-    found = torch.cat([table.amax(1) for table in tables])
-    return float(best[best > 0.3].mean()), float((found >= 0.5).float().mean())
+def describe_boxes(boxes):
+    """Mean IoU of the boxes that overlap an object; share with a near duplicate; share
+    of the image that is covered."""
+    best, twice, covered = [], [], []
+    for target, some, (h, w) in zip(targets, boxes, images.sizes):
+        if len(target.boxes):
+            best.append(box.pairwise_iou(target.boxes, some).amax(0))
+        twice.append(box.pairwise_iou(some, some).fill_diagonal_(0).amax(1) > 0.7)
+        x, y = torch.arange(w) + 0.5, torch.arange(h)[:, None] + 0.5
+        x1, y1, x2, y2 = some.T[:, :, None, None]
+        covered.append(((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(0).float().mean())
+    best, twice = torch.cat(best), torch.cat(twice).float()
+    return (float(best[best > 0.3].mean()), float(twice.mean()),
+            float(torch.stack(covered).mean()))
 
 
-fits = {name: fit(boxes) for name, boxes in stages.items()}
+panels = {name: describe_boxes(boxes) for name, boxes in stages.items()}
 Table(["the 20 best boxes", "mean IoU of boxes on objects",
-       "objects found at IoU 0.5 (%)"],
-      [(name, f"{mean:.2f}", f"{100 * found:.1f}")
-       for name, (mean, found) in fits.items()])
+       "boxes with a near duplicate (%)", "image covered (%)"],
+      [(name, f"{iou:.2f}", f"{100 * twice:.1f}", f"{100 * covered:.1f}")
+       for name, (iou, twice, covered) in panels.items()])
 
 # %% tags=["remove-cell"]
 if exp.full and profile == "pocket":
-    assert fits["moved"][0] > fits["anchors"][0] + 0.02
-    assert fits["after NMS"][1] > fits["moved"][1] + 0.02
+    assert panels["moved"][0] > panels["anchors"][0] + 0.05
+    assert panels["after NMS"][1] < panels["moved"][1] / 2
+    assert panels["after NMS"][2] > panels["moved"][2] + 0.02
     inside = torch.cat([
         (box.pairwise_iou(t.boxes, b[s >= 0]).amax(0) >= 0.3)
         for t, b, s in zip(targets, moved, scores.gather(1, top)) if len(t.boxes)])
