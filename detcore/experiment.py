@@ -218,6 +218,15 @@ class Experiment:
         middle = f".seed{seed}" if seed else ""
         return Path(self.records or self.folder) / f"{self.entry.name}.{self.profile}{middle}.{kind}.json"
 
+    def beside(self, model: str | ModelEntry, **settings: Any) -> Experiment:
+        """Another model on the same data, with the same profile, seed, steps, device and folder of records.
+
+        Args:
+            settings: what else differs, named as the arguments of `Experiment`.
+        """
+        own: dict[str, Any] = dict(output=None, proposals=None, label=None, options={}, changes={})
+        return replace(self, model=model, **own | settings)
+
     # What it does
 
     def train(self, **options: Any) -> Result:

@@ -40,9 +40,8 @@ from detcore.metrics.coco import IOUS
 from detcore.ops import boxes as box
 from detcore.ops.regions import flat_proposals
 
-run = dict(profile=profile, seed=seed, steps=steps, device=device, gpus=gpus,
-           records=records)
-exp = Experiment(model, data_root, output=output, label="Cascade R-CNN", **run)
+exp = Experiment(model, data_root, profile=profile, seed=seed, steps=steps, gpus=gpus,
+                 device=device, output=output, records=records, label="Cascade R-CNN")
 
 # %% [markdown]
 # ## The cascade and its loss
@@ -240,8 +239,7 @@ source(CascadeRoIHead.loss, CascadeRoIHead.next_proposals, CascadeRoIHead.detect
 
 # %% tags=["hide-input", "nbval-ignore-output"]
 result = exp.evaluate()
-faster = Experiment("faster-rcnn_r50_fpn_1x_coco", data_root, label="Faster R-CNN",
-                    **run)
+faster = exp.beside("faster-rcnn_r50_fpn_1x_coco", label="Faster R-CNN")
 comparison = exp.compare(faster) if exp.full else ""
 comparison
 
@@ -337,8 +335,8 @@ exp.benchmark()
 source(CascadeRoIHead.masks)
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-masks = Experiment(model.replace("cascade-rcnn", "cascade-mask-rcnn"), data_root,
-                   output=f"{output}-masks", label="Cascade Mask R-CNN", **run)
+masks = exp.beside(model.replace("cascade-rcnn", "cascade-mask-rcnn"),
+                   output=f"{output}-masks", label="Cascade Mask R-CNN")
 masks.train()
 masks.evaluate() if exp.full else ""
 
@@ -346,7 +344,7 @@ masks.evaluate() if exp.full else ""
 # Its masks beside those of Mask R-CNN:
 
 # %% tags=["hide-input", "nbval-ignore-output"]
-single = Experiment("mask-rcnn_r50_fpn_1x_coco", data_root, label="Mask R-CNN", **run)
+single = exp.beside("mask-rcnn_r50_fpn_1x_coco", label="Mask R-CNN")
 masks.compare(single, metric="segm_AP") if exp.full else ""
 
 # %% [markdown]

@@ -1,8 +1,10 @@
 """The workflow on two small chapters in a repository of its own: what runs, what does not, and what is left behind."""
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -435,6 +437,18 @@ def test_chapters_follow_the_table_of_contents() -> None:
     assert contents.pages()[0] == "book/index.md"
     assert "rpn" in chapters["fast_rcnn"] and chapters["data"] == []
     assert chapters["benchmark"] == list(chapters)[:list(chapters).index("benchmark")], "it reads their records"
+
+
+def test_chapters_share_fewer_than_ten_lines_of_code() -> None:
+    """Beside their parameters, which papermill sets by name, imports, and names alone that show a value."""
+    lines = {}
+    for name in contents.chapters():
+        cells = re.split(r"^# %%(.*)$", (ROOT / f"notebooks/{name}.py").read_text("utf-8"), flags=re.MULTILINE)[1:]
+        own = [line.strip() for head, body in zip(cells[::2], cells[1::2])
+               if "markdown" not in head and '"parameters"' not in head for line in body.splitlines()]
+        lines[name] = {line for line in own if line and not re.match(r"#|from |import |[\w.]+$", line)}
+    for one, other in itertools.combinations(lines, 2):
+        assert len(same := lines[one] & lines[other]) < 10, (one, other, same)
 
 
 def test_every_lock_line_pins_a_package() -> None:

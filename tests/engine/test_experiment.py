@@ -54,6 +54,16 @@ def test_records_say_where_they_come_from(trained: Experiment) -> None:
     assert kinds["train"].parameters["checkpoint"] in text and "train" in text and "benchmark" in text
 
 
+def test_an_experiment_beside_another_shares_its_circumstances_alone() -> None:
+    exp = Experiment(RETINANET, "data", seed=3, steps=7, device="cpu", output="mine", records="records", label="One",
+                     options=dict(gamma=0.0), proposals="p.npz")
+    other = exp.beside("rpn_r50_fpn_1x_coco", label="Other")
+    assert (other.data_root, other.seed, other.steps, other.device, other.records) == ("data", 3, 7, "cpu", "records")
+    assert (other.name, other.options, other.proposals) == ("Other", {}, None)
+    assert other.folder == Path("runs/rpn_r50_fpn_1x_coco.pocket.seed3.7-steps") != exp.folder
+    assert exp.beside(RETINANET, output="mine").folder == exp.folder
+
+
 def test_a_finished_run_is_not_trained_again(trained: Experiment) -> None:
     before = trained.checkpoint.stat().st_mtime_ns
     result = trained.train()
