@@ -40,9 +40,9 @@ MOST_SIDE = 4096  # but not beyond this longer side
 MOST_PIXELS = 2**28  # of a drawing
 LONGEST_NAME = 60  # characters of a name that is drawn
 # Families that are asked first for the letters that Pillow's own font lacks; matplotlib brings the first one along.
-FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Noto Sans CJK TC", "Noto Sans JP",
-            "Noto Sans SC", "Source Han Sans", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Meiryo", "Microsoft YaHei",
-            "Malgun Gothic", "IPAexGothic", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans")
+FAMILIES = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Noto Sans CJK TC",
+            "Noto Sans JP", "Noto Sans SC", "Source Han Sans", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Meiryo",
+            "Microsoft YaHei", "Malgun Gothic", "IPAexGothic", "WenQuanYi Zen Hei", "Arial Unicode MS", "Noto Sans")
 BLANK = ("Last Resort", "LastResort", "Adobe Blank")  # families with a box for every character
 
 
@@ -140,9 +140,9 @@ def _size(picture: Image.Image, scale: float) -> tuple[int, int]:
     if isinstance(scale, bool) or not isinstance(scale, (int, float, np.number)) or not 0 < scale < math.inf:
         raise UsageError(f"The scale of a drawing is a number above 0, not {scale!r}.")
     w, h = (max(round(side * float(scale)), 1) for side in picture.size)
-    if w * h > MOST_PIXELS:
-        raise UsageError(f"A drawing has at most {MOST_PIXELS:,} pixels, but {picture.width} x {picture.height} enlarged "
-                         f"by {scale:g} are {w * h:,}: give a smaller scale.")
+    if scale > 1 and w * h > MOST_PIXELS:
+        raise UsageError(f"A drawing has at most {MOST_PIXELS:,} pixels, but {picture.width} x {picture.height} "
+                         f"enlarged by {scale:g} are {w * h:,}: give a smaller scale.")
     return w, h
 
 
@@ -161,7 +161,7 @@ def detections(results: Detections, image: Any = None, *, score_threshold: float
 
     Args:
         image: the picture they belong to; by default the one that `Predictor` kept.
-        scale: enlargement; by default small pictures grow to a readable size, thin ones to a longer side of at most 4096.
+        scale: enlargement; by default small pictures grow to a readable size, thin ones to 4096 pixels at most.
 
     Raises a UsageError if there is no picture to draw on, or the drawing would be too large.
     """

@@ -23,7 +23,6 @@ from detcore.data.files import open_file
 from detcore.errors import DataError, DetcoreError, UsageError
 from detcore.records import write_atomically
 
-
 # Pictures whose head declares more pixels are refused before they are decoded: 16,384 squared, 0.8 GB as 8-bit colour.
 MAX_PIXELS = 2**28
 MAX_BYTES = 2**31  # of a picture file
@@ -54,7 +53,8 @@ def check_pixels(what: object, width: int, height: int) -> None:
 def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
     """Read an image file as uint8 [h, w, 3], BGR, turned as its EXIF orientation says if `upright`.
 
-    Gray, palette, 16-bit, floating-point and CMYK images become 8-bit colour, transparency is dropped; see `pil_to_bgr`.
+    Gray, palette, 16-bit, floating-point and CMYK images become 8-bit colour as `pil_to_bgr` says, transparency is
+    dropped.
 
     Raises:
         DataError: a file that is missing, cannot be read, is no image, is cut short, or declares more pixels than
@@ -147,9 +147,9 @@ def _decode_slowly(path: str | Path, data: bytes, upright: bool) -> np.ndarray:
 def pil_to_bgr(picture: Image.Image, *, upright: bool = True) -> np.ndarray:
     """A Pillow picture of any mode as uint8 [h, w, 3], BGR, as `read_image` gives the file saved from it.
 
-    Of 16 bits the upper eight are taken, as OpenCV does. Of other integers too, if there is one above 255. Floating-point
-    values are taken on the scale 0..1 where none is above 1, else on 0..255 where none is above that, else on 0..65535;
-    what is not finite is black. Transparency is dropped.
+    Of 16 bits the upper eight are taken, as OpenCV does; of 32 bits the same where a value is above 255. Floating-point
+    values are taken on the scale 0..1 where none is above 1, on 0..255 where none is above that, else on 0..65535; what
+    is not finite is black. Transparency is dropped.
 
     Raises what Pillow raises for a picture that it cannot decode or convert.
     """

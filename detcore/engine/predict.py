@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,7 +68,7 @@ class Predictor:
         is_coco = len(names) in (80, 133) and (names[0], names[11], names[79]) == ("person", "stop sign", "toothbrush")
         if len(names) < self.model.num_classes:
             self.class_names = None
-        told = ready.meta.get("category_ids") or (COCO_IDS if is_coco else None)
+        told: Any = ready.meta.get("category_ids") or (COCO_IDS if is_coco else None)
         known = isinstance(told, (list, tuple)) and len(told) >= self.model.num_classes and all(
             isinstance(i, (int, str)) and not isinstance(i, bool) for i in told)
         self.category_ids = tuple(told) if known else None
