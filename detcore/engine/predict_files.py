@@ -97,8 +97,8 @@ def predict_files(predictor: Predictor, inputs: Sequence[str | Path] | str | Pat
     folder = output_folder(output)
     if not overwrite and (taken := next((name for name in results if os.path.lexists(folder / name)), None)):
         folder = _next_folder(folder)
-        say(f"Note: {output} holds {taken} of an earlier run, so the results go to {folder}; --overwrite writes over "
-            f"them.")
+        say(f"Note: {output} holds {taken} of an earlier run, so the results go to {folder}; `overwrite` writes over "
+            f"it.")
     least = SHOWN_SCORE if score_threshold is None else score_threshold
     ids = predictor.category_ids
     if ids is None:
@@ -296,7 +296,9 @@ def _predict_video(path: Path, target: Path, look: Callable[..., tuple[Detection
     """Detections of each frame of a video, one at a time, as lines and as a painted video."""
     open_file(path, "video").close()
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is told here
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     video = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+    cv2.utils.logging.setLogLevel(level)
     writer, lines, number = None, None, 0
     film = target.with_name(f"{target.name}.detections.mp4")
     try:
@@ -310,10 +312,10 @@ def _predict_video(path: Path, target: Path, look: Callable[..., tuple[Detection
         with tqdm(total=expected, desc=printable(path.name, 40), unit="frame", leave=False,
                   disable=not progress) as bar:
             while True:
-                time_s = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 there, frame = video.read()
                 if not there:
                     break
+                time_s = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 found, records = look(frame[..., ::-1], number)
                 time_s = time_s if math.isfinite(time_s) and (time_s > 0 or number == 0) else number / rate
                 line = json.dumps(dict(frame=number, time_s=round(time_s, 6), detections=records)) + "\n"
