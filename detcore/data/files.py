@@ -19,5 +19,5 @@ def open_file(path: str | Path, what: str = "file", mode: str = "rb", **options:
         raise DataError(f"There is no {what} {path}.") from None
     except OSError as error:
         raise DataError(f"The {what} {path} cannot be read: {error.strerror}.") from error
-    except ValueError:  # of a NUL, or of what the file system cannot encode
-        raise DataError(f"The {what} {str(path)!r} has a name that no file can have.") from None
+    except ValueError as error:  # a zero byte
+        raise DataError(f"The {what} {str(path)!r} cannot be read: {error}.") from error

@@ -196,12 +196,8 @@ def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
                 sizes = file["sizes"].copy()
 
     def read(index: int) -> tuple[int, int]:
-        path = folder / files[index]
-        with open_file(path, "image file") as file, open_picture(path, file) as image:
-            try:
-                lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            except Exception:  # a damaged EXIF block turns nothing
-                lies = False
+        with Image.open(folder / files[index]) as image:
+            lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return (image.width, image.height) if lies else (image.height, image.width)
 
     left = np.flatnonzero(sizes[:, 0] == 0)
@@ -213,6 +209,10 @@ def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
                 for index, size in zip(part, pool.map(read, part.tolist())):
                     sizes[index] = size
                     bar.update()
+            except FileNotFoundError as error:
+                raise DataError(f"There is no image file {error.filename}.") from None
+            except (OSError, ValueError) as error:
+                raise DataError(f"A picture of {folder} cannot be read: {error}.") from error
             finally:
                 _keep(kept, sizes, digest)
     return sizes
