@@ -8,9 +8,9 @@ import struct
 import threading
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -101,6 +101,17 @@ def _declared(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Lets Pillow take pictures above its own limit, which is lower than ours."""
+    with _PILLOW_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def open_picture(what: object, data: IO[bytes]) -> Image.Image:
     """A picture whose head alone Pillow has read, of at most `MAX_PIXELS` pixels.
 
@@ -112,14 +123,10 @@ def open_picture(what: object, data: IO[bytes]) -> Image.Image:
             warnings.simplefilter("ignore")
             try:
                 picture = Image.open(data)
-            except Image.DecompressionBombError:  # Pillow's limit is lower than ours
-                with _PILLOW_LIMIT:
-                    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                    try:
-                        data.seek(0)
-                        picture = Image.open(data)
-                    finally:
-                        Image.MAX_IMAGE_PIXELS = before
+            except Image.DecompressionBombError:
+                with _without_pillows_limit():
+                    data.seek(0)
+                    picture = Image.open(data)
     except UnidentifiedImageError:
         raise DataError(f"{what} is not an image file.") from None
     except Exception as error:  # there is no end to the ways in which a damaged picture fails
@@ -137,7 +144,9 @@ def _decode_slowly(path: str | Path, data: bytes, upright: bool) -> np.ndarray:
     try:
         with open_picture(path, io.BytesIO(data)) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return pil_to_bgr(file, upright=upright)
+            large = Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS
+            with _without_pillows_limit() if large else nullcontext():
+                return pil_to_bgr(file, upright=upright)
     except DetcoreError:
         raise
     except Exception as error:
