@@ -51,8 +51,8 @@ def picture(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("form", ["png", "tiff", "webp"])
-@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I", "F", "F 0..1", "F 0..255", "1", "L", "P", "LA",
-                                  "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N", "I", "F", "F 0..1", "F 0..255", "1", "L", "P",
+                                  "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
 def test_a_pil_image_is_read_as_the_file_saved_from_it(mode, form, tmp_path) -> None:
     try:
         picture(mode).save(tmp_path / f"a.{form}", **(dict(lossless=True) if form == "webp" else {}))
@@ -73,7 +73,7 @@ def test_a_jpeg_that_pil_opened_is_read_as_the_file(mode, tmp_path) -> None:
 def test_deep_gray_keeps_its_brightness(mode) -> None:
     read = pil_to_bgr(picture(mode))
     assert read.shape == (60, 80, 3) and read.dtype == np.uint8
-    assert np.abs(read[..., 0] - DEEP / 256).max() <= 1.5
+    assert np.abs(read[..., 0] - DEEP / 256).max() < 2
 
 
 def test_floats_that_are_not_finite_are_black() -> None:
