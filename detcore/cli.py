@@ -4,21 +4,17 @@ What a user can mend ends in one sentence on standard error and exit status 1, a
 """
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from typer import Argument, Option
 
-from detcore.errors import DataError, DetcoreError, UsageError
-
-if TYPE_CHECKING:
-    from detcore.structures import Detections
+from detcore.errors import DataError, DetcoreError, UsageError, printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Object detectors: a zoo of models, their training, evaluation and benchmarks.")
@@ -47,7 +43,8 @@ ROOT = Path("data/pocket")
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 1) -> None:
     """Columns side by side; numbers to the right, floats with so many digits, nothing for None."""
-    cells = [["" if c is None else f"{c:.{digits}f}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    cells = [["" if c is None else f"{c:.{digits}f}" if isinstance(c, float) else
+              printable(c, 500).replace("\n", "\\n").replace("\t", "\\t") for c in row] for row in rows]
     numeric = [all(not row[i] or row[i].replace(".", "").replace("-", "").isdigit() for row in cells)
                for i in range(len(header))]
     widths = [max(map(len, column)) for column in zip(header, *cells)]
@@ -229,38 +226,37 @@ def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
 
 
 @app.command()
-def predict(model: Model, images: Annotated[list[Path], Argument(help="Picture files.")],
-            output: Annotated[Path, Option(help="Folder for detections.json and pictures.")] = Path("detections"),
+def predict(model: Model,
+            images: Annotated[list[str], Argument(help="Pictures, videos, folders of them, patterns with wildcards.")],
+            output: Annotated[Path, Option(
+                help="Folder for detections.json, pictures and videos; where it has such results already, the next of "
+                     "detections2, detections3 ... is taken.")] = Path("detections"),
             weights: Weights = None, profile: AnyProfile = None, device: Device = None,
             score_threshold: Annotated[float | None, Option(
                 help="Leave out detections below; 0.3, or a higher published one, by default.")] = None,
             nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None,
-            paint: Annotated[bool, Option(help="Write painted pictures.")] = True) -> None:
-    """Detect objects in pictures."""
-    from tqdm import tqdm
+            paint: Annotated[bool, Option(help="Write painted pictures and videos.")] = True,
+            overwrite: Annotated[bool, Option("--overwrite", help="Write over results of the same names.")] = False
+            ) -> None:
+    """Detect objects in pictures and videos.
 
+    Each result is written as soon as it is there. Files that cannot be read are left out and named at the end.
+    """
     from detcore.engine.predict import Predictor
-    from detcore.records import write_text
-    from detcore.runs import output_folder
+    from detcore.engine.predict_files import find_inputs, predict_files, told
 
-    folder = output_folder(output)
+    find_inputs(images, output)  # a wrong name is told before the model is loaded
     predictor = Predictor(model, weights=weights, profile=profile, device=device, score_threshold=score_threshold,
                           nms_threshold=nms_threshold, max_detections=max_detections)
-    names, ids = predictor.class_names, predictor.category_ids
-    if ids is None:
-        print("Note: the weights do not tell their data set's category ids; each category_id is the label + 1.",
-              file=sys.stderr)
-        ids = tuple(range(1, predictor.model.num_classes + 1))
-    least, table = 0.3 if score_threshold is None else score_threshold, []
-    for number, image in enumerate(tqdm(images, desc="detecting", unit="img", disable=len(images) < 2), 1):
-        detections = cast("Detections", predictor(image)).above(least)
-        records = [r | ({"category": names[c]} if names else {})
-                   for r, c in zip(detections.to_coco(number, ids), detections.labels.tolist())]
-        table.append(dict(file=str(image), detections=records))
-        if paint:
-            detections.draw(score_threshold=least).save(folder / f"{image.stem}.detections.png")
-    write_text(folder / "detections.json", json.dumps(table))
-    print(f"{sum(len(t['detections']) for t in table)} objects in {len(table)} pictures: {folder}")
+    done = predict_files(predictor, images, output, score_threshold=score_threshold, paint=paint, overwrite=overwrite,
+                         say=lambda text: print(printable(text), file=sys.stderr))
+    where = f"{done.pictures} pictures" + f" and {done.frames} frames of videos" * bool(done.frames)
+    print(printable(f"{done.objects} objects in {where}: {done.folder}"))
+    if done.interrupted:
+        print("Stopped; what was found so far is written.", file=sys.stderr)
+        raise typer.Exit(130)
+    if done.failed:
+        raise DataError(told(done.failed))
 
 
 @app.command()
@@ -343,7 +339,11 @@ def data_check(root: Annotated[Path, Argument(help="Folder of a data set.")],
 
 def main() -> None:
     """Run the command line; errors that a user can mend become one sentence."""
-    warnings.showwarning = lambda message, *_: print(f"Warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *_: print(  # type: ignore[assignment]
+        f"Warning: {printable(message)}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name may have letters that the terminal has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except DetcoreError as error:

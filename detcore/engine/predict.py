@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from detcore.data.images import read_image
+from detcore.data.images import check_pixels, pil_to_bgr, read_image
 from detcore.data.transforms import Sample, apply
 from detcore.detectors import Detector
 from detcore.engine.common import check_counts, is_file, pick_device, ready_model
@@ -63,9 +64,14 @@ class Predictor:
                              "`detcore evaluate --proposals`.")
         self.model, self.recipe, self.class_names = ready.model.to(self.device).eval(), ready.recipe, ready.classes
         names = self.class_names or ()
-        is_coco = len(names) == 80 and (names[0], names[11], names[79]) == ("person", "stop sign", "toothbrush")
-        told = ready.meta.get("category_ids") or (COCO_IDS if is_coco else None)
-        self.category_ids = None if told is None else tuple(told)
+        # Panoptic models have the names of stuff after those of the 80 things.
+        is_coco = len(names) in (80, 133) and (names[0], names[11], names[79]) == ("person", "stop sign", "toothbrush")
+        if len(names) < self.model.num_classes:
+            self.class_names = None
+        told: Any = ready.meta.get("category_ids") or (COCO_IDS if is_coco else None)
+        known = isinstance(told, (list, tuple)) and len(told) >= self.model.num_classes and all(
+            isinstance(i, (int, str)) and not isinstance(i, bool) for i in told)
+        self.category_ids = tuple(told) if known else None
         self.least_score = LEAST_SCORE if score_threshold is None else 0.0
         self.batch_size = batch_size
 
@@ -76,13 +82,19 @@ class Predictor:
             pictures: files, PIL images, or arrays uint8 [h, w, 3] in the order R, G, B; one or a list.
 
         Raises:
-            DataError: a file that is no picture, or an array of another form.
+            DataError: a file that is no picture, or an array of another form; for a list it names the index.
         """
-        if isinstance(pictures, (str, Path, np.ndarray, Image.Image)):
-            return self._batch([to_bgr(pictures)])[0]
+        if isinstance(pictures, (str, bytes)) or not isinstance(pictures, Sequence):
+            return self._batch([to_bgr(pictures)])[0]  # type: ignore[arg-type]
         results: list[Detections] = []
         for i in range(0, len(pictures), self.batch_size):
-            results += self._batch([to_bgr(p) for p in pictures[i:i + self.batch_size]])
+            batch = []
+            for index, picture in enumerate(pictures[i:i + self.batch_size], i):
+                try:
+                    batch.append(to_bgr(picture))
+                except DataError as error:
+                    raise DataError(f"Picture {index} of the list of {len(pictures)}: {error}") from error
+            results += self._batch(batch)
         return results
 
     def _batch(self, pictures: list[np.ndarray]) -> list[Detections]:
@@ -104,8 +116,13 @@ def to_bgr(picture: Picture) -> np.ndarray:
     if isinstance(picture, (str, Path)):
         return read_image(picture)
     if isinstance(picture, Image.Image):
-        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        check_pixels("A picture", *picture.size)
+        try:
+            return pil_to_bgr(picture)
+        except Exception as error:  # Pillow reads a file only now, and a damaged one fails in any way
+            raise DataError(f"A PIL image of mode {picture.mode} cannot be read: {error}.") from error
     if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         form = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
         raise DataError(f"A picture is a file, a PIL image or a uint8 array [h, w, 3], not {form}.")
+    check_pixels("A picture", picture.shape[1], picture.shape[0])
     return picture[..., ::-1]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detcore.cli import main
+from detcore.cli import main, print_table
 from detcore.engine.train import train
 from detcore.pocket import pocket_zoo
 from detcore.records import read_record
@@ -216,3 +217,21 @@ def test_help_needs_no_torch():
     assert told.returncode == 0 and "benchmark" in told.stdout
     loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
     assert not loaded & {"torch", "numpy", "cv2", "PIL", "detcore.engine.common"}
+
+
+def test_names_from_files_cannot_steer_the_terminal(run, capsys, monkeypatch):
+    print_table(["class", "AP"], [["cat\x1b[31m\n\tdog", 0.5], ["x" * 10_000, None]])
+    table = capsys.readouterr().out
+    assert table.splitlines()[1].startswith(r"cat\x1b[31m\n\tdog ") and len(table.splitlines()) == 3
+    assert max(map(len, table.splitlines())) < 520
+    status, out, err = run("show", "no\x1b]0;title\x07such\x9b2J\nmodel")
+    assert status == 1 and r"no\x1b]0;title\x07such" in err and not set("\x1b\x07\x9b") & set(err)
+    assert len(err.splitlines()) == 1
+    status, out, err = run("show", "x" * 100_000)
+    assert status == 1 and len(err) < 2_100
+
+
+def test_letters_that_the_terminal_has_not_end_no_command(tmp_path):
+    told = subprocess.run([sys.executable, "-m", "detcore", "show", "猫"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert told.returncode == 1 and told.stderr.startswith("Error: ") and "Traceback" not in told.stderr

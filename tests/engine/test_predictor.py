@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import detcore
 from detcore import draw
@@ -119,13 +120,68 @@ def test_category_ids(checkpoint, tmp_path) -> None:
     assert common.told(tmp_path / "theirs.pth", None, {})["weights"] == "theirs.pth"
 
 
-def test_what_is_no_picture(checkpoint, tmp_path) -> None:
-    predictor = Predictor(checkpoint)
+def test_what_is_no_picture(checkpoint, picture, tmp_path) -> None:
+    predictor = Predictor(checkpoint, batch_size=2)
     (tmp_path / "a.jpg").write_text("not a picture")
     with pytest.raises(DataError, match=r"a\.jpg"):
         predictor(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match="uint8 array"):
-        predictor(np.zeros((4, 4), np.float32))
+    for form in (np.zeros((4, 4), np.float32), picture.astype(np.float32), picture[..., 0], picture[None],
+                 picture.astype(object), np.zeros((4, 4, 4), np.uint8)):
+        with pytest.raises(DataError, match=r"a PIL image or a uint8 array \[h, w, 3\], not \w+ \[[\d, ]+\]"):
+            predictor(form)
+    for other in (None, 3, b"bytes", torch.zeros(3, 4, 4), {"a": 1}, iter([picture])):
+        with pytest.raises(DataError, match="A picture is a file, a PIL image or a uint8 array"):
+            predictor(other)
+    for empty in (picture[:0], picture[:, :0], Image.new("RGB", (0, 5)), Image.new("L", (5, 0))):
+        with pytest.raises(DataError, match=r"has no pixels: its size is \d+ x \d+"):
+            predictor(empty)
+    closed = Image.new("RGB", (9, 9))
+    closed.close()
+    with pytest.raises(DataError, match="cannot be read"):
+        predictor(closed)
+
+
+def test_of_a_list_the_broken_one_is_named(checkpoint, picture, tmp_path) -> None:
+    predictor = Predictor(checkpoint, batch_size=2)
+    (tmp_path / "a.jpg").write_text("not a picture")
+    with pytest.raises(DataError, match=r"Picture 3 of the list of 4: .*a\.jpg is not an image file"):
+        predictor([picture, picture, picture, tmp_path / "a.jpg"])
+    with pytest.raises(DataError, match="Picture 1 of the list of 2: A picture is a file"):
+        predictor((picture, [picture]))
+    assert predictor([]) == [] and len(predictor((picture,))) == 1
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F", "1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_a_pil_image_gives_what_its_file_gives(mode, checkpoint, picture, tmp_path) -> None:
+    deep = np.arange(96 * 144, dtype=np.uint16).reshape(96, 144) * 4
+    image = {"I;16": lambda: Image.fromarray(deep), "I": lambda: Image.fromarray(deep.astype(np.int32)),
+             "I;16B": lambda: Image.frombytes("I;16B", (144, 96), deep.astype(">u2").tobytes()),
+             "F": lambda: Image.fromarray((deep / 65535).astype(np.float32))}.get(
+                 mode, lambda: Image.fromarray(picture).convert(mode))()
+    image.save(tmp_path / "a.tiff")
+    predictor = Predictor(checkpoint, score_threshold=0.0)
+    from_image, from_file = predictor(image), predictor(tmp_path / "a.tiff")
+    np.testing.assert_array_equal(from_image.image, from_file.image)
+    torch.testing.assert_close(from_image.boxes, from_file.boxes)
+    assert from_image.image.std() > 20, "neither white nor black"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (2, 700)])
+def test_thin_pictures(shape, checkpoint) -> None:
+    found = Predictor(checkpoint, score_threshold=0.0)(np.zeros((*shape, 3), np.uint8))
+    assert found.masks.shape[1:] == shape and torch.isfinite(found.boxes).all()
+
+
+@pytest.mark.parametrize("told, known", [
+    ([5] * len(pocket_zoo.CLASSES), True), ([str(i) for i in range(len(pocket_zoo.CLASSES))], True), ([1], False),
+    ("abc", False), ([None] * len(pocket_zoo.CLASSES), False), ([True] * len(pocket_zoo.CLASSES), False), (7, False)])
+def test_category_ids_that_do_not_fit_are_not_known(told, known, checkpoint, tmp_path) -> None:
+    state = load_file(checkpoint)
+    torch.save(dict(meta=dict(model=NAME, profile="pocket", classes=["one"], category_ids=told), state_dict=state),
+               tmp_path / "m.pt")
+    predictor = Predictor(tmp_path / "m.pt")
+    assert predictor.category_ids == (tuple(told) if known else None)
+    assert predictor.class_names is None, "one name is too few"
 
 
 def test_names_and_files_that_do_not_do(tmp_path) -> None:
