@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _read(path: Path, skip_unlisted: bool = False) -> tuple[bytes, list[_Image],
 
 
 def _records(path: Path, what: str, kind: type, records: Sequence[msgspec.Raw]) -> list[Any]:
-    decode = msgspec.json.Decoder(kind).decode
+    decode: Callable[[msgspec.Raw], Any] = msgspec.json.Decoder(kind).decode
     found = []
     for i, raw in enumerate(records):
         try:
@@ -113,7 +113,7 @@ def _loosely(path: Path, title: str, raw: msgspec.Raw, kind: type, problem: Exce
         values = msgspec.json.decode(raw)
         if isinstance(values, dict):
             values = {name: _tidy(name, value) for name, value in values.items()}
-        record = msgspec.convert(values, kind, strict=False)
+        record: Any = msgspec.convert(values, kind, strict=False)
         if kind is _Annotation:
             segmentation = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("segmentation")
             record.segmentation = msgspec.Raw() if segmentation is None else segmentation
@@ -236,11 +236,17 @@ class CocoDataset(Dataset):
             if missing is not None:
                 raise DataError(f"The proposal file {self.options.proposals} has nothing for image {missing} of "
                                 f"{self.annotation_file}.")
-        self.panoptic = None if panoptic is None else PanopticMaps(root, panoptic, self._file_ids)
+        self.panoptic = None if panoptic is None else PanopticMaps(
+            root, panoptic, [key(i) for i in self._file_ids])  # type: ignore[misc]
 
     @classmethod
-    def open(cls, root: str | Path, split: str, options: ReadOptions, annotations: str | Path | None = None,
-             images: str | Path | None = None) -> CocoDataset:
+    def open(cls, root: str | Path, split: str, options: ReadOptions) -> CocoDataset:
+        """A split of a data set, as `locate` finds it."""
+        return cls.locate(root, split, options)
+
+    @classmethod
+    def locate(cls, root: str | Path, split: str, options: ReadOptions, annotations: str | Path | None = None,
+               images: str | Path | None = None) -> CocoDataset:
         """A split of a data set whose files are where COCO or the tools that people label with have them.
 
         Args:
@@ -329,7 +335,7 @@ class CocoDataset(Dataset):
         taken = self.arrange(
             rows["image"], boxes, self._of_category[rows["category"]], ignored=rows["crowd"], flags=rows["crowd"],
             skip=rows["ignore"], title=lambda row: f"annotation {rows['id'][row]}")
-        self._text, self.mask_count, self.mask_problems = b"", 0, []
+        self._text, self.mask_problem = b"", ""
         if self.masks is not None:
             self._annotation_ids = rows["id"][taken]
             self._spans = np.stack([rows["begin"][taken], rows["end"][taken]], 1)
@@ -345,24 +351,38 @@ class CocoDataset(Dataset):
         """Ignore objects without a sound mask, and tell how many there are."""
         wanted = np.flatnonzero(~self._ignored)
         lacking: list[int] = []
+        broken: list[str] = []
         for row in wanted.tolist():
             begin, end = self._spans[row].tolist()
             try:
                 if has_shape(self._text[begin:end], sizes[row]):
                     continue
             except ValueError as error:
-                self.mask_problems.append((int(self._annotation_ids[row]), str(error)))
+                broken.append(f"annotation {self._annotation_ids[row]}: {error}")
             lacking.append(row)
-        self.mask_count = len(wanted) - len(lacking)
         if not lacking:
             return
         self._ignored[lacking] = True
-        broken = [f"annotation {number}: {text}" for number, text in self.mask_problems]
-        without, first = len(lacking) - len(broken), int(self._annotation_ids[lacking[0]])
-        told = f"{without} have no mask" * bool(without) + " and " * bool(without and broken) + (
-            f"{len(broken)} have a broken one ({broken[0]})" if broken else "")
-        warnings.warn(f"{self.annotation_file}: of {len(wanted)} objects {told} (the first: annotation {first}); in "
-                      f"training they are neither objects nor background.", stacklevel=5)
+        told = []
+        if without := len(lacking) - len(broken):
+            told.append(f"{without} have no mask" + (
+                f" (the first: annotation {self._annotation_ids[lacking[0]]})" if not broken else ""))
+        if broken:
+            told.append(f"{len(broken)} have a broken one (the first: {broken[0]})")
+        self.mask_problem = f"{self.annotation_file}: of {len(wanted)} objects {' and '.join(told)}"
+        warnings.warn(f"{self.mask_problem}; in training they are neither objects nor background.", stacklevel=5)
+
+    def mask_fault(self, index: int) -> str | None:
+        """What is wrong with the masks of image `index`, crowds' too, which training does not read."""
+        size = (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
+        faults = []
+        for row in range(*self._runs[index].tolist()):
+            try:
+                read_shape(self._text[slice(*self._spans[row])], size)
+            except ValueError as error:
+                faults.append(f"annotation {self._annotation_ids[row]}: {error}")
+        more = f" (and {len(faults) - 1} more of the image)" if len(faults) > 1 else ""
+        return f"the mask of {faults[0]}{more}" if faults else None
 
     def relabel(self, names: Sequence[str], title: str) -> None:
         before, labels = self.class_names, None if self.panoptic is None else self.panoptic._labels
@@ -384,14 +404,17 @@ class CocoDataset(Dataset):
 
     def ground_truth(self, masks: bool = False) -> dict[str, Any]:
         """The file as the content of one with the data set's classes, for the evaluation: each object's category is
-        that of its class, areas that are missing are those of boxes, and with `masks` those that are sound are there.
+        that of its class, and areas that are missing are those of boxes.
 
-        All images of the file are in it, also those that were left out.
+        With `masks`, those are there; an object without a sound one becomes a crowd as large as its box, so that
+        detections in it count neither way, and a warning tells how many there are. All images of the file are in it,
+        also those that were left out.
         """
         text, images, categories, rows = _read(self.annotation_file, skip_unlisted=True)
         names = [self.options.rename.get(c.name, c.name) for c in categories]
         ids = dict(zip(self.class_names, self.category_ids))
         annotations: list[dict[str, Any]] = []
+        lacking: list[int] = []
         for row in rows.tolist():
             number, place, category, box, area, crowd, ignore, begin, end = row
             image, sides = images[place], [float(v) for v in box]
@@ -403,9 +426,16 @@ class CocoDataset(Dataset):
                 annotation["ignore"] = 1
             if masks:
                 segmentation = _for_evaluation(text[begin:end], (image.height, image.width))
-                if segmentation is not None:
-                    annotation["segmentation"] = segmentation
+                if segmentation is None:
+                    lacking.append(number)
+                    (x, y, w, h), annotation["iscrowd"] = sides, 1
+                    segmentation = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+                annotation["segmentation"] = segmentation
             annotations.append(annotation)
+        if lacking:
+            warnings.warn(f"{self.annotation_file}: {len(lacking)} of {len(annotations)} objects have no sound mask "
+                          f"(the first: annotation {lacking[0]}); the evaluation of masks counts detections in their "
+                          f"boxes neither way.", stacklevel=2)
         return dict(images=[dict(id=i.id, width=i.width, height=i.height) for i in images], annotations=annotations,
                     categories=[dict(id=i, name=name) for name, i in ids.items()])
 

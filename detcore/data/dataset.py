@@ -238,8 +238,12 @@ class Dataset:
         self.category_ids = [ids[label] if label in ids else next(spare) for label in range(len(names))]
         self.class_names, self.labels = tuple(names), table[self.labels]
 
+    def trainable(self) -> int:
+        """How many objects of the images are not ignored."""
+        return int((~self._ignored[self.rows()[1]]).sum())
+
     def countable(self) -> int:
-        """How many objects of the images are neither ignored nor flagged."""
+        """How many objects of the images an evaluation counts: those that are not flagged either."""
         row = self.rows()[1]
         return int((~(self._ignored[row] | self._flags[row])).sum())
 

@@ -19,6 +19,8 @@ from detcore.errors import DataError
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 ALONE = ("result.json", "labels.json", "annotations.json", "_annotations.coco.json", "instances.json", "coco.json")
 FOLDERS = ("images", "data", "JPEGImages", "imgs")
+EXAMPLES = ("annotations/instances_train.json", "annotations/instances_default.json", "train/_annotations.coco.json",
+            "result.json")
 TRIED = 5  # pictures by which a folder is recognised
 
 
@@ -90,9 +92,9 @@ def missing(root: Path, split: str) -> DataError:
     """The sentence for a split that there are no annotations of."""
     there = splits(root)
     if not there:
-        return DataError(f"There is no annotation file of COCO's form in {root} (annotations/instances_{split}2017.json "
-                         f"is COCO's own; `detcore data check` tells which forms there are): name it "
-                         f"({'train' if split == 'train' else 'val'}_annotations).")
+        return DataError(f"There is no annotation file of COCO's form in {root} (COCO's own is "
+                         f"annotations/instances_{split}2017.json; `detcore data check` tells which forms there are): "
+                         f"name it ({'train' if split == 'train' else 'val'}_annotations).")
     what = {"val": "validation", "test": "test", "train": "training"}.get(split, split)
     how = "name their annotation file (train_annotations)" if split == "train" else (
         "hold out a share of the training images (--holdout 0.1, holdout=0.1), name their annotation file "

@@ -1,4 +1,4 @@
-"""The options that name the files and the classes of one's own data, which training, evaluation and benchmarks share."""
+"""The options that name the files and the classes of one's own data, for training, evaluation and benchmarks."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
