@@ -347,7 +347,7 @@ def data_pocket(root: Annotated[Path, Option(help="Folder to draw into.")] = ROO
 def data_check(root: Annotated[Path, Argument(help="Folder of a data set.")],
                layout: Annotated[str | None, Option(help="Form of its files, such as voc; by default the one they "
                                                          "have.")] = None,
-               contact_sheet: Annotated[Path | None, Option(help="Image file to draw: pictures with their boxes.")] = None,
+               contact_sheet: Annotated[Path | None, Option(help="Image file to draw: pictures with boxes.")] = None,
                train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
                holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
     """Tell whether a data set is complete and sound, and where to get what is missing."""

@@ -60,6 +60,8 @@ def _checked(text: bytes, size: tuple[int, int]) -> list[list[float]] | np.ndarr
         raise ValueError(str(error).rstrip(".")) from error
     if isinstance(shape, _RunLengths):
         return _runs(shape, size)
+    if len(shape) >= 3 and all(len(corner) == 2 for corner in shape):  # one ring, its corners in pairs
+        shape = [[number for corner in shape for number in corner]]
     return [ring for ring in shape if len(ring) >= 6 and len(ring) % 2 == 0] or None
 
 
@@ -77,10 +79,8 @@ def _other(value: Any) -> Any:
     if value is None:
         return []
     if not isinstance(value, list):
-        _fail(f"is a {type(value).__name__}")
+        _fail("is a number")
     rings = [value] if value and not any(isinstance(v, list) for v in value) else value
-    if rings and all(isinstance(r, list) and len(r) == 2 and not any(isinstance(v, list) for v in r) for r in rings):
-        rings = [rings]  # one ring, its corners in pairs
     return [_flat(ring) for ring in rings if ring is not None]
 
 
