@@ -228,7 +228,7 @@ class CocoDataset(Dataset):
             if not self.image_folder.is_dir():
                 raise DataError(f"There is no image folder {self.image_folder}: name it (--image-folder, "
                                 f"image_folder).")
-        if self.files and not (self.image_folder / self.files[0]).is_file():
+        if layout == "coco" and self.files and not (self.image_folder / self.files[0]).is_file():
             self._pictures = locate.Pictures(self.image_folder)  # here, so that other processes get it ready
         if self.options.proposals is not None:
             self.proposals = ProposalFile(self.options.proposals)
@@ -395,7 +395,7 @@ class CocoDataset(Dataset):
 
     def path(self, index: int) -> Path:
         path = super().path(index)
-        if path.is_file():
+        if self.layout != "coco" or path.is_file():  # other forms have places of their own
             return path
         if self._pictures is None:
             self._pictures = locate.Pictures(self.image_folder)
@@ -465,6 +465,5 @@ def _for_evaluation(text: bytes, size: tuple[int, int]) -> Any:
 
 
 def named(root: Path, path: str | Path) -> Path:
-    """A file or folder that a user named, from the working folder or from the data set's on."""
-    path = Path(path)
-    return path.absolute() if path.exists() or not (root / path).exists() else (root / path).absolute()
+    """A file or folder that a user named, from the data set's folder or else from the working folder on."""
+    return (root / path if (root / path).exists() else Path(path)).absolute()

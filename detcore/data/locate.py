@@ -90,15 +90,14 @@ def _alone(root: Path, named: dict[str, Path]) -> Source | None:
 
 def missing(root: Path, split: str) -> DataError:
     """The sentence for a split that there are no annotations of."""
-    there = splits(root)
-    if not there:
-        return DataError(f"There is no annotation file of COCO's form in {root} (COCO's own is "
-                         f"annotations/instances_{split}2017.json; `detcore data check` tells which forms there are): "
-                         f"name it ({'train' if split == 'train' else 'val'}_annotations).")
     what = {"val": "validation", "test": "test", "train": "training"}.get(split, split)
-    how = "name their annotation file (train_annotations)" if split == "train" else (
+    how = "name their annotation file (--train-annotations, train_annotations)" if split == "train" else (
         "hold out a share of the training images (--holdout 0.1, holdout=0.1), name their annotation file "
         "(--val-annotations, val_annotations), or train without validation (--no-validate, validate=False)")
+    there = splits(root)
+    if not there:
+        return DataError(f"{root} has no annotations of {what} images where COCO or labelling tools put them (COCO's own "
+                         f"are annotations/instances_{split}2017.json; `detcore data check` tells more): {how}.")
     return DataError(f"{root} has no annotations of {what} images, only of {', '.join(there)} "
                      f"({find_source(root, there[0]).annotations}): {how}.")  # type: ignore[union-attr]
 

@@ -14,8 +14,8 @@ class DataOptions:
     """Where the files of a data set are if not where they are looked for, and what its classes are called.
 
     Attributes:
-        train_annotations, val_annotations: files of COCO's form, from here or from the data set's folder on.
-        image_folder: folder of the pictures, from here or from the data set's folder on; a picture is found there by
+        train_annotations, val_annotations: files of COCO's form, from the data set's folder or from here on.
+        image_folder: folder of the pictures, from the data set's folder or from here on; a picture is found there by
             the name that the annotations give it, or by the last part of that name in any folder below.
         holdout: share of the training images that are kept out of the training and make up the validation images. A
             hash of its file's name decides on each image, so that all commands agree.

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import torch
 
+from detcore.data import locate
 from detcore.data.classes import listing, match
 from detcore.data.coco import CocoDataset, fingerprint, named
 from detcore.data.dataset import Dataset, ReadOptions
@@ -166,6 +167,13 @@ def open_split(root: str | Path, split: str, how: ReadOptions, layout: str, opti
         raise UsageError(f"Two classes of {data.annotation_file} would have one name ({listing(names)}).")
     data.class_names = names
     return data
+
+
+def has_split(root: str | Path, split: str, recipe: Recipe, options: DataOptions) -> bool:
+    """Whether there is such a split, as far as the places of files tell, of data in COCO's form."""
+    root = Path(root)
+    named_there = (options.holdout or options.val_annotations) if split == "val" else options.train_annotations
+    return bool(named_there) or find_layout(root, recipe.layout).name != "coco" or split in locate.splits(root)
 
 
 def describe(dataset: Dataset) -> DataInfo:

@@ -24,6 +24,7 @@ from detcore.engine.common import (
     check_counts,
     check_stuff,
     describe,
+    has_split,
     load_data,
     loading_processes,
     match_classes,
@@ -230,13 +231,14 @@ def flat(results: Results) -> dict[str, float | None]:
 
 
 def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, weights: str | Path | None = None,
-                   recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] = ("train", "val"),
+                   recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] | None = None,
                    device: str | None = None, batch_size: int | None = None, workers: int | None = None,
                    progress: bool = True, **options: Any) -> Path:
     """Write the proposals of a region proposal network for every image of a data set, as Fast R-CNN reads them.
 
     Args:
         output: the file (.npz); others as of `evaluate`.
+        splits: of the data set; "train" and "val" by default, or the one that there is.
 
     Raises:
         DetcoreError: as in `evaluate`; a UsageError for a model that is no proposal network.
@@ -252,6 +254,8 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
     output_folder(Path(output).parent)
     table: dict[int, np.ndarray] = {}
     batch_size = batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu)
+    if splits is None:
+        splits = ["train", "val"] if has_split(data_root, "val", recipe, named) else ["train"]
     for split in splits:
         for image_id, one in predictions(
                 ready.model.to(where), load_data(data_root, recipe, split, options=named), recipe.preprocess,
