@@ -96,8 +96,8 @@ def missing(root: Path, split: str) -> DataError:
         "(--val-annotations, val_annotations), or train without validation (--no-validate, validate=False)")
     there = splits(root)
     if not there:
-        return DataError(f"{root} has no annotations of {what} images where COCO or labelling tools put them (COCO's own "
-                         f"are annotations/instances_{split}2017.json; `detcore data check` tells more): {how}.")
+        return DataError(f"{root} has no annotations of {what} images where COCO or labelling tools put them (COCO's "
+                         f"own are annotations/instances_{split}2017.json; `detcore data check` tells more): {how}.")
     return DataError(f"{root} has no annotations of {what} images, only of {', '.join(there)} "
                      f"({find_source(root, there[0]).annotations}): {how}.")  # type: ignore[union-attr]
 

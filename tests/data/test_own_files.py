@@ -351,8 +351,8 @@ def test_run_lengths_in_any_writing(shape):
 
 
 @pytest.mark.parametrize("text", [b"", b"null", b"[]", b"[[]]", b"[[1, 2]]", b"[1, 2, 3, 4, 5, 6, 7]",
-                                  b"[[1, 2, 3, 4]]", b'{"size": [64, 64], "counts": []}', b'{"size": [64, 64], "counts": ""}',
-                                  b'{"size": [64, 64], "counts": [4096]}'])
+                                  b"[[1, 2, 3, 4]]", b'{"size": [64, 64], "counts": []}',
+                                  b'{"size": [64, 64], "counts": ""}', b'{"size": [64, 64], "counts": [4096]}'])
 def test_what_is_no_mask(text):
     assert read_shape(text, (SIDE, SIDE)) is None and not has_shape(text, (SIDE, SIDE))
 
