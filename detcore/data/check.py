@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from detcore.data.dataset import Dataset, ReadOptions
 from detcore.data.layouts import LAYOUTS, Layout, find_layout, get_layout
 from detcore.data.options import DataOptions
 from detcore.data.panoptic import PanopticMaps
+from detcore.data.splits import open_split
 from detcore.errors import DataError, DetcoreError, UsageError
 
 DEFAULT = DataOptions()
@@ -62,12 +63,12 @@ def check(root: str | Path, layout: str | None = None, *, progress: bool = True,
     form = get_layout(layout) if layout else find_layout(root)
     if not root.is_dir():
         raise DataError(f"There is no data set at {root}: no such folder.")
-    if form.name == "coco" and layout is None or options.train_annotations or options.val_annotations:
+    if form.name == "coco" or options.train_annotations or options.val_annotations:
         found, openers = _coco(root, options)
     else:
         title = f"read as {form.title} (layout {form.name})"
         found = [Finding("ok" if form.fits(root) else "missing", str(root), title), *_needed(root, form)]
-        openers = {split: partial(_opened, form, root, split) for split in ("train", "val")}
+        openers = {split: partial(_opened, root, split, form.name, options) for split in ("train", "val")}
     opened: dict[str, Dataset] = {}
     for split, opener in openers.items():
         found += _split(split, opener, opened, progress)
@@ -80,8 +81,8 @@ def check(root: str | Path, layout: str | None = None, *, progress: bool = True,
 Opener = Callable[[ReadOptions], Dataset]
 
 
-def _opened(form: Layout, root: Path, split: str, how: ReadOptions) -> Dataset:
-    return form.open(root, split, how)
+def _opened(root: Path, split: str, layout: str, options: DataOptions, how: ReadOptions) -> Dataset:
+    return open_split(root, split, how, layout, options)
 
 
 def _needed(root: Path, form: Layout) -> Iterator[Finding]:
@@ -96,7 +97,7 @@ def _needed(root: Path, form: Layout) -> Iterator[Finding]:
 
 def _coco(root: Path, options: DataOptions) -> tuple[list[Finding], dict[str, Opener]]:
     """What is told of data in COCO's form, and how each split is opened."""
-    files: dict[str, Path | None] = {}
+    files: dict[str, Path] = {}
     titles: dict[str, str] = {}
     for split in locate.SPLITS:
         given = {"train": options.train_annotations, "val": options.val_annotations}.get(split)
@@ -107,16 +108,17 @@ def _coco(root: Path, options: DataOptions) -> tuple[list[Finding], dict[str, Op
             files[split], titles[split] = source.annotations, source.title
     if not files:
         known = "; ".join(f"{layout.title}: {layout.marks[0]}" for layout in LAYOUTS.values())
-        return [Finding("missing", str(root), f"read as no form of data set that is known ({known}; COCO's form as "
+        return [Finding("missing", str(root), f"has no form of data set that is known ({known}; COCO's as "
                         f"labelling tools export it: {', '.join(locate.EXAMPLES)})"),
-                *(_needed(root, LAYOUTS["coco"]) if _of_coco(root) else ())], {}
+                *(_needed(root, LAYOUTS["coco"]) if (root / "train2017").is_dir() else ())], {}
     title = next(iter(titles.values()))
     found = [Finding("ok", str(root), f"read as {'COCO 2017' if _of_coco(root) else title} (layout coco)")]
+    if _of_coco(root):
+        found += _needed(root, LAYOUTS["coco"])
     found += [Finding("ok", str(path.relative_to(root) if path.is_relative_to(root) else path),
-                      f"objects of the {split} images") for split, path in files.items() if path is not None]
-    if options.holdout is not None:
-        files = {"train": files.get("train"), "val": files.get("train"), **{s: p for s, p in files.items()
-                                                                           if s == "test"}}
+                      f"objects of the {split} images") for split, path in files.items()]
+    if options.holdout is not None and "train" in files:
+        files = {"train": files["train"], "val": files["train"]} | {s: p for s, p in files.items() if s == "test"}
     if "train" not in files:
         found.append(Finding("missing", "train", "no annotations to train on; their file can be named "
                                                  "(train_annotations)"))
@@ -125,15 +127,7 @@ def _coco(root: Path, options: DataOptions) -> tuple[list[Finding], dict[str, Op
                                             "(--holdout 0.1), name their file (--val-annotations), or train without "
                                             "validation (--no-validate)"))
 
-    def opener(split: str, path: Path | None) -> Opener:
-        def run(how: ReadOptions) -> Dataset:
-            how = replace(how, rename=options.names, skip_unlisted=options.skip_unlisted)
-            if options.holdout is not None and split != "test":
-                how = replace(how, holdout=options.holdout, held=split == "val")
-            return CocoDataset.locate(root, split, how, path, options.image_folder)
-        return run
-
-    return found, {split: opener(split, path) for split, path in files.items()}
+    return found, {split: partial(_opened, root, split, "coco", options) for split in files}
 
 
 def _of_coco(root: Path) -> bool:

@@ -5,18 +5,16 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
 
-from detcore.data import locate
 from detcore.data.classes import listing, match
-from detcore.data.coco import CocoDataset, fingerprint, named
+from detcore.data.coco import CocoDataset, fingerprint
 from detcore.data.dataset import Dataset, ReadOptions
-from detcore.data.layouts import find_layout
 from detcore.data.options import DataOptions
+from detcore.data.splits import open_split
 from detcore.detectors import Detector
 from detcore.errors import DataError, UsageError
 from detcore.recipe import Recipe
@@ -127,8 +125,7 @@ def load_data(root: str | Path, recipe: Recipe, split: str = "val", *, training:
         masks=recipe.masks if training else None, filter_empty=training and recipe.filter_empty,
         min_size=recipe.min_size if training else 0, min_box=recipe.min_box if training else 0,
         proposals=proposals if recipe.max_proposals else None,
-        max_proposals=recipe.max_proposals if training else None, panoptic="panoptic" in recipe.metric,
-        rename=options.names, skip_unlisted=options.skip_unlisted)
+        max_proposals=recipe.max_proposals if training else None, panoptic="panoptic" in recipe.metric)
     data = open_split(root, split, how, recipe.layout, options)
     if len(data) == 0 or training and data.trainable() == 0:
         what = "image" if len(data) == 0 and not (training and recipe.filter_empty) else "object"
@@ -145,35 +142,6 @@ def load_data(root: str | Path, recipe: Recipe, split: str = "val", *, training:
         warnings.warn(f"{data.annotation_file} has no object that counts in an evaluation (crowds do not): the metrics "
                       f"of its {len(data)} images are not defined.", stacklevel=2)
     return data
-
-
-def open_split(root: str | Path, split: str, how: ReadOptions, layout: str, options: DataOptions) -> Dataset:
-    """A split of a data set in the form that its files have, `layout` where that fits; errors as of `load_data`."""
-    root = Path(root)
-    if options.holdout is not None and split in ("train", "val"):
-        how, split = replace(how, holdout=options.holdout, held=split == "val"), "train"
-    annotations = {"train": options.train_annotations, "val": options.val_annotations}.get(split)
-    form = find_layout(root, layout)
-    if annotations is not None:
-        annotations = named(root, annotations)
-    if annotations is not None or form.name == "coco":
-        return CocoDataset.locate(root, split, how, annotations, options.image_folder)
-    if options.image_folder is not None:
-        raise UsageError(f"A folder of images (image_folder) is named for data in COCO's form; {root} is read as "
-                         f"{form.title}.")
-    data = form.open(root, split, how)
-    names = tuple(options.names.get(name, name) for name in data.class_names)
-    if len(set(names)) < len(data.class_names):
-        raise UsageError(f"Two classes of {data.annotation_file} would have one name ({listing(names)}).")
-    data.class_names = names
-    return data
-
-
-def has_split(root: str | Path, split: str, recipe: Recipe, options: DataOptions) -> bool:
-    """Whether there is such a split, as far as the places of files tell, of data in COCO's form."""
-    root = Path(root)
-    named_there = (options.holdout or options.val_annotations) if split == "val" else options.train_annotations
-    return bool(named_there) or find_layout(root, recipe.layout).name != "coco" or split in locate.splits(root)
 
 
 def describe(dataset: Dataset) -> DataInfo:

@@ -17,6 +17,7 @@ from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
 from detcore.data.options import DataOptions
 from detcore.data.proposals import save_proposals
+from detcore.data.splits import has_split
 from detcore.data.transforms import Preprocess
 from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.detectors import Detector
@@ -24,7 +25,6 @@ from detcore.engine.common import (
     check_counts,
     check_stuff,
     describe,
-    has_split,
     load_data,
     loading_processes,
     match_classes,
@@ -255,7 +255,7 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
     table: dict[int, np.ndarray] = {}
     batch_size = batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu)
     if splits is None:
-        splits = ["train", "val"] if has_split(data_root, "val", recipe, named) else ["train"]
+        splits = ["train", "val"] if has_split(data_root, "val", recipe.layout, named) else ["train"]
     for split in splits:
         for image_id, one in predictions(
                 ready.model.to(where), load_data(data_root, recipe, split, options=named), recipe.preprocess,
