@@ -198,10 +198,11 @@ def _finite(text: bytes) -> bytes:
 class CocoDataset(Dataset):
     """Images of a COCO annotation file with their objects; see `Dataset`.
 
-    Ids are whole numbers or text. Classes are told by their names: categories of one name are one class. Crowds are
-    ignored, and where masks are read also objects without one, or with a broken one, which a warning counts. Files that
-    name pictures by their address alone (LVIS) have them in folders of the address's last part. A picture that is not
-    where its name says is looked for by the last part of it, in all folders below the folder of images.
+    Ids are whole numbers or text. Classes are told by their names: categories of one name are one class; Roboflow's
+    category 0, which has the name of the project and no objects, is none. Crowds are ignored, and where masks are read
+    also objects without one, or with a broken one, which a warning counts. Files that name pictures by their address
+    alone (LVIS) have them in folders of the address's last part. A picture that is not where its name says is looked
+    for by the last part of it, in all folders below the folder of images.
     """
 
     def __init__(self, root: str | Path, annotations: str | Path = "annotations/instances_train2017.json",
