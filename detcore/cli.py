@@ -37,6 +37,14 @@ Gpus = Annotated[int, Option(help="Processes to start, a GPU each, or on the CPU
 ScoreThreshold = Annotated[float | None, Option(help="Leave out detections below; as published by default.")]
 NmsThreshold = Annotated[float | None, Option(help="IoU above which the lower-scored box of a class is dropped.")]
 MaxDetections = Annotated[int | None, Option(help="Detections of an image.")]
+TrainFile = Annotated[Path | None, Option(help="Annotation file of the training images, in COCO's form.")]
+ValFile = Annotated[Path | None, Option(help="Annotation file of the validation images, in COCO's form.")]
+ImageFolder = Annotated[Path | None, Option(help="Folder of the pictures; they may be anywhere in it.")]
+Holdout = Annotated[float | None, Option(help="Share of the training images to validate on, such as 0.1; a hash of "
+                                              "their names decides.")]
+Rename = Annotated[list[str] | None, Option(help="A class of the data under another name, OLD=NEW; may come again.")]
+SkipUnlisted = Annotated[bool, Option("--skip-unlisted", help="Leave out annotations of categories or images that "
+                                                              "their file does not list.")]
 Precision = Annotated[str | None, Option(help="no, bf16 or fp16; the recipe's by default.")]
 ROOT = Path("data/pocket")
 
@@ -156,7 +164,9 @@ def train(model: Name, data_root: Root = ROOT, profile: AnyProfile = None,
           validate: Annotated[bool, Option(help="Evaluate on the way and at the end.")] = True,
           log_interval: Annotated[int | None, Option(help="Steps between lines of the log.")] = None,
           checkpoint_interval: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
-          keep: Annotated[int, Option(help="Checkpoints that are kept.")] = 2) -> None:
+          keep: Annotated[int, Option(help="Checkpoints that are kept.")] = 2,
+          train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
+          holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
     """Train a model by its recipe.
 
     For several machines start it with torchrun or accelerate launch: `torchrun --nproc-per-node 8 -m detcore train ...`
@@ -185,7 +195,9 @@ def evaluate(model: Model, weights: NeededWeights = None, data_root: Root = ROOT
              tta: Annotated[bool, Option("--tta", help="Merge several views of an image, mirrored too.")] = False,
              output: Annotated[Path | None, Option(help="Folder for detections and record.")] = None,
              score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
-             max_detections: MaxDetections = None) -> None:
+             max_detections: MaxDetections = None,
+             train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
+             holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
     """Evaluate a model on a data set."""
     options = dict(locals())
     from detcore.engine.evaluate import evaluate as run
@@ -206,7 +218,9 @@ def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
               first: Annotated[int, Option(help="Training: measure after this iteration")] = 100,
               last: Annotated[int, Option(help="Training: up to this one.")] = 500, gpus: Gpus = 1,
               batch_size: BatchSize = None, mixed_precision: Precision = None,
-              output: Annotated[Path | None, Option(help="File for the record.")] = None) -> None:
+              output: Annotated[Path | None, Option(help="File for the record.")] = None,
+              train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
+              holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
     """Measure speed and memory, of inference or of training."""
     from detcore.engine.benchmark import benchmark as run
     from detcore.runs import output_folder
@@ -218,7 +232,8 @@ def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
         nms_threshold=nms_threshold, max_detections=max_detections) if mode == "inference" else dict(
         first=first, last=last, gpus=gpus, batch_size=batch_size, mixed_precision=mixed_precision)
     record = run(model, data_root, training=mode == "training", weights=weights, profile=profile, proposals=proposals,
-                 device=device, workers=workers, **options)
+                 device=device, workers=workers, train_annotations=train_annotations, val_annotations=val_annotations,
+                 image_folder=image_folder, holdout=holdout, rename=rename, skip_unlisted=skip_unlisted, **options)
     if output is not None:
         record.write(output)
     print_table(["", ""], [[n, f"{v:.4g}"] for n, v in {**record.speed, **record.memory}.items()]
@@ -280,7 +295,9 @@ def proposals(model: Annotated[str, Argument(help="A model of the family rpn.")]
               weights: Annotated[str, Argument(help="A file of weights, 'published' or 'random'.")],
               output: Annotated[Path, Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
               profile: AnyProfile = None, device: Device = None, batch_size: BatchSize = None, workers: Workers = None,
-              nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None) -> None:
+              nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None,
+              train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
+              holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
     """Write a region proposal network's proposals, for Fast R-CNN."""
     options = dict(locals())
     from detcore.engine.evaluate import make_proposals
@@ -325,11 +342,17 @@ def data_pocket(root: Annotated[Path, Option(help="Folder to draw into.")] = ROO
 @data_app.command("check")
 def data_check(root: Annotated[Path, Argument(help="Folder of a data set.")],
                layout: Annotated[str | None, Option(help="Form of its files, such as voc; by default the one they "
-                                                         "have.")] = None) -> None:
+                                                         "have.")] = None,
+               contact_sheet: Annotated[Path | None, Option(help="Image file to draw: pictures with boxes.")] = None,
+               train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
+               holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
     """Tell whether a data set is complete and sound, and where to get what is missing."""
     from detcore.data.check import check
+    from detcore.data.options import DataOptions
 
-    findings = check(root, layout)
+    findings = check(root, layout, contact_sheet=contact_sheet, options=DataOptions(
+        train_annotations=train_annotations, val_annotations=val_annotations, image_folder=image_folder,
+        holdout=holdout, rename=rename, skip_unlisted=skip_unlisted))
     for finding in findings:
         print(f"{finding.verdict:8}{finding.what}{': ' * bool(finding.text)}{finding.text}")
     wrong = sum(f.verdict in ("missing", "broken") for f in findings)

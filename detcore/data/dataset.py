@@ -5,15 +5,18 @@ its way to the network stands here once.
 """
 from __future__ import annotations
 
+import hashlib
 import warnings
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 
+from detcore.data import classes
+from detcore.data.files import check_names
 from detcore.data.images import read_image
 from detcore.data.panoptic import PanopticMaps
 from detcore.data.proposals import ProposalFile
@@ -35,6 +38,9 @@ class ReadOptions:
         min_box: objects narrower or lower count as ignored.
         proposals: file of precomputed proposals, of which the best `max_proposals` are kept.
         panoptic: panoptic annotations too.
+        holdout: share of the images that are held out, as `held_out` says; `held`: read these instead of the others.
+        rename: new names of classes by their old ones, where the files name them.
+        skip_unlisted: leave out annotations of categories and images that the file does not list.
     """
 
     transforms: Sequence[Transform] = ()
@@ -46,6 +52,10 @@ class ReadOptions:
     proposals: str | Path | None = None
     max_proposals: int | None = None
     panoptic: bool = False
+    holdout: float | None = None
+    held: bool = False
+    rename: Mapping[str, str] = field(default_factory=dict)
+    skip_unlisted: bool = False
 
     def boxes_alone(self, title: str) -> ReadOptions:
         """The same; UsageError where more than boxes is asked for."""
@@ -57,6 +67,20 @@ class ReadOptions:
 
 
 DEFAULT_OPTIONS = ReadOptions()
+THIN = 1e-3  # pixels: less of a box in its image is nothing once the image is resized, in 32 bits
+
+
+def held_out(files: Sequence[str], share: float) -> np.ndarray:
+    """bool [n], whether an image is held out: by a hash of its file's name, whatever other images there are.
+
+    At least one is, and one is not.
+    """
+    names = [file.replace("\\", "/").encode(errors="replace") for file in files]
+    keys = np.array([int.from_bytes(hashlib.sha256(name).digest()[:6], "big") for name in names]) / 2**48
+    held = keys < share
+    if len(keys) > 1:
+        held[keys.argmin()], held[keys.argmax()] = True, False
+    return held
 
 
 class Columns(TypedDict):
@@ -101,7 +125,7 @@ class Dataset:
     Attributes:
         annotation_file: the file that messages and records name.
         class_names, category_ids: a name for each label, and the number that results give it.
-        image_ids: int64 [n].
+        image_ids: int64 [n], or objects [n] where the files have ids that are text or beyond 64 bits.
         sizes: int32 [n, 2], (h, w) as the annotations have them.
         files: pictures, under `image_folder`.
         labels: int64, of all objects, in the order of the rows that `rows` names.
@@ -166,9 +190,10 @@ class Dataset:
         Returns:
             int64 [m], the rows that were taken, in their new order.
         """
+        check_names(self.files, self.image_ids.tolist(), self.annotation_file)
         size = boxes[:, 2:] - boxes[:, :2]
         seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
-        sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & good
+        sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > THIN).all(1) & good
         if not sound.all():
             n = len(boxes)
             warnings.warn(f"{self.annotation_file}: dropped {n - sound.sum()} of {n} boxes whose size is zero, "
@@ -183,6 +208,8 @@ class Dataset:
         keep = self.sizes.min(1, initial=2**31 - 1) >= self.options.min_size
         if self.options.filter_empty:
             keep &= np.bincount(image[labels >= 0], minlength=len(self.sizes)) > 0
+        if self.options.holdout is not None:
+            keep &= held_out(self.files, self.options.holdout) == self.options.held
         self.select(keep)
         return rows
 
@@ -190,6 +217,35 @@ class Dataset:
         """Leave images out: those for which the boolean array [n] is false."""
         self.image_ids, self.sizes, self._runs = self.image_ids[keep], self.sizes[keep], self._runs[keep]
         self.files = [f for f, k in zip(self.files, keep) if k]
+
+    def relabel(self, names: Sequence[str], title: str) -> None:
+        """Take on the classes that something else has, in its order: those of one name are the same.
+
+        Classes that the data set lacks have no objects in it.
+
+        Args:
+            title: what has the classes, for messages.
+
+        Raises:
+            UsageError: the data set has objects of a class that is not among the names, or knows none of the names.
+        """
+        if tuple(names) == self.class_names:
+            return
+        table = classes.match(self.class_names, names, set(np.unique(self.labels[self.rows()[1]]).tolist()),
+                              file=self.annotation_file, title=title)
+        ids = dict(zip(table.tolist(), self.category_ids))
+        spare = iter(set(range(1, len(names) + len(ids) + 1)) - set(self.category_ids))
+        self.category_ids = [ids[label] if label in ids else next(spare) for label in range(len(names))]
+        self.class_names, self.labels = tuple(names), table[self.labels]
+
+    def trainable(self) -> int:
+        """How many objects of the images are not ignored."""
+        return int((~self._ignored[self.rows()[1]]).sum())
+
+    def countable(self) -> int:
+        """How many objects of the images an evaluation counts: those that are not flagged either."""
+        row = self.rows()[1]
+        return int((~(self._ignored[row] | self._flags[row])).sum())
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -213,7 +269,7 @@ class Dataset:
     def sample(self, index: int) -> Sample:
         """Image `index` of `len(self)` with all that is known about it, as it is in the files."""
         image, (start, stop) = self._picture(index), self._runs[index]
-        size, image_id = (image.shape[0], image.shape[1]), int(self.image_ids[index])
+        size, image_id = (image.shape[0], image.shape[1]), self.image_ids[index:index + 1].tolist()[0]
         ignored, boxes = self._ignored[start:stop].copy(), self._boxes[start:stop]
         masks: Masks | None = None
         if self.masks is not None:

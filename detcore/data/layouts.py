@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from detcore.data import cityscapes, coco, lvis, openimages, voc, widerface
+from detcore.data import cityscapes, coco, locate, lvis, openimages, voc, widerface
 from detcore.data.dataset import Dataset, ReadOptions
 from detcore.errors import UsageError
 
@@ -153,7 +153,9 @@ def get_layout(name: str) -> Layout:
 def find_layout(root: str | Path, first: str = "coco") -> Layout:
     """The layout of the data set in a folder: the one named first where it fits, or else the first that does.
 
-    Where none does it is the one named first, so that opening it tells what is missing.
+    The places where labelling tools put files of COCO's form are looked at last, because they are the least particular.
+    Where nothing fits it is the one named first, so that opening it tells what is missing.
     """
     named = get_layout(first)
-    return next((layout for layout in (named, *LAYOUTS.values()) if layout.fits(Path(root))), named)
+    fitting = (layout for layout in (named, *LAYOUTS.values()) if layout.fits(Path(root)))
+    return next(fitting, COCO if locate.splits(Path(root)) else named)

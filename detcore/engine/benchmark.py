@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from detcore.data.loader import build_loader
+from detcore.data.options import DataOptions
 from detcore.data.transforms import Resize
 from detcore.detectors import Detector
 from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device, ready_model, told
@@ -61,7 +62,8 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
         warmup: images before them that are not.
         interval: images between lines; `say` takes the lines.
         fuse: fold batch norm into convolutions first.
-        options: keyword options of the model's builder, such as `score_threshold`.
+        options: keyword options of the model's builder, such as `score_threshold`, and those of the data
+            (`detcore.data.options.DataOptions`).
 
     Returns:
         A record with the mean, quartiles and 95th percentile of an image's time, parameters, memory, and the mean FLOPs
@@ -72,10 +74,11 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
     """
     check_counts(1, images=images, interval=interval)
     check_counts(0, warmup=warmup, workers=workers)
+    named = DataOptions.take(options)
     where = pick_device(device)
     ready = ready_model(model, weights, recipe=recipe, profile=profile, **options)
     recipe, detector = ready.recipe, ready.model
-    data = load_data(data_root, recipe, proposals=proposals)
+    data = load_data(data_root, recipe, proposals=proposals, options=named)
     if fuse and isinstance(model, Detector):
         detector = copy.deepcopy(detector)  # the caller's keeps its norms
     detector.to(where).eval()

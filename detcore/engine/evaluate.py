@@ -15,11 +15,24 @@ from tqdm import tqdm
 
 from detcore.data.dataset import Dataset
 from detcore.data.loader import Batch, build_loader
+from detcore.data.options import DataOptions
 from detcore.data.proposals import save_proposals
+from detcore.data.splits import has_split
 from detcore.data.transforms import Preprocess
 from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.detectors import Detector
-from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device, ready_model, told
+from detcore.engine.common import (
+    check_counts,
+    check_stuff,
+    describe,
+    load_data,
+    loading_processes,
+    match_classes,
+    match_stuff,
+    pick_device,
+    ready_model,
+    told,
+)
 from detcore.engine.scoring import Result, Results, Watcher, score, watchers
 from detcore.errors import UsageError
 from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend, mean
@@ -71,7 +84,10 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
         replicates: resamplings of the images for 95 % intervals of COCO's own measures, by faster-coco-eval; by default
             300 for up to 1,000 images, else none.
         output: folder for `detections.json` and `record.json`.
-        options: keyword options of the model's builder, such as `score_threshold`.
+        options: keyword options of the model's builder, such as `score_threshold`, and those of the data
+            (`detcore.data.options.DataOptions`), such as `holdout`, `val_annotations` and `rename`.
+
+    The classes of the model and of the data are the same where their names are.
 
     Raises:
         DetcoreError: a wrong name or option, weights that do not fit, missing data, a folder that cannot be written
@@ -80,12 +96,18 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
     check_counts(1, batch_size=batch_size, images=images)
     check_counts(0, workers=workers, replicates=replicates)
     load_backend(backend)
+    named = DataOptions.take(options)
     where = pick_device(device)
     ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile,
                         check=check_tta if tta else None, **options)
     recipe, detector = ready.recipe, ready.model
     folder = None if output is None else output_folder(output)
-    dataset = load_data(data_root, recipe, split, proposals=proposals)
+    dataset = load_data(data_root, recipe, split, proposals=proposals, options=named)
+    if "proposal" not in recipe.metric:
+        match_classes(dataset, ready.classes, f"the model ({ready.name})")
+    if dataset.panoptic is not None:
+        match_stuff(dataset, ready.meta.get("stuff"), f"the model ({ready.name})")
+        check_stuff(detector, len(dataset.panoptic.stuff))
     if images is not None:
         dataset.select(np.arange(len(dataset)) < images)
     if "proposal" not in recipe.metric and detector.num_classes != len(dataset.class_names):
@@ -104,7 +126,7 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
     record = Record(
         kind="evaluate", model=ready.name, profile=ready.profile, data=describe(dataset), duration_s=clock(),
         parameters=dict(split=split, backend=backend, batch_size=batch_size, device=where.type, tta=tta,
-                        **told(model, weights, options)),
+                        **told(model, weights, options), **named.told()),
         speed=dict(evaluation_images_per_s=len(dataset) / seconds), memory=peak_memory_gb(), **summary(results))
     if folder is not None:
         write_text(folder / "detections.json", json.dumps(detections))
@@ -209,19 +231,21 @@ def flat(results: Results) -> dict[str, float | None]:
 
 
 def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, weights: str | Path | None = None,
-                   recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] = ("train", "val"),
+                   recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] | None = None,
                    device: str | None = None, batch_size: int | None = None, workers: int | None = None,
                    progress: bool = True, **options: Any) -> Path:
     """Write the proposals of a region proposal network for every image of a data set, as Fast R-CNN reads them.
 
     Args:
         output: the file (.npz); others as of `evaluate`.
+        splits: of the data set; "train" and "val" by default, or the one that there is.
 
     Raises:
         DetcoreError: as in `evaluate`; a UsageError for a model that is no proposal network.
     """
     check_counts(1, batch_size=batch_size)
     check_counts(0, workers=workers)
+    named = DataOptions.take(options)
     where = pick_device(device)
     ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile, **options)
     recipe = ready.recipe
@@ -230,10 +254,12 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
     output_folder(Path(output).parent)
     table: dict[int, np.ndarray] = {}
     batch_size = batch_size or (1 if ready.profile == "coco" else recipe.batch_per_gpu)
+    if splits is None:
+        splits = ["train", "val"] if has_split(data_root, "val", recipe.layout, named) else ["train"]
     for split in splits:
         for image_id, one in predictions(
-                ready.model.to(where), load_data(data_root, recipe, split), recipe.preprocess, batch_size=batch_size,
-                workers=workers, progress=progress, title=f"proposals of {split}"):
+                ready.model.to(where), load_data(data_root, recipe, split, options=named), recipe.preprocess,
+                batch_size=batch_size, workers=workers, progress=progress, title=f"proposals of {split}"):
             table[image_id] = torch.cat([one.boxes, one.scores[:, None]], 1).float().cpu().numpy()
     save_proposals(output, table)
     return Path(output)

@@ -103,8 +103,10 @@ def score(detections: Rows, dataset: Dataset, kinds: Iterable[str], backend: str
 def coco(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool,
          replicates: int = 0) -> Results:
     """COCO's average precision, or recall of proposals; of data in other forms as of its boxes."""
-    gt = dataset.annotation_file if isinstance(dataset, CocoDataset) else as_coco(dataset)
-    return {kind: evaluate_coco(gt, detections, kind, backend=backend,  # type: ignore[arg-type]
+    def truth(kind: str) -> dict[str, Any]:
+        return dataset.ground_truth(kind == "segm") if isinstance(dataset, CocoDataset) else as_coco(dataset)
+
+    return {kind: evaluate_coco(truth(kind), detections, kind, backend=backend,  # type: ignore[arg-type]
                                 category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist(),
                                 progress=progress, replicates=replicates)
             for kind in kinds}

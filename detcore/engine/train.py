@@ -25,14 +25,26 @@ from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
 from detcore.data.loader import Batch, build_loader
+from detcore.data.options import DataOptions
 from detcore.data.sampling import epoch_images
 from detcore.detectors import Detector
-from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device
+from detcore.engine.common import (
+    check_counts,
+    check_stuff,
+    describe,
+    load_data,
+    loading_processes,
+    match_classes,
+    match_stuff,
+    pick_device,
+    weights_classes,
+)
 from detcore.engine.evaluate import detect, flat
 from detcore.engine.journal import Journal, Meter, read_log
 from detcore.engine.launch import launch
 from detcore.engine.scoring import score, watchers
 from detcore.errors import DetcoreError, UsageError
+from detcore.options import builder_options, check_options, forwards
 from detcore.recipe import SGD, Adam, AdamW, Recipe, parameter_groups
 from detcore.records import Record, peak_memory_gb, read_record
 from detcore.runs import Checkpoints, Interruption, code_digest, output_folder
@@ -60,6 +72,7 @@ class TrainResult:
     log: list[dict[str, Any]] = field(repr=False)
 
 
+@forwards(DataOptions)
 def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, profile: str | None = None,
           output: str | Path | None = None, steps: int | None = None, seconds: float | None = None, seed: int = 0,
           device: str | None = None, gpus: int = 1, resume: bool = False, overwrite: bool = False,
@@ -67,7 +80,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
           workers: int | None = None, mixed_precision: str | None = None, clip_norm: float | None = None,
           sync_bn: bool = False, validate: bool = True, log_interval: int | None = None,
           checkpoint_interval: int | None = None, keep: int = 2, measure: tuple[int, int] = (100, 500),
-          progress: bool = True) -> TrainResult:
+          progress: bool = True, **data_options: Any) -> TrainResult:
     """Train a model by its recipe, on a data set in any of the layouts.
 
     The output folder gets `model.safetensors` (the last weights), `best.safetensors`, `record.json`, `log.jsonl`,
@@ -97,13 +110,17 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
         log_interval, checkpoint_interval: steps between lines of the log, and between checkpoints.
         keep: how many checkpoints stay.
         measure: the steps whose mean time is the record's speed; the second half of a run too short for them.
+        data_options: those of `detcore.data.options.DataOptions`, such as `holdout`, `train_annotations` and `rename`.
 
     Raises:
         UsageError: a wrong name or option; a run in the folder that is neither to be resumed nor overwritten, or that
             cannot be resumed, because its settings or data have changed.
         DetcoreError: whatever else is wrong before training; then a loss that is not finite, or a full disk.
     """
-    options = {k: v for k, v in locals().items() if k not in ("model", "data_root", "gpus")}
+    options = {k: v for k, v in locals().items() if k not in ("model", "data_root", "gpus", "data_options")}
+    check_options(train, data_options, "Training")
+    options |= data_options
+    named = DataOptions(**data_options)
 
     # What to train, on what, where; everything that can be wrong shows here.
     check_counts(1, steps=steps, gpus=gpus, batch_size=batch_size, log_interval=log_interval,
@@ -120,9 +137,14 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     folder = output_folder(output or f"runs/{subject.name}.{subject.profile}")
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     protect(folder, checkpoints, resume, overwrite)
-    data = load_data(data_root, recipe, "train", training=True, proposals=proposals)
-    val_data = load_data(data_root, recipe, proposals=proposals) if validate else None
-    detector = starting_model(subject, weights, len(data.class_names), seed)
+    data = load_data(data_root, recipe, "train", training=True, proposals=proposals, options=named)
+    match_classes(data, weights_classes(subject, weights, data), "the model's weights")
+    val_data = load_data(data_root, recipe, proposals=proposals, options=named) if validate else None
+    if val_data is not None:
+        match_classes(val_data, data.class_names, f"the training data ({data.annotation_file})")
+        match_stuff(val_data, None if data.panoptic is None else data.panoptic.stuff, "the training data")
+    stuff = None if data.panoptic is None else data.panoptic.stuff
+    detector = starting_model(subject, weights, len(data.class_names), seed, None if stuff is None else len(stuff))
 
     # Several processes: each of them runs this function, and its environment says which one it is.
     if gpus > 1 and not started:
@@ -162,7 +184,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
 
     # What a run has to share with a checkpoint to go on from it; all but the code.
     meta = dict(model=subject.name, profile=subject.profile, classes=list(data.class_names),
-                category_ids=list(data.category_ids))
+                category_ids=list(data.category_ids), **({} if stuff is None else dict(stuff=list(stuff))))
     settings = dict(seed=seed, steps=steps, batch_size=batch_size, processes=world,
                     precision=accelerator.mixed_precision, clip_norm=clip_norm)
     told = settings | dict(sync_bn=sync_bn, weights=None if weights is None else Path(weights).name,
@@ -288,7 +310,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
             kind="train", model=subject.name, profile=subject.profile, data=describe(data), seed=seed,
             duration_s=elapsed, speed=speed(durations, measure, batch_size * world),
             memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
-            parameters=dict(settings, steps_done=step, learning_rate=lr, weights=told["weights"],
+            parameters=dict(settings, steps_done=step, learning_rate=lr, weights=told["weights"], **named.told(),
                             optimizer=type(recipe.optimizer).__name__, images=batch_size * world, device=where.type),
             metrics={n: v for n, v in metrics[-1].items() if n != "step"} if metrics else {},
             curves={n: [line.get(n) for line in logged] for n in ("step", "lr", *meter.losses, "loss")},
@@ -335,11 +357,15 @@ def make_accelerator(device: torch.device, precision: str = "no") -> Accelerator
     return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
 
 
-def starting_model(subject: Resolved, weights: str | Path | None, num_classes: int, seed: int = 0) -> Detector:
-    """The model that training starts from; see `train` for `weights`."""
+def starting_model(subject: Resolved, weights: str | Path | None, num_classes: int, seed: int = 0,
+                   stuff: int | None = None) -> Detector:
+    """The model that training starts from, with so many classes of things and stuff; see `train` for `weights`."""
     torch.manual_seed(seed)
     classes = None if "proposal" in subject.recipe.metric else num_classes  # proposals have no class
-    detector = subject.build(classes, weights=None if weights == "random" else weights)
+    counted = subject.entry is not None and "stuff" in builder_options(subject.entry.builder)
+    options = dict(stuff=stuff) if counted and stuff is not None else {}
+    detector = subject.build(classes, weights=None if weights == "random" else weights, **options)
+    check_stuff(detector, stuff)
     if weights is None and (source := subject.backbone_weights):
         load_backbone(detector, source)
     return detector

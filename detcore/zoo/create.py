@@ -115,17 +115,26 @@ class Resolved:
             model = self.build(num_classes, **options)
             load_weights(model, checkpoint, name=self.name)
             return model
-        heads = _class_entries(self.entry, self.profile, **options)
+        stuff = checkpoint.meta.get("stuff")  # names; ours tell them
+        theirs: dict[str, Any] = dict(stuff=len(stuff)) if isinstance(stuff, list) else {}
+        options = theirs | dict(options)
+        heads = _class_entries(self.entry, self.profile, **options | theirs)
         count = _count_classes(checkpoint.state, heads)
         model = self.build(num_classes or count, **options)
         anew = heads if count and num_classes not in (None, count) else {}
+        if "stuff" in options:  # layers whose shape depends on it start anew where the number differs
+            fewer, more = (_meta_state(self.entry, 2, self.profile, **options | dict(stuff=n)) for n in (2, 3))
+            ours = model.state_dict()
+            anew = dict(anew) | {n: (fewer[n].shape, more[n].shape) for n in fewer if fewer[n].shape != more[n].shape
+                                 and n in checkpoint.state and checkpoint.state[n].shape != ours[n].shape}
         try:
             load_weights(model, checkpoint, leave=anew, name=self.name)
         except WeightsError as error:
             raise WeightsError(f"{error} {_explain(checkpoint, self.entry, self.profile)}") from error
         if anew:
             log.warning("%s tells %d classes apart, the model %d: %d entries start anew (%s).", checkpoint.path.name,
-                        count, num_classes, len(anew), ", ".join(sorted({n.rpartition(".")[0] for n in anew})))
+                        count or 0, num_classes or model.num_classes, len(anew),
+                        ", ".join(sorted({n.rpartition(".")[0] for n in anew})))
         return model
 
 

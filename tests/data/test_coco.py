@@ -113,7 +113,8 @@ def test_tracing_keeps_every_pixel_even_of_thin_shapes():
 
 
 def test_an_object_whose_polygons_have_no_corner_is_ignored(tree):
-    data = CocoDataset(tree(annotations=lambda a: [a[0] | dict(segmentation=[[1, 2, 3, 4]])]), masks="bitmap")
+    with pytest.warns(UserWarning, match="of 1 objects 1 have no mask"):
+        data = CocoDataset(tree(annotations=lambda a: [a[0] | dict(segmentation=[[1, 2, 3, 4]])]), masks="bitmap")
     assert data.sample(0).boxes.shape == (0, 4) and data.sample(0).ignored.tolist() == [[2, 3, 12, 23]]
 
 
@@ -173,15 +174,15 @@ def test_missing_and_broken_files_are_named(tree, tmp_path):
 
 @pytest.mark.parametrize(("segmentation", "message"), [
     (dict(size=[H, W], counts=[5, 5]), "do not add up"),
-    (dict(size=[H, W], counts="zzz"), "do not add up"),
-    (dict(size=[H, W], counts=""), "do not add up"),
+    (dict(size=[H, W], counts="zzz"), "not COCO's text"),
     (dict(size=[W, H], counts=[5, H * W - 5]), "are for 40 x 60"),
-    ("polygon", "annotation 11 of .*is broken"),
+    ("polygon", "is text"),
 ])
-def test_a_broken_segmentation_names_its_annotation(tree, segmentation, message):
-    data = CocoDataset(tree(annotations=lambda a: [a[0] | dict(segmentation=segmentation)]), masks="bitmap")
-    with pytest.raises(DataError, match=message):
-        data.sample(0)
+def test_an_object_with_a_broken_segmentation_is_ignored_with_a_warning(tree, segmentation, message):
+    root = tree(annotations=lambda a: [a[0] | dict(segmentation=segmentation), a[1]])
+    with pytest.warns(UserWarning, match=f"of 2 objects 1 have a broken one .*annotation 11: .*{message}"):
+        data = CocoDataset(root, masks="bitmap")
+    assert data.sample(0).ignored.tolist() == [[2, 3, 12, 23]] and data.sample(0).labels.tolist() == [1]
 
 
 def test_a_picture_of_another_size_than_annotated_is_an_error(tree):
