@@ -171,7 +171,8 @@ def test_a_few_masks_at_a_time_are_as_good_as_all(stuff, monkeypatch):
     torch.manual_seed(0)
     head, size = small_head(stuff), (24, 32)
     classes = head.cls_embed.out_features
-    predictions = MaskPredictions(3 * torch.randn(1, 40, classes), torch.randn(1, 40, 6, 8).cumsum(3))
+    at = BIG * (2 * torch.eye(48)[:40].view(1, 40, 6, 8) - 1)  # each query has a cell of its own
+    predictions = MaskPredictions(3 * torch.randn(1, 40, classes), at + torch.randn(1, 40, 6, 8))
     head.object_score = 0.3
     resize, pixels = method.resize, []
 
