@@ -169,6 +169,7 @@ def count(truth: GroundTruth, results: Sequence[Entry], kind: Kind, backend: str
     groups = [classes[i:i + together] for i in range(0, len(classes), together)] or [[]]
     objects, found = _by_class(truth.annotations), _by_class(results)
     shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(limits)
+    replicates = replicates if images else 0
     precision, recall = [], []
     resampled: list[list[dict[str, np.ndarray]]] = [[] for _ in range(replicates)]
     options |= dict(separate_eval=True) if replicates else {}

@@ -89,8 +89,8 @@ class GroundTruth:
         except (KeyError, TypeError, ValueError, OverflowError):
             h = w = 0
         if h < 1 or w < 1 or h * w >= LARGEST:
-            raise DataError(f"{self.title} tells no width and height of image {told(self.image_numbers.ids[number - 1])} "
-                            f"for which masks can be compared.")
+            raise DataError(f"{self.title} tells no width and height of image "
+                            f"{told(self.image_numbers.ids[number - 1])} for which masks can be compared.")
         image.update(height=h, width=w)
         return h, w
 
@@ -111,7 +111,7 @@ def read_ground_truth(gt: str | Path | Mapping[str, Any], *, masks: bool = False
     title = "The ground truth" if isinstance(gt, Mapping) else str(gt)
     content = gt if isinstance(gt, Mapping) else _read(Path(gt))
     if not isinstance(content, Mapping):
-        raise DataError(f"{title} is no annotation file in COCO's format: it holds no object with images and categories.")
+        raise DataError(f"{title} is no annotation file in COCO's format: it has no lists 'images' and 'categories'.")
     images, categories = (_list(content, key, title) for key in ("images", "categories"))
     annotations = content.get("annotations") or []
     if not isinstance(annotations, (list, tuple)):
@@ -146,7 +146,7 @@ def _list(content: Mapping[str, Any], key: str, title: str) -> list[Mapping[str,
         try:
             plain(entry["id"])
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise DataError(f"Number {place} of the {key} of {title} has no id that is a whole number or text.") from None
+            raise DataError(f"Number {place} of the {key} of {title} has no id, a whole number or text.") from None
     return list(entries)
 
 
@@ -325,12 +325,13 @@ def read_results(results: Sequence[Mapping[str, Any]], truth: GroundTruth, *, ma
     strange: list[Any] = []
     for place, result in enumerate(results, 1):
         if not isinstance(result, Mapping):
-            raise DataError(f"Result {place} is no dict with image_id, category_id, bbox and score, but {told(result)}.")
+            raise DataError(f"Result {place} is no dict with image_id, category_id, bbox and score: {told(result)}.")
         if "image_id" not in result:
             raise DataError(f"Result {place} has no image_id.")
         image = truth.image_numbers.get(result["image_id"])
         if image is None:
-            raise DataError(f"There are detections of image {told(result['image_id'])}, which {truth.title} does not have.")
+            raise DataError(f"There are detections of image {told(result['image_id'])}, which {truth.title} does not "
+                            f"have.")
         category = truth.category_numbers.get(result.get("category_id"))
         if category is None:
             if classes and "category_id" not in result:
@@ -342,12 +343,12 @@ def read_results(results: Sequence[Mapping[str, Any]], truth: GroundTruth, *, ma
         score = numbers_of([result.get("score")], 1)
         if score is None:
             raise DataError(f"Result {place} has the score {told(result.get('score'))}, which is no finite number.")
-        entry = dict(id=place, image_id=image, category_id=category, score=score[0], iscrowd=0)
+        entry: Entry = dict(id=place, image_id=image, category_id=category, score=score[0], iscrowd=0)
         if not masks:
             box = numbers_of(result.get("bbox"), 4)
             if box is None:
-                raise DataError(f"Result {place} has the bbox {told(result.get('bbox'))}, which is not four finite numbers "
-                                f"(x, y, width, height).")
+                raise DataError(f"Result {place} has the bbox {told(result.get('bbox'))}, which is not four finite "
+                                f"numbers (x, y, width, height).")
             entry.update(bbox=box, area=box[2] * box[3])
         entries.append(entry)
     if masks:
@@ -367,9 +368,9 @@ def _give_result_masks(entries: Sequence[Entry], results: Sequence[Mapping[str, 
         if not isinstance(shape, Mapping):
             raise DataError(f"Result {entry['id']} has no segmentation in run lengths (a dict with size and counts).")
         if numbers_of(shape.get("size"), 2) != list(size):
-            raise DataError(f"The mask of result {entry['id']} has the size {told(shape.get('size'))}, but its image is "
-                            f"{list(size)} (height, width) in {truth.title}.")
+            raise DataError(f"The mask of result {entry['id']} has the size {told(shape.get('size'))}, but its image "
+                            f"is {list(size)} (height, width) in {truth.title}.")
         if total != size[0] * size[1]:
-            raise DataError(f"The run lengths of the mask of result {entry['id']} do not add up to its image of {size[1]} "
-                            f"x {size[0]} pixels.")
+            raise DataError(f"The run lengths of the mask of result {entry['id']} do not add up to its image of "
+                            f"{size[1]} x {size[0]} pixels.")
         entry.update(segmentation={"size": list(size), "counts": _counts(shape["counts"])}, area=float(inside))
