@@ -165,7 +165,7 @@ def count(truth: GroundTruth, results: Sequence[Entry], kind: Kind, backend: str
     classes = list(names) if category_ids is None else sorted(_category(truth, i) for i in category_ids)
     images = ([image["id"] for image in truth.images] if image_ids is None
               else sorted({truth.image_of(i) for i in image_ids}))
-    together = len(classes) if kind == "proposal" else GROUP
+    together = max(len(classes), 1) if kind == "proposal" else GROUP
     groups = [classes[i:i + together] for i in range(0, len(classes), together)] or [[]]
     objects, found = _by_class(truth.annotations), _by_class(results)
     shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(limits)
