@@ -15,6 +15,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, Rows
+from detcore.engine.scoring import score
 from detcore.errors import DataError, DetcoreError, UsageError
 from detcore.metrics.coco import BACKENDS, evaluate_coco
 from detcore.metrics.entries import Numbers, run_totals, sound_polygons
@@ -374,6 +376,44 @@ def test_junk_is_read_dropped_or_one_sentence(kind, backend, data):
             evaluate_coco(truth, results, kind, backend=backend)
         except DetcoreError as error:
             assert "\n" not in str(error)
+
+
+# Data sets of other forms
+
+class Shapes(Dataset):
+    """Two pictures with three objects, of which the last has no mask."""
+
+    def __init__(self, root) -> None:
+        super().__init__(root, "", DEFAULT_OPTIONS, "shapes")
+        self.annotation_file, self.class_names = root / "shapes.txt", ("a", "b")
+        rows = Rows()
+        for file, boxes in (("1.png", [(BOXES[0], 0)]), ("2.png", [(BOXES[1], 1), ([0, 0, 9, 9], 0)])):
+            for (x, y, w, h), label in boxes:
+                rows.add((x, y, x + w, y + h), label, False)
+            rows.files.append(file)
+        self.take(rows, [(H, W)] * 2)
+
+    def _mask(self, row, size):
+        if row == 2:
+            return None
+        assert size == (H, W) and self.masks == "bitmap"
+        x, y, w, h = BOXES[row]
+        mask = np.zeros(size, np.uint8)
+        mask[y:y + h, x:x + w] = 1
+        return mask
+
+
+def test_masks_of_data_sets_that_are_no_files_of_cocos(tmp_path):
+    dataset = Shapes(tmp_path)
+    found = [dict(image_id=i, category_id=dataset.category_ids[label], bbox=box, score=0.9, segmentation=rle(box))
+             for i, label, box in zip(dataset.image_ids.tolist(), (0, 1), BOXES)]
+    with pytest.warns(UserWarning, match="1 of 3 objects have no usable mask"):
+        results = score(found, dataset, ["bbox", "segm"])
+    assert results["segm"].per_class == {"a": ONE, "b": ONE} and results["segm"].objects == 2
+    assert results["bbox"].objects == 3 and dataset.masks is None
+    del Shapes._mask
+    with pytest.raises(UsageError, match="shapes.txt has boxes alone"):
+        score(found, dataset, ["segm"])
 
 
 # LVIS
