@@ -22,7 +22,7 @@ FAR = 1e9  # pixels from the corner of the image: no box begins or ends there
 FAR_CORNER, LONGEST_RING = 1e7, 2e6  # pixels: pycocotools holds every pixel on a ring's way
 LARGEST = 2**31  # pixels of an image with masks, as run lengths are kept
 DIGITS = 7  # characters of a run's length in text: more hold no number of 32 bits
-BLOCK = 2**22  # characters of run lengths that are read at a time
+BLOCK = 2**18  # characters of run lengths that are read at a time
 
 Entry = dict[str, Any]
 
@@ -257,27 +257,28 @@ def _read_texts(texts: Sequence[tuple[int, bytes]], found: list[tuple[int, int]]
     if not texts:
         return
     sizes = np.array([len(text) for _, text in texts])
-    bits = np.frombuffer(b"".join(text for _, text in texts), np.uint8).astype(np.int64) - 48
-    owner = np.repeat(np.arange(len(texts)), sizes)  # of each character
+    bounds = sizes.cumsum()
+    bits = np.frombuffer(b"".join(text for _, text in texts), np.uint8) - np.uint8(48)  # what is below wraps
     broken = np.zeros(len(texts), bool)
-    broken[owner[(bits < 0) | (bits > 63)]] = True
+    broken[np.searchsorted(bounds, np.flatnonzero(bits > 63), "right")] = True
     ends = np.flatnonzero(bits & 32 == 0)
     starts = np.append(0, ends[:-1] + 1)
-    digit = np.arange(len(bits)) - np.repeat(starts, ends - starts + 1)
-    broken[owner[starts[ends - starts >= DIGITS]]] = True
-    value = np.add.reduceat((bits & 31) << 5 * np.minimum(digit, DIGITS), starts)
-    value -= (bits[ends] & 16) << 5 * np.minimum(digit[ends], DIGITS) + 1  # the highest bit is the sign
-    owner = owner[starts]  # of each number from here on
-    first = np.searchsorted(owner, np.arange(len(texts)))
-    place = np.arange(len(value)) - first[owner]
+    more = ends - starts  # digits after a number's first
+    first = np.searchsorted(starts, bounds - sizes)
+    count = np.diff(np.append(first, len(starts)))
+    owner = np.repeat(np.arange(len(texts)), count)
+    broken[owner[more >= DIGITS]] = True
+    value = (bits[starts] & 31).astype(np.int64)
+    for digit in range(1, DIGITS):
+        chosen = np.flatnonzero(more >= digit)
+        value[chosen] |= (bits[starts[chosen] + digit] & 31).astype(np.int64) << 5 * digit
+    value -= (bits[ends] & 16).astype(np.int64) << 5 * np.minimum(more, DIGITS) + 1  # the highest bit is the sign
     value[broken[owner]] = 0  # sums stay small
     # Every other number is summed up; the very first stands alone.
-    alone = place == 0
-    for odd in (False, True):
-        chosen = np.flatnonzero((place % 2 == odd) & ~alone)
+    place = np.arange(len(value)) - np.repeat(first, count)
+    for chosen, number in ((place % 2 == 1, count // 2), ((place % 2 == 0) & (place > 0), (count - 1) // 2)):
         total = value[chosen].cumsum()
-        begin = np.searchsorted(owner[chosen], owner[chosen])
-        value[chosen] = total - np.append(0, total)[begin]
+        value[chosen] = total - np.repeat(np.append(0, total)[number.cumsum() - number], number)
     broken[owner[(value < 0) | (value >= LARGEST)]] = True
     value[broken[owner]] = 0
     totals = np.add.reduceat(value, first)
