@@ -53,7 +53,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: in
     """Columns side by side; numbers to the right, floats with so many digits, nothing for None."""
     cells = [["" if c is None else f"{c:.{digits}f}" if isinstance(c, float) else
               printable(c, 500).replace("\n", "\\n").replace("\t", "\\t") for c in row] for row in rows]
-    numeric = [all(not row[i] or row[i].replace(".", "").replace("-", "").isdigit() for row in cells)
+    numeric = [all(row[i] in ("", "-") or row[i].replace(".", "").replace("-", "").isdigit() for row in cells)
                for i in range(len(header))]
     widths = [max(map(len, column)) for column in zip(header, *cells)]
     for row in [list(header), *cells]:
@@ -63,12 +63,18 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: in
 def print_metrics(results: dict[str, Any]) -> None:
     """The metrics of an evaluation, then each class's AP."""
     for kind, result in results.items():
-        print_table([kind, *result.metrics], [["", *result.metrics.values()]], digits=3)
+        print_table([kind, *result.metrics], [["", *map(shown, result.metrics.values())]], digits=3)
     if classes := dict.fromkeys(name for result in results.values() for name in result.per_class):
         kinds = [kind for kind, result in results.items() if result.per_class]
         print()
         print_table(["class", *(f"{kind} AP" for kind in kinds)],
-                    [[name, *(results[kind].per_class.get(name) for kind in kinds)] for name in classes], digits=3)
+                    [[name, *(shown(results[kind].per_class.get(name)) for kind in kinds)] for name in classes],
+                    digits=3)
+
+
+def shown(metric: float | None) -> float | str:
+    """A metric, "-" where it is not defined: the ground truth has no object for it."""
+    return "-" if metric is None else metric
 
 
 COLUMNS = ("box_ap", "mask_ap", "panoptic_quality", "average_recall", "training_memory_gb", "inference_ms")
@@ -182,7 +188,7 @@ def train(model: Name, data_root: Root = ROOT, profile: AnyProfile = None,
     if os.environ.get("RANK", "0") != "0":
         return
     if result.record.metrics:
-        print_table(list(result.record.metrics), [list(result.record.metrics.values())], digits=3)
+        print_table(list(result.record.metrics), [list(map(shown, result.record.metrics.values()))], digits=3)
     print(f"{result.record.parameters['steps_done']} steps in {result.record.duration_s:.0f} s; weights: "
           f"{result.checkpoint}")
 

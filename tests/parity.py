@@ -44,11 +44,13 @@ class Report:
             parameters whose gradient norm differs by more than 1 %. "detections": the share of the original's that were
             not found, "masks": the share of masks of those found whose IoU with the original's is below 0.98,
             "panoptic": the share of pixels that differ; each in the worst image.
+        before: what failed in earlier attempts, by their title and check.
     """
 
     case: str
     checks: dict[str, str] = field(default_factory=lambda: dict.fromkeys(CHECKS, "n/a"))
     differences: dict[str, float] = field(default_factory=dict)
+    before: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def passes(self) -> bool:
@@ -185,13 +187,18 @@ def run_case(case: dict, model: nn.Module, name: str) -> Report:
 
     The CPU's convolutions round otherwise on one thread than on several, and otherwise from one CPU to the next, by as
     much as lies between either and the reference. That is enough to move the border of a mask that is a few pixels
-    wide. So a case passes if it does with either, or in float64, where our own rounding does not count.
+    wide. So a case passes if it does with either, or in float64, where our own rounding does not count. The report is
+    of the last attempt, and tells what failed in those before.
     """
+    attempts: dict[str, dict[str, str]] = {}
     for threads, dtype in ((max(2, torch.get_num_threads()), torch.float32), (1, torch.float32), (1, torch.float64)):
         with threads_set(threads):
             report = run_checks(case, copy.deepcopy(model).to(dtype), name)
+        report.before = dict(attempts)
         if report.passes or report.checks["state"] != "pass":
             break
+        title = f"{str(dtype).removeprefix('torch.')} on {threads} thread{'s' * (threads > 1)}"
+        attempts[title] = {check: text for check, text in report.checks.items() if text.startswith("fail")}
     return report
 
 
@@ -413,6 +420,8 @@ def main() -> int:
             report.note("state", False, str(error))
         reports.append(report)
         print(f"{name:58}", *(f"{k} {v}" for k, v in report.checks.items()), sep="  ", flush=True)
+        for title, failed in report.before.items():
+            print(f"    before, in {title}:", *(f"{k} {v}" for k, v in failed.items()), sep="  ", flush=True)
     passed = sum(r.passes for r in reports)
     if options.json:
         options.json.write_text(json.dumps([asdict(r) | {"passes": r.passes} for r in reports], indent=1))

@@ -93,6 +93,24 @@ def test_a_wrong_weight_fails() -> None:
         "features", "head", "detections", "losses", "gradients"}
 
 
+def test_every_attempt_is_told(monkeypatch) -> None:
+    """What failed before the last attempt is in the report, whether that one passes or not."""
+    def checks(case: dict, model: torch.nn.Module, name: str) -> parity.Report:
+        report, dtype = parity.Report(name), next(model.parameters()).dtype
+        report.note("state", True, "")
+        report.note("losses", dtype in case["good"], f"off in {dtype} on {min(torch.get_num_threads(), 2)}")
+        return report
+
+    monkeypatch.setattr(parity, "run_checks", checks)
+    model = torch.nn.Linear(1, 1)
+    failed = {f"float32 on {max(2, torch.get_num_threads())} threads": {"losses": "fail (off in torch.float32 on 2)"},
+              "float32 on 1 thread": {"losses": "fail (off in torch.float32 on 1)"}}
+    for good in ([torch.float64], []):
+        report = parity.run_case({"good": good}, model, "case")
+        assert report.before == failed and report.passes == bool(good)
+    assert parity.run_case({"good": [torch.float32]}, model, "case").before == {}
+
+
 def test_panoptic_agreement_ignores_numbering() -> None:
     want = np.array([[3, 1003, 1003], [80, 2003, 2003]])
     have = np.array([[3, 2003, 2003], [80, 1003, 80]])

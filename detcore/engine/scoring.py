@@ -5,8 +5,9 @@ Detections come as COCO's results (a dict for each detection), whatever the data
 """
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from detcore.data.coco import CocoDataset
 from detcore.data.dataset import Dataset
 from detcore.data.openimages import OpenImagesDataset
 from detcore.data.widerface import WiderFaceDataset
-from detcore.errors import DataError
+from detcore.errors import DataError, UsageError
 from detcore.metrics import ranking
 from detcore.metrics.cityscapes import CityscapesAP
 from detcore.metrics.coco import DEFAULT_BACKEND, CocoResult, evaluate_coco
@@ -28,7 +29,7 @@ from detcore.metrics.panoptic import PanopticQuality
 from detcore.metrics.ranking import Boxes
 from detcore.metrics.voc import evaluate_voc
 from detcore.metrics.wider_face import evaluate_wider_face
-from detcore.structures import Detections
+from detcore.structures import Detections, encode_rle
 
 Result = CocoResult | ranking.Result
 Results = dict[str, Result]
@@ -102,26 +103,51 @@ def score(detections: Rows, dataset: Dataset, kinds: Iterable[str], backend: str
 
 def coco(detections: Rows, dataset: Dataset, kinds: Sequence[str], backend: str, progress: bool,
          replicates: int = 0) -> Results:
-    """COCO's average precision, or recall of proposals; of data in other forms as of its boxes."""
+    """COCO's average precision, or recall of proposals, of data in any form."""
     def truth(kind: str) -> dict[str, Any]:
-        return dataset.ground_truth(kind == "segm") if isinstance(dataset, CocoDataset) else as_coco(dataset)
+        masks = kind == "segm"
+        return dataset.ground_truth(masks) if isinstance(dataset, CocoDataset) else as_coco(dataset, masks=masks)
 
     return {kind: evaluate_coco(truth(kind), detections, kind, backend=backend,  # type: ignore[arg-type]
-                                category_ids=dataset.category_ids, image_ids=dataset.image_ids.tolist(),
-                                progress=progress, replicates=replicates)
+                                category_ids=dataset.category_ids, class_names=dataset.class_names,
+                                image_ids=dataset.image_ids.tolist(), progress=progress, replicates=replicates)
             for kind in kinds}
 
 
-def as_coco(dataset: Dataset) -> dict[str, Any]:
-    """The content of a COCO annotation file with a data set's boxes; what is flagged in it is a crowd."""
+def as_coco(dataset: Dataset, *, masks: bool = False) -> dict[str, Any]:
+    """The content of a COCO annotation file with a data set's objects; what is flagged in it is a crowd.
+
+    With `masks` objects have run lengths, made one after the other, so that no more than one is held as pixels.
+
+    Raises:
+        UsageError: the data set has no masks.
+    """
     objects = dataset.objects()
     sides = np.concatenate([objects["boxes"][:, :2], objects["boxes"][:, 2:] - objects["boxes"][:, :2]], 1)
+    annotations = [dict(image_id=image, bbox=box, category_id=dataset.category_ids[label], iscrowd=int(flag))
+                   for image, box, label, flag in zip(objects["image"].tolist(), sides.tolist(),
+                                                      objects["labels"].tolist(), objects["flags"].tolist())]
+    if masks:
+        for annotation, shape in zip(annotations, run_lengths(dataset)):
+            annotation["segmentation"] = shape
     return dict(
         images=[dict(id=i, height=h, width=w) for i, (h, w) in zip(dataset.image_ids.tolist(), dataset.sizes.tolist())],
         categories=[dict(id=i, name=name) for i, name in zip(dataset.category_ids, dataset.class_names)],
-        annotations=[dict(image_id=image, bbox=box, category_id=dataset.category_ids[label], iscrowd=int(flag))
-                     for image, box, label, flag in zip(objects["image"].tolist(), sides.tolist(),
-                                                        objects["labels"].tolist(), objects["flags"].tolist())])
+        annotations=annotations)
+
+
+def run_lengths(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
+    """The run lengths of all objects of a data set, in the order of `Dataset.objects`; None for one without a mask."""
+    view = copy.copy(dataset)
+    view.masks = "bitmap"
+    try:
+        for place, row in zip(*(column.tolist() for column in dataset.rows())):
+            height, width = dataset.sizes[place].tolist()
+            mask = view._mask(row, (height, width))
+            yield None if mask is None else encode_rle(np.asarray(mask)[None])[0]
+    except NotImplementedError:
+        raise UsageError(f"{dataset.annotation_file} has boxes alone, so that masks cannot be evaluated: evaluate a "
+                         f"model that gives boxes, or give the data in COCO's layout.") from None
 
 
 def columns(detections: Rows, dataset: Dataset) -> Boxes:

@@ -117,8 +117,12 @@ def part_origins(device: torch.device) -> tuple[Tensor, Tensor]:
 def grid_targets(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """Heat maps [r, points, PART, PART] of objects [r, 4] seen from regions [r, 4]: a small cross at each point, none
     in regions of hardly any size."""
-    size = 2 * box.sizes(boxes)  # the map covers the region and as much around it
-    start = boxes[:, :2] - size / 4
+    # A region that is an object itself has its points where cells meet: which cell that is hangs on the last bit, so
+    # the steps are those of the published code, in its precision.
+    boxes, gt_boxes = boxes.float(), gt_boxes.float()
+    half = box.sizes(boxes) / 2  # the map covers the region and as much around it
+    start, end = boxes[:, :2] - half, boxes[:, 2:] + half
+    size = end - start
     ratio = torch.arange(SIDE, device=boxes.device) / (SIDE - 1)
     grid = gt_boxes[:, None, :2] * (1 - ratio[:, None]) + gt_boxes[:, None, 2:] * ratio[:, None]
     cell = ((grid - start[:, None]) / size[:, None].clamp(min=1e-6) * WHOLE).trunc()  # [r, side, 2]

@@ -9,7 +9,7 @@ alike, makes it a loss over sets, as DETR's, without any box.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ ALPHA, GAMMA = 0.25, 2.0
 OBJECT_SCORE = 0.8  # queries that are less sure of their class have no segment
 MASK_THRESHOLD = 0.5
 VISIBLE = 0.8  # a segment of which less than this share of its mask is left is dropped
+AT_A_TIME = 2**25  # pixels of masks that are enlarged together: a picture of 12 megapixels has 48 MB a mask
 
 
 # The pixel-level module (section 3.3; the decoders are told in section 4.1): from the backbone's maps to pixel
@@ -277,18 +278,18 @@ class MaskFormerHead(nn.Module):
     def detections(self, predictions: MaskPredictions, images: Images, output_sizes: Sizes) -> list[Detections]:
         """Instances and, where there is stuff, the panoptic map of each image, in its `output_sizes` (h, w)."""
         padded, result = (images.tensor.shape[2], images.tensor.shape[3]), []
-        for logits, masks, (h, w), output_size in zip(*predictions, images.sizes, output_sizes):
+        for logits, masks, size, output_size in zip(*predictions, images.sizes, output_sizes):
             probability = logits.float().softmax(-1)
             scores, labels, instance = self.instance_candidates(probability)
-            segment = self.segment_candidates(probability)
-            needed = torch.zeros_like(probability[:, 0], dtype=torch.bool)
-            needed = needed.index_fill(0, torch.cat([instance, segment]), True)
-            masks = resize(resize(masks[needed].float(), padded)[:, :h, :w], output_size)
+            needed = torch.zeros_like(probability[:, 0], dtype=torch.bool).index_fill(0, instance, True)
             position = needed.cumsum(0) - 1  # of a needed query's mask among those
-            detections = instances(scores, labels, masks, position[instance], self.postprocess.score_threshold)
+            detections = instances(scores, labels, enlarged(masks[needed], padded, size, output_size),
+                                   position[instance], self.postprocess.score_threshold)
             if self.stuff:
-                detections.panoptic = panoptic(probability[segment], masks[position[segment]], self.num_classes,
-                                               self.void_outside_masks)
+                segment = self.segment_candidates(probability)
+                detections.panoptic = panoptic(
+                    probability[segment], enlarged(masks[segment], padded, size, output_size), self.num_classes,
+                    self.void_outside_masks)
             result.append(detections)
         return result
 
@@ -352,16 +353,48 @@ def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def instances(scores: Tensor, labels: Tensor, masks: Tensor, index: Tensor, score_threshold: float) -> Detections:
+def enlarged(masks: Tensor, padded: tuple[int, int], size: tuple[int, int],
+             output_size: tuple[int, int]) -> Iterator[Tensor]:
+    """Mask logits [K, h, w] of an image in its `output_size`, a few at a time; it has `size` in a `padded` batch."""
+    pixels = max(padded[0] * padded[1], output_size[0] * output_size[1])
+    # How many there are is not known while a graph is traced.
+    parts = [masks] if torch.compiler.is_exporting() else masks.split(max(1, AT_A_TIME // pixels))
+    for part in parts:
+        yield resize(resize(part.float(), padded)[:, :size[0], :size[1]], output_size)
+
+
+def instances(scores: Tensor, labels: Tensor, masks: Iterable[Tensor], index: Tensor,
+              score_threshold: float) -> Detections:
     """Detections whose score is that of their class times the mean probability of the pixels inside their mask, and
-    above the threshold; from scores and labels [n] of the classes, and `index` [n] into masks [K, h, w] (logits)."""
-    inside = masks > 0
-    mask_scores = (masks.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6)
-    scores, order = (scores * mask_scores[index]).sort(descending=True)
+    above the threshold; from scores and labels [n] of the classes, and `index` [n] into masks [K, h, w] (logits), which
+    come in parts."""
+    parts, mask_scores = [], []
+    for part in masks:
+        inside = part > 0
+        mask_scores.append((part.sigmoid() * inside).flatten(1).sum(1) / (inside.flatten(1).sum(1) + 1e-6))
+        parts.append(inside)
+    scores, order = (scores * torch.cat(mask_scores)[index]).sort(descending=True)
     kept = scores > score_threshold
     scores, order = scores[kept], order[kept]
     index = index[order]
-    return Detections(boxes_around(inside)[index], scores, labels[order], inside[index])
+    boxes = torch.cat([boxes_around(inside) for inside in parts])[index]
+    return Detections(boxes, scores, labels[order], parts[0][index] if len(parts) == 1 else chosen_rows(parts, index))
+
+
+def chosen_rows(parts: list[Tensor], index: Tensor) -> Tensor:
+    """`torch.cat(parts)[index]` without holding both for long; `parts` is emptied."""
+    rows: list[Tensor | None] = [row for part in parts for row in part]
+    out, places = parts[0].new_empty(len(index), *parts[0].shape[1:]), index.tolist()
+    parts.clear()
+    last = {row: place for place, row in enumerate(places)}
+    rows = [row if i in last else None for i, row in enumerate(rows)]
+    for place, i in enumerate(places):
+        row = rows[i]
+        assert row is not None
+        out[place] = row
+        if last[i] == place:
+            rows[i] = None
+    return out
 
 
 def boxes_around(masks: Tensor) -> Tensor:
@@ -374,29 +407,37 @@ def boxes_around(masks: Tensor) -> Tensor:
     return torch.stack([left, top, right, bottom], 1).float() * masks.flatten(1).any(1)[:, None]
 
 
-def panoptic(probability: Tensor, masks: Tensor, things: int, void_outside_masks: bool) -> Tensor:
+def panoptic(probability: Tensor, masks: Tensor | Iterable[Tensor], things: int, void_outside_masks: bool) -> Tensor:
     """int64 [h, w] panoptic map: each pixel has the segment whose class and mask together are most probable there.
 
     Args:
-        probability: [K, C + 1] of the queries that have a segment; masks: [K, h, w] logits.
+        probability: [K, C + 1] of the queries that have a segment; masks: [K, h, w] logits, or parts of those in turn.
         things: number of classes of things, which come first.
         void_outside_masks: see `MaskFormerHead`.
     """
-    void = probability.shape[1] - 1
-    (score, label), masks = probability.max(1), masks.sigmoid()
-    # Segment 0 is void; it has the pixels only where there is no other.
-    owner = F.pad(score[:, None, None] * masks, (0, 0, 0, 0, 1, 0), value=-1.0).argmax(0)
+    void, (score, label) = probability.shape[1] - 1, probability.max(1)
+    first, areas, seen = 0, [], None
+    for part in [masks] if isinstance(masks, Tensor) else masks:
+        part = part.sigmoid()
+        if seen is None:
+            # Segment 0 is void; it has the pixels only where there is no other.
+            empty = torch.zeros_like(part[:0].sum(0))
+            seen = empty - 1, empty.long(), empty
+        most, owner, own_mask = seen
+        areas.append((part >= MASK_THRESHOLD).flatten(1).sum(1))
+        most, place = torch.cat([most[None], score[first:first + len(part), None, None] * part]).max(0)
+        owner = torch.where(place > 0, place + first, owner)
+        seen = most, owner, torch.cat([own_mask[None], part]).gather(0, place[None])[0]
+        first += len(part)
+    assert seen is not None
+    _, owner, own_mask = seen
     area = label.new_zeros(label.shape[0] + 1).index_add(0, owner.flatten(), torch.ones_like(owner).flatten())[1:]
-    mask_area = (masks >= MASK_THRESHOLD).flatten(1).sum(1)
+    mask_area = torch.cat(areas)
     kept = (area > 0) & (mask_area > 0) & (area / mask_area >= VISIBLE)
     thing = label < things
     number = (kept & thing).cumsum(0) * thing  # stuff of one class is one segment
-    segments = F.pad(torch.where(kept, label + INSTANCE * number, void), (1, 0), value=void)
-    result = segments[owner]
-    if void_outside_masks:
-        own_mask = F.pad(masks, (0, 0, 0, 0, 1, 0)).gather(0, owner[None])[0]
-        result = torch.where(own_mask >= MASK_THRESHOLD, result, void)
-    return result
+    result = F.pad(torch.where(kept, label + INSTANCE * number, void), (1, 0), value=void)[owner]
+    return torch.where(own_mask >= MASK_THRESHOLD, result, void) if void_outside_masks else result
 
 
 # The detector.

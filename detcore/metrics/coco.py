@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
-import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from detcore.data.files import open_file
-from detcore.errors import DataError, UsageError
+from detcore.errors import UsageError
+from detcore.metrics.entries import Entry, GroundTruth, read_ground_truth, read_results
 from detcore.metrics.intervals import resamplings
 
 Kind = Literal["bbox", "segm", "proposal"]
@@ -71,32 +70,41 @@ class CocoResult:
 
 
 def evaluate_coco(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind = "bbox", *,
-                  backend: str = DEFAULT_BACKEND, category_ids: Sequence[int] | None = None,
-                  image_ids: Sequence[int] | None = None, limits: tuple[int, int, int] | None = None,
-                  replicates: int = 0, progress: bool = False) -> CocoResult:
+                  backend: str = DEFAULT_BACKEND, category_ids: Sequence[Any] | None = None,
+                  class_names: Sequence[str] | None = None, image_ids: Sequence[Any] | None = None,
+                  limits: tuple[int, int, int] | None = None, replicates: int = 0,
+                  progress: bool = False) -> CocoResult:
     """Compare detections with the ground truth of a COCO annotation file.
 
+    Ids are whole numbers of any size, or text. Annotations without a box of positive, finite size are left out. An
+    object whose mask is missing, empty or broken counts neither for nor against detections in its box when masks are
+    compared, as in training. One warning tells how many there are of both.
+
     Args:
-        gt: the annotation file, or its content. Objects without a positive, finite size are left out, as in
-            `detcore.data.coco`.
+        gt: the annotation file, or its content.
         results: as in COCO's results files: image_id, category_id, score, bbox (x, y, width, height) and, for "segm",
             segmentation (run lengths). For "proposal" the category does not matter.
         backend: "faster-coco-eval" or "pycocotools".
         category_ids, image_ids: evaluate only these; all of the file by default.
+        class_names: names of those categories, which the file then need not have; by default the file's.
         limits: three numbers of detections an image, for the recalls; precision takes the last.
         replicates: resamplings of the images under which the metrics are computed again, by faster-coco-eval.
 
     Raises:
-        UsageError: an unknown kind or backend, or one that gives no replicates.
-        DataError: the annotation file cannot be read, or a result is of an image that it does not have.
+        UsageError: an unknown kind or backend, one that gives no replicates, or a category that the file does not have.
+        DataError: the annotation file cannot be read, or a result is of an image that it does not have, lacks a key, or
+            has a score, box or mask that is none.
     """
     if kind not in KINDS:
         raise UsageError(f"There is no COCO evaluation {kind!r}: it is one of {', '.join(KINDS)}.")
-    content = read_ground_truth(gt, results)
-    limits = limits or (PROPOSAL_LIMITS if kind == "proposal" else DETECTION_LIMITS)
+    load_backend(backend)
     if replicates and backend != DEFAULT_BACKEND:
         raise UsageError(f"Intervals by the bootstrap need the backend {DEFAULT_BACKEND}, not {backend}.")
-    counts = count(content, results, kind, backend, category_ids, image_ids, limits, progress, replicates)
+    more = None if class_names is None else dict(zip(category_ids or (), class_names))
+    truth = read_ground_truth(gt, masks=kind == "segm", more_categories=more)
+    detections = read_results(results, truth, masks=kind == "segm", classes=kind != "proposal")
+    limits = limits or (PROPOSAL_LIMITS if kind == "proposal" else DETECTION_LIMITS)
+    counts = count(truth, detections, kind, backend, category_ids, image_ids, limits, progress, replicates)
     metrics = {} if kind == "proposal" else counts.average_precision()
     return counts.result(kind, metrics | counts.average_recall())
 
@@ -143,30 +151,32 @@ class Counts:
         return CocoResult(kind, metrics, per_class, precision, self.images, self.objects, replicates)
 
 
-def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind, backend: str,
-          category_ids: Sequence[int] | None, image_ids: Sequence[int] | None, limits: Sequence[int],
-          progress: bool, replicates: int = 0, **options: Any) -> Counts:
+def count(truth: GroundTruth, results: Sequence[Entry], kind: Kind, backend: str, category_ids: Sequence[Any] | None,
+          image_ids: Sequence[Any] | None, limits: Sequence[int], progress: bool, replicates: int = 0,
+          **options: Any) -> Counts:
     """Let a library compare results with the ground truth, a group of classes after the other.
 
     Args:
-        content: from `read_ground_truth`; the other arguments as in `evaluate_coco`.
+        truth, results: from `detcore.metrics.entries`; the other arguments as in `evaluate_coco`.
         options: of the library's evaluation.
     """
     coco_class, eval_class = load_backend(backend)
-    names = {c["id"]: c["name"] for c in content["categories"]}
-    classes = sorted(names if category_ids is None else category_ids)
-    images = sorted({image["id"] for image in content["images"]} if image_ids is None else image_ids)
-    together = len(classes) if kind == "proposal" else GROUP
+    names = unique_names(truth)
+    classes = list(names) if category_ids is None else sorted(_category(truth, i) for i in category_ids)
+    images = ([image["id"] for image in truth.images] if image_ids is None
+              else sorted({truth.image_of(i) for i in image_ids}))
+    together = max(len(classes), 1) if kind == "proposal" else GROUP
     groups = [classes[i:i + together] for i in range(0, len(classes), together)] or [[]]
-    objects, found = _by_class(content["annotations"]), _detections(results, kind)
+    objects, found = _by_class(truth.annotations), _by_class(results)
     shape = len(IOUS), len(RECALLS), -1, len(AREAS), len(limits)
+    replicates = replicates if images else 0
     precision, recall = [], []
     resampled: list[list[dict[str, np.ndarray]]] = [[] for _ in range(replicates)]
     options |= dict(separate_eval=True) if replicates else {}
     with tqdm(total=len(classes), desc=f"counting {kind}", unit="class", disable=not progress, leave=False) as bar:
         for group in groups:
             with contextlib.redirect_stdout(io.StringIO()):  # both libraries talk
-                ground, detected = (_index(coco_class, content, [a for c in group for a in of_class.get(c, ())])
+                ground, detected = (_index(coco_class, truth, [a for c in group for a in of_class.get(c, ())])
                                     for of_class in (objects, found))
                 run = eval_class(ground, detected, "segm" if kind == "segm" else "bbox", **options)
                 run.params.maxDets = list(limits)
@@ -181,11 +191,26 @@ def count(content: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: K
             bar.update(len(group))
     counted, shown = set(classes), set(images)
     number = sum(not a["iscrowd"] and a["image_id"] in shown and (kind == "proposal" or a["category_id"] in counted)
-                 for a in content["annotations"])
+                 for a in truth.annotations)
     again = [{name: mean(np.concatenate([values[name] for values in groups])) for name in groups[0]}
              for groups in resampled]
     return Counts(np.concatenate(precision, 2), np.concatenate(recall, 1), limits, [names[c] for c in classes],
                   len(shown), number, again)
+
+
+def _category(truth: GroundTruth, value: Any) -> int:
+    """The new id of a category; UsageError where there is none."""
+    if (number := truth.category_numbers.get(value)) is None:
+        raise UsageError(f"{truth.title} has no category {value!r}.")
+    return number
+
+
+def unique_names(truth: GroundTruth) -> dict[int, str]:
+    """A name for each category by its new id, with the file's id where several have the same."""
+    names = [str(category["name"]) for category in truth.categories]
+    seen = Counter(names)
+    return {c["id"]: f"{name} (category {i})" if seen[name] > 1 else name
+            for c, name, i in zip(truth.categories, names, truth.category_numbers.ids)}
 
 
 def _resample(run: Any, kind: Kind, images: int, replicates: int) -> Iterator[dict[str, np.ndarray]]:
@@ -234,18 +259,6 @@ def _resample_recall(run: Any, recall: np.ndarray, replicates: int) -> Iterator[
             f"AR{area}": r[a, -1] for a, area in enumerate(AREAS) if area}
 
 
-def read_ground_truth(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sound content of an annotation file, or of what it would hold; DataError if it cannot be read or lacks the
-    image of a result."""
-    content = _clean(gt if isinstance(gt, Mapping) else _read(Path(gt)))
-    known = {image["id"] for image in content["images"]}
-    stray = next((r["image_id"] for r in results if r["image_id"] not in known), None)
-    if stray is not None:
-        name = "the ground truth" if isinstance(gt, Mapping) else gt
-        raise DataError(f"There are detections of image {stray}, which {name} does not have.")
-    return content
-
-
 def load_backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """A library's COCO and COCOeval; UsageError where there is no such library."""
     if name not in BACKENDS:
@@ -260,23 +273,6 @@ def load_backend(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return COCO, COCOeval_faster
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with open_file(path, "annotation file") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise DataError(f"The annotation file {path} cannot be read: {error}.") from error
-
-
-def _clean(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with sound objects only, numbered from 1: both libraries take the number 0 for "not matched"."""
-    sound = [a for a in content.get("annotations", [])
-             if all(map(math.isfinite, a["bbox"])) and min(a["bbox"][2:]) > 0]
-    return dict(
-        images=content["images"], categories=content["categories"],
-        annotations=[{"area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0, **a, "id": i} for i, a in enumerate(sound, 1)])
-
-
 def _by_class(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     found: dict[int, list[dict[str, Any]]] = {}
     for annotation in annotations:
@@ -284,25 +280,9 @@ def _by_class(annotations: Iterable[dict[str, Any]]) -> dict[int, list[dict[str,
     return found
 
 
-def _detections(results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[int, list[dict[str, Any]]]:
-    """Results in the form of annotations, by class; a mask's area decides whether it is small, else the box's."""
-    from pycocotools import mask as coco_mask
-
-    annotations = []
-    for i, result in enumerate(results, 1):
-        entry = dict(result, id=i, iscrowd=0)
-        if kind == "segm":
-            entry["area"] = float(coco_mask.area(entry["segmentation"]))
-        else:
-            entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-            entry.pop("segmentation", None)
-        annotations.append(entry)
-    return _by_class(annotations)
-
-
-def _index(coco_class: Callable[..., Any], content: dict[str, Any], annotations: list[dict[str, Any]]) -> Any:
+def _index(coco_class: Callable[..., Any], truth: GroundTruth, annotations: list[Entry]) -> Any:
     coco = coco_class()
-    coco.dataset = content | dict(annotations=annotations)
+    coco.dataset = dict(images=truth.images, categories=truth.categories, annotations=annotations)
     coco.createIndex()
     return coco
 

@@ -13,9 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from detcore.errors import DataError
-from detcore.metrics.coco import DEFAULT_BACKEND, CocoResult, count, mean, read_ground_truth
+from detcore.metrics.coco import DEFAULT_BACKEND, CocoResult, count, mean
+from detcore.metrics.entries import GroundTruth, read_ground_truth, read_results, told
 
 LIMIT = 300  # detections of an image, of all classes together
+LISTS = "neg_category_ids", "not_exhaustive_category_ids"  # of an image's classes: absent, annotated in part
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # in up to 10, up to 100, more training images
 
 
@@ -29,22 +31,43 @@ def evaluate_lvis(gt: str | Path | Mapping[str, Any], results: Sequence[Mapping[
         AR300, ARs, ARm, ARl.
 
     Raises:
-        DataError: the annotation file cannot be read, does not say how frequent a class is, or lacks a result's image.
+        DataError: as in `evaluate_coco`, or the annotation file does not say how frequent a class is, or which classes
+            an image was searched for.
     """
-    content = read_ground_truth(gt, results)
-    order = sorted(content["categories"], key=lambda category: category["id"])
-    unknown = next((c["name"] for c in order if c.get("frequency") not in FREQUENCIES), None)
+    truth = read_ground_truth(gt, masks=kind == "segm")
+    unknown = next((c["name"] for c in truth.categories if c.get("frequency") not in FREQUENCIES), None)
     if unknown is not None:
         raise DataError(f"The annotations do not say how frequent the class {unknown!r} is: they are not LVIS's.")
-    counts = count(content, best_of_image(results), kind, DEFAULT_BACKEND, None, image_ids, (LIMIT,), progress,
-                   lvis_style=True)
-    frequency = np.array([c["frequency"] for c in order])
+    looked_for = federate(truth)
+    detections = [d for d in best_of_image(read_results(results, truth, masks=kind == "segm"))
+                  if (d["image_id"], d["category_id"]) in looked_for]
+    counts = count(truth, detections, kind, DEFAULT_BACKEND, None, image_ids, (LIMIT,), progress, lvis_style=True)
+    frequency = np.array([c["frequency"] for c in truth.categories])
     precision = counts.precision[..., 0, -1]
     rates = {f"AP{key}": mean(precision[:, :, frequency == key]) for key in FREQUENCIES}
     return counts.result(kind, counts.average_precision() | rates | counts.average_recall())
 
 
-def best_of_image(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def federate(truth: GroundTruth) -> set[tuple[int, int]]:
+    """The pairs of image and class of which it is known what there is; the images' lists of classes get the new ids.
+
+    Raises:
+        DataError: an image has no such list. Without them a wrong detection could not be told from one of a class that
+            nobody looked for, so the official evaluation does not count either.
+    """
+    known = {(a["image_id"], a["category_id"]) for a in truth.annotations}
+    for image in truth.images:
+        for key in LISTS:
+            listed = image.get(key)
+            if not isinstance(listed, (list, tuple)):
+                raise DataError(f"Image {told(truth.image_numbers.ids[image['id'] - 1])} of {truth.title} has no list "
+                                f"{key}, by which LVIS tells what was annotated: evaluate it as COCO's data.")
+            image[key] = [n for i in listed if (n := truth.category_numbers.get(i)) is not None]
+        known.update((image["id"], category) for category in image[LISTS[0]])
+    return known
+
+
+def best_of_image(results: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The `LIMIT` results of each image with the highest scores."""
     image = np.array([r["image_id"] for r in results])
     order = np.lexsort((-np.array([r["score"] for r in results]), image))

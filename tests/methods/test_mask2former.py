@@ -165,6 +165,38 @@ def test_only_needed_masks_are_enlarged(monkeypatch):
             small_head(**{option: value})
 
 
+@pytest.mark.parametrize("stuff", (0, 2))
+def test_a_few_masks_at_a_time_are_as_good_as_all(stuff, monkeypatch):
+    """Large pictures have their masks enlarged in parts, each of a bounded number of pixels, whatever is kept."""
+    torch.manual_seed(0)
+    head, size = small_head(stuff), (24, 32)
+    classes = head.cls_embed.out_features
+    at = BIG * (2 * torch.eye(48)[:40].view(1, 40, 6, 8) - 1)  # each query has a cell of its own
+    predictions = MaskPredictions(3 * torch.randn(1, 40, classes), at + torch.randn(1, 40, 6, 8))
+    head.object_score = 0.3
+    resize, pixels = method.resize, []
+
+    def counted(masks: Tensor, size: tuple[int, int]) -> Tensor:
+        pixels.append(len(masks) * size[0] * size[1])
+        return resize(masks, size)
+
+    monkeypatch.setattr(method, "resize", counted)
+    found = []
+    for limit in (2**25, 7 * 90 * 120, 1):
+        monkeypatch.setattr(method, "AT_A_TIME", limit)
+        pixels.clear()
+        found += head.detections(predictions, Images(torch.zeros(1, 3, *size), [(24, 30)]), [(90, 120)])
+        assert max(pixels) <= max(limit, 90 * 120)
+    whole, *parts = found
+    assert len(whole) > 15 and (whole.panoptic is not None) == bool(stuff)
+    for one in parts:
+        assert torch.equal(one.masks, whole.masks) and torch.equal(one.boxes, whole.boxes)
+        torch.testing.assert_close(one.scores, whole.scores)
+        assert torch.equal(one.labels, whole.labels)
+        if stuff:
+            assert torch.equal(one.panoptic, whole.panoptic) and len(whole.panoptic.unique()) > 3
+
+
 def test_panoptic_map():
     size = (20, 20)
     probability, masks = queries(
