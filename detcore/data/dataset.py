@@ -35,6 +35,7 @@ class ReadOptions:
         min_box: objects narrower or lower count as ignored.
         proposals: file of precomputed proposals, of which the best `max_proposals` are kept.
         panoptic: panoptic annotations too.
+        exif: turn pictures as their EXIF orientation says; False: as they are stored, for boxes made on those.
     """
 
     transforms: Sequence[Transform] = ()
@@ -46,6 +47,7 @@ class ReadOptions:
     proposals: str | Path | None = None
     max_proposals: int | None = None
     panoptic: bool = False
+    exif: bool = True
 
     def boxes_alone(self, title: str) -> ReadOptions:
         """The same; UsageError where more than boxes is asked for."""
@@ -82,7 +84,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.files: list[str] = []
-        self.image, self.boxes, self.labels, self.flags = array("i"), array("f"), array("h"), array("b")
+        self.image, self.boxes, self.labels, self.flags = array("i"), array("f"), array("i"), array("b")
 
     def add(self, box: Sequence[float], label: int, flag: bool, image: int | None = None) -> None:
         """An object, of the picture whose file comes next if `image` does not say another."""
@@ -104,6 +106,7 @@ class Dataset:
         image_ids: int64 [n].
         sizes: int32 [n, 2], (h, w) as the annotations have them.
         files: pictures, under `image_folder`.
+        size_file: the file that keeps the sizes, where they are not in the annotations.
         labels: int64, of all objects, in the order of the rows that `rows` names.
         panoptic: the panoptic annotations, None where they are not asked for.
 
@@ -119,6 +122,7 @@ class Dataset:
     sizes: np.ndarray
     files: list[str]
     labels: np.ndarray
+    size_file: Path | None = None
     panoptic: PanopticMaps | None = None
     proposals: ProposalFile | None = None
     _runs: np.ndarray  # [n, 2], each image's first row in the columns of objects, and the row after its last
@@ -166,8 +170,9 @@ class Dataset:
         Returns:
             int64 [m], the rows that were taken, in their new order.
         """
-        size = boxes[:, 2:] - boxes[:, :2]
-        seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            size = boxes[:, 2:] - boxes[:, :2]
+            seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
         sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > 0).all(1) & good
         if not sound.all():
             n = len(boxes)
@@ -245,10 +250,11 @@ class Dataset:
     def _picture(self, index: int) -> np.ndarray:
         """The decoded picture, upright unless width and height of the annotations are those before turning it."""
         expected, path = tuple(self.sizes[index]), self.path(index)
-        image = read_image(path)
-        if image.shape[:2] != expected and image.shape[1::-1] == expected:
+        image = read_image(path, upright=self.options.exif)
+        if image.shape[:2] != expected and self.options.exif and image.shape[1::-1] == expected:
             image = read_image(path, upright=False)
         if image.shape[:2] != expected:
+            advice = f"; remove {self.size_file} if pictures have changed" if self.size_file else ""
             raise DataError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels, but {self.annotation_file} says "
-                            f"{expected[1]} x {expected[0]} (image {self.image_ids[index]}).")
+                            f"{expected[1]} x {expected[0]} (image {self.image_ids[index]}){advice}.")
         return image

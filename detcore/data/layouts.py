@@ -104,7 +104,8 @@ CITYSCAPES = Layout(
     ), cityscapes.CityscapesDataset.open)
 
 OF_OPENIMAGES = "of storage.googleapis.com/openimages"
-PICTURES = [Needed(folder, f"pictures: the download page {OF_OPENIMAGES}") for folder in openimages.FOLDERS.values()]
+PICTURES = [Needed(folder, f"pictures: the download page {OF_OPENIMAGES}") for folder in
+            (openimages.FOLDERS["train"], openimages.FOLDERS["val"])]
 OPENIMAGES = Layout(
     "openimages", "Open Images v6", tuple(openimages.BOXES.values()), (
         *PICTURES,
