@@ -240,11 +240,25 @@ def _unpack(text: str) -> list[int]:
 
 
 def trace(mask: np.ndarray) -> list[np.ndarray]:
-    """The outer rings ([k, 2] each, along the pixels' outer borders) of a bitmap."""
+    """The rings ([k, 2] each, along the pixels' outer borders) of a bitmap; a hole is part of the ring around it, which
+    goes there and back along a line."""
     # Twice as large, the chain of border pixels keeps the corners of single pixels.
     double = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    chains, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [(chain[:, 0] + 0.5) / 2 for chain in chains if len(chain) >= 3]
+    chains, relations = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    parts = {i: [(0, chain[:, 0])] for i, chain in enumerate(chains) if relations[0, i, 3] < 0}
+    for i, chain in enumerate(chains):
+        if (parent := relations[0, i, 3]) >= 0:
+            ring, hole = chains[parent][:, 0], chain[:, 0]
+            # From the corner of the ring that is nearest to the hole's first one, or of very many holes from any.
+            at = int(np.abs(ring - hole[0]).sum(1).argmin()) if len(chains) < 1000 else 0
+            parts[parent].append((at, np.concatenate([hole, hole[:1], ring[at:at + 1]])))
+    rings = []
+    for (_, ring), *holes in parts.values():
+        ends = [0, *(at + 1 for at, _ in sorted(holes, key=lambda part: part[0])), len(ring)]
+        pieces = [piece for start, stop, (_, hole) in zip(ends, ends[1:], sorted(holes, key=lambda part: part[0]))
+                  for piece in (ring[start:stop], hole)]
+        rings.append(np.concatenate([*pieces, ring[ends[-2]:]]))
+    return [(ring + 0.5) / 2 for ring in rings if len(ring) >= 3]
 
 
 def find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:

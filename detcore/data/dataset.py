@@ -86,7 +86,7 @@ class Rows:
         self.files: list[str] = []
         self.image, self.boxes, self.labels, self.flags = array("i"), array("f"), array("i"), array("b")
 
-    def add(self, box: Sequence[float], label: int, flag: bool, image: int | None = None) -> None:
+    def add(self, box: Sequence[float], label: int, flag: bool = False, image: int | None = None) -> None:
         """An object, of the picture whose file comes next if `image` does not say another."""
         self.image.append(len(self.files) if image is None else image)
         self.boxes.extend(box)
@@ -137,12 +137,15 @@ class Dataset:
             raise DataError(f"There is no image folder {self.image_folder}.")
 
     def take(self, rows: Rows, sizes: np.ndarray | Sequence[tuple[int, int]], *, shares: bool = False,
-             ignore: bool = True) -> None:
+             ignore: bool = True) -> np.ndarray:
         """Take over what annotation files say, once `class_names` are known; `sizes` are the pictures' (h, w).
 
         Args:
             shares: boxes are shares of the picture's width and height.
             ignore: flagged objects are ignored.
+
+        Returns:
+            As of `arrange`.
         """
         self.files, self.image_ids = rows.files, np.arange(1, len(rows.files) + 1)
         self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
@@ -151,8 +154,8 @@ class Dataset:
         boxes = np.array(rows.boxes, np.float64).reshape(-1, 4)
         if shares:
             boxes *= np.tile(self.sizes[image][:, ::-1], 2)
-        self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=flags & ignore, flags=flags,
-                     title=lambda row: f"one in {rows.files[image[row]]}")
+        return self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=flags & ignore, flags=flags,
+                            title=lambda row: f"one in {rows.files[image[row]]}")
 
     def arrange(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, *, ignored: np.ndarray,
                 flags: np.ndarray, title: Callable[[int], str], good: np.ndarray | bool = True,

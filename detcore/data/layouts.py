@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from detcore.data import cityscapes, coco, lvis, openimages, voc, widerface
+from detcore.data import cityscapes, coco, lvis, openimages, voc, widerface, xmltree, yolo
 from detcore.data.dataset import Dataset, ReadOptions
 from detcore.errors import UsageError
 
@@ -141,7 +141,16 @@ WIDER_FACE = Layout(
                f"files of ground_truth into wider_face_split", optional=True),
     ), widerface.WiderFaceDataset)
 
-LAYOUTS = {layout.name: layout for layout in (COCO, LVIS, VOC, VOC_COCO, CITYSCAPES, OPENIMAGES, CHALLENGE, WIDER_FACE)}
+VOC_XML = Layout(
+    "voc-xml", "PASCAL VOC's XML files", (
+        "Annotations/*.xml", "ImageSets/Main/*.txt", "annotations/*.xml", "*/Annotations/*.xml", "*/annotations/*.xml",
+        "*/*/Annotations/*.xml", "Annotations/*/*.xml", "annotations/*/*.xml", "*/images/*.xml", "images/*.xml",
+        "train/*.xml", "xml/*.xml", "xmls/*.xml", "labels/*.xml", "*/labels/*.xml", "*.xml"), (), xmltree.open_xml)
+
+YOLO = Layout("yolo", "YOLO's text files", (*yolo.SETTINGS, "*.yaml", "*.yml"), (), yolo.YoloDataset)
+
+LAYOUTS = {layout.name: layout for layout in (
+    COCO, LVIS, VOC, VOC_COCO, CITYSCAPES, OPENIMAGES, CHALLENGE, WIDER_FACE, YOLO, VOC_XML)}
 
 
 def get_layout(name: str) -> Layout:

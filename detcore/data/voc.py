@@ -54,6 +54,8 @@ class VocDataset(Dataset):
         root = devkit(root)
         super().__init__(root, "", options.boxes_alone("PASCAL VOC"), "voc")
         years = years_of(root)
+        if years == ["."]:
+            self.layout = "voc-xml"  # one's own data, measured as COCO's
         lists = lists_of(root, years, split)
         self.annotation_file = next(iter(lists.values()))
         known = class_names(self.annotation_file.parent) or classes_of_xml(
