@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import msgspec
 import numpy as np
+from scipy.spatial import cKDTree
 
 from detcore.data.dataset import Dataset, ReadOptions
 from detcore.data.files import open_file
@@ -245,20 +246,24 @@ def trace(mask: np.ndarray) -> list[np.ndarray]:
     # Twice as large, the chain of border pixels keeps the corners of single pixels.
     double = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     chains, relations = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    parts = {i: [(0, chain[:, 0])] for i, chain in enumerate(chains) if relations[0, i, 3] < 0}
+    holes: dict[int, list[np.ndarray]] = {i: [] for i in range(len(chains)) if relations[0, i, 3] < 0}
     for i, chain in enumerate(chains):
-        if (parent := relations[0, i, 3]) >= 0:
-            ring, hole = chains[parent][:, 0], chain[:, 0]
-            # From the corner of the ring that is nearest to the hole's first one, or of very many holes from any.
-            at = int(np.abs(ring - hole[0]).sum(1).argmin()) if len(chains) < 1000 else 0
-            parts[parent].append((at, np.concatenate([hole, hole[:1], ring[at:at + 1]])))
-    rings = []
-    for (_, ring), *holes in parts.values():
-        ends = [0, *(at + 1 for at, _ in sorted(holes, key=lambda part: part[0])), len(ring)]
-        pieces = [piece for start, stop, (_, hole) in zip(ends, ends[1:], sorted(holes, key=lambda part: part[0]))
-                  for piece in (ring[start:stop], hole)]
-        rings.append(np.concatenate([*pieces, ring[ends[-2]:]]))
-    return [(ring + 0.5) / 2 for ring in rings if len(ring) >= 3]
+        if (parent := int(relations[0, i, 3])) >= 0:
+            holes[parent].append(chain[:, 0])
+    return [(_with_holes(chains[i][:, 0], inner) + 0.5) / 2 for i, inner in holes.items() if len(chains[i]) >= 3]
+
+
+def _with_holes(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
+    """A ring [k, 2] that goes to each hole and back from its corner that is nearest to the hole's first."""
+    if not holes:
+        return ring
+    corner = cKDTree(ring).query([hole[0] for hole in holes])[1]
+    pieces, begin = [], 0
+    for i in np.argsort(corner, kind="stable"):
+        at = corner[i]
+        pieces += [ring[begin:at + 1], holes[i], holes[i][:1], ring[at:at + 1]]
+        begin = at + 1
+    return np.concatenate([*pieces, ring[begin:]])
 
 
 def find(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
