@@ -173,7 +173,7 @@ def read_table(path: Path, label: Mapping[str, int]) -> Rows:
 def read_blocks(path: Path, label: Mapping[str, int]) -> Rows:
     """The boxes of a text file of the challenge: for each image its file, a line that is not used, the number of its
     boxes, and their lines of class (from 1 on), x1, y1, x2, y2 and whether it is a group."""
-    rows, number, found, again = Rows(), 0, set[str](), 0
+    rows, number, found, again = Rows(), 0, set[str](), [0, 0]
     with open_lines(path) as file:
         try:
             for name in file:
@@ -186,8 +186,10 @@ def read_blocks(path: Path, label: Mapping[str, int]) -> Rows:
                 if not 0 <= count == len(lines):
                     raise ValueError("the file ends within an image")
                 picture = f"{Path(inside(name.strip(), path)).stem}.jpg"
-                again += (twice := picture in found)
+                twice = picture in found
                 found.add(picture)
+                if twice:
+                    again = [again[0] + 1, again[1] + count]
                 for line in lines:
                     number += 1
                     kind, x1, y1, x2, y2, group, *_ = line.split()
@@ -202,7 +204,7 @@ def read_blocks(path: Path, label: Mapping[str, int]) -> Rows:
         except (ValueError, IndexError) as error:
             what = "the file ends within an image" if isinstance(error, IndexError) else problem(error)
             raise DataError(f"{path} is broken near line {number}: {what}.") from error
-    warn_again(path, again)
+    warn_again(path, *again)
     return rows
 
 

@@ -56,8 +56,8 @@ def problem(error: Exception) -> str:
     return str(error)[:300]
 
 
-def warn_again(path: Path, again: int) -> None:
-    """A warning of images that a file names again."""
+def warn_again(path: Path, again: int, objects: int | None = None) -> None:
+    """A warning of images that a file names again, there with so many objects."""
     if again:
-        warnings.warn(f"{path}: {again} images are there again and are left out there, with their boxes.",
-                      stacklevel=4)
+        lost = "" if objects is None else f": {objects} objects are left out"
+        warnings.warn(f"{path}: {again} images are named again and are left out there{lost}.", stacklevel=4)

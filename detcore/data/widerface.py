@@ -96,7 +96,7 @@ def read_faces(path: Path) -> Rows:
 
     Where there is no face, a line of zeros follows all the same.
     """
-    rows, number, found, again = Rows(), 0, set[str](), 0
+    rows, number, found, again = Rows(), 0, set[str](), [0, 0]
     lines = [line.strip() for line in read_text(path, "annotation file").splitlines()]
     try:
         while number < len(lines):
@@ -108,8 +108,10 @@ def read_faces(path: Path) -> Rows:
             number += 2
             if count < 0 or len(lines) < number + max(count, 1):
                 raise ValueError("the file ends within a picture")
-            again += (twice := picture in found)
+            twice = picture in found
             found.add(picture)
+            if twice:
+                again = [again[0] + 1, again[1] + count]
             for line in lines[number:number + count]:
                 x, y, w, h, *marks = map(float, line.split())
                 invalid = marks[INVALID - 4]
@@ -122,7 +124,7 @@ def read_faces(path: Path) -> Rows:
     except (ValueError, IndexError) as error:
         what = "a line has too few numbers" if isinstance(error, IndexError) else problem(error)
         raise DataError(f"{path} is broken near line {number + 1}: {what}.") from error
-    warn_again(path, again)
+    warn_again(path, *again)
     return rows
 
 
