@@ -10,6 +10,7 @@ from detcore.data.files import open_file
 from detcore.errors import DataError
 
 LARGEST_SIDE = 1_000_000  # pixels of a picture's width or height: more is a damaged file
+LONGEST_NAME = 250  # bytes of a file's or folder's name
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -28,7 +29,8 @@ def read_text(path: str | Path, what: str = "file") -> str:
 def inside(name: str, where: object) -> str:
     """A name of a file under a folder, as it is; DataError where it leads elsewhere. `where` is what has the name."""
     parts = re.split(r"[\\/]", name)
-    if not name.strip() or ".." in parts or parts[0] == "" or parts[0][1:2] == ":" or "\0" in name or len(name) > 4000:
+    if not name.strip() or ".." in parts or parts[0] == "" or parts[0][1:2] == ":" or "\0" in name or (
+            len(name) > 1000 or any(len(part.encode(errors="replace")) > LONGEST_NAME for part in parts)):
         raise DataError(f"{where} names the file {name[:100]!r}, which is not inside the data set's folder: only names "
                         f"under it are read.")
     return name

@@ -86,7 +86,7 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             if end.lower() == ".xml":
                 try:
                     with open(os.path.join(folder, name), "rb") as file:
-                        (xml if b"<annotation" in file.read(HEAD) else others).append(path)
+                        (xml if re.search(rb"<annotation[\s/>]", file.read(HEAD)) else others).append(path)
                 except OSError as error:
                     raise DataError(f"The annotation file {root / path} cannot be read: {error.strerror}.") from error
             elif end.lower() in PICTURES:

@@ -179,7 +179,7 @@ def find_pictures(root: Path, settings: Mapping[str, Any], split: str, path: Pat
                 if not line:
                     continue
                 picture = _find(line, (place.parent, *bases)) if "\0" not in line else None
-                if picture is None or not any(_under(picture, one) for one in bases):
+                if picture is None or not picture.is_file() or not any(_under(picture, one) for one in bases):
                     raise DataError(f"Line {number} of {place} names the picture {line[:200]}, which is not under "
                                     f"{' or '.join(map(str, bases))}.")
                 found.append(str(picture))

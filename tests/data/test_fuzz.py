@@ -182,26 +182,32 @@ def count_coco(root: Path) -> int | None:
 def count_xml(root: Path) -> int | None:
     files = {path: len(list(ElementTree.fromstring(path.read_bytes()).iter("object"))) for path in root.rglob("*.xml")}
     listed = root / "VOC2007/ImageSets/Main/trainval.txt"
-    if not listed.exists():
-        return sum(files.values())
-    names = {line.strip() for line in listed.read_text().splitlines()} - {""}
+    if not listed.exists():  # files that are no annotations are left out and counted as such
+        return sum(count for path, count in files.items() if re.search(rb"<annotation[\s/>]", path.read_bytes()))
+    names = {line.strip() for line in listed.read_text("utf-8-sig").splitlines()} - {""}
     return sum(count for path, count in files.items() if path.stem in names)
 
 
 def count_table(root: Path) -> int | None:
     return sum(bool(row) for row in csv.reader(io.StringIO(
-        (root / "annotations/oidv6-train-annotations-bbox.csv").read_text(), newline=""))) - 1
+        (root / "annotations/oidv6-train-annotations-bbox.csv").read_text("utf-8-sig"), newline=""))) - 1
 
 
 def count_lines(root: Path, file: str, fields: int) -> int | None:
-    return sum(len(line.split()) >= fields for line in (root / file).read_text().splitlines())
+    def numbers(line: str) -> bool:
+        try:
+            return len([float(field) for field in line.split()[:fields]]) == fields
+        except ValueError:
+            return False
+
+    return sum(map(numbers, (root / file).read_text("utf-8-sig").splitlines()))
 
 
 def count_yolo(root: Path) -> int | None:
-    if "train: ../train/images\n" not in (root / "data.yaml").read_text():
+    if "train: ../train/images\n" not in (root / "data.yaml").read_text("utf-8-sig"):
         return None
     return sum(bool(line.strip()) for i in IMAGES if (path := root / f"train/labels/{i}.txt").exists()
-               for line in path.read_text().splitlines())
+               for line in path.read_text("utf-8-sig").splitlines())
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,7 @@ FORMS = {
     "openimages-challenge": Form(challenge, r"\.(csv|json|txt)$", lambda root: count_lines(
         root, "challenge2019/challenge-2019-train-detection-bbox.txt", 6)),
     "wider_face": Form(wider_face, r"\.txt$", lambda root: count_lines(
-        root, "wider_face_split/wider_face_train_bbx_gt.txt", 10)),
+        root, "wider_face_split/wider_face_train_bbx_gt.txt", 8)),
     "yolo": Form(yolo, r"\.(yaml|txt)$", count_yolo, masks=True),
     "panoptic": Form(panoptic, r"annotations/.*\.(json|png)$"),
     "proposals": Form(proposals, r"\.npz$"),
