@@ -14,7 +14,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from detcore.data import cityscapes
-from detcore.data.coco import trace
+from detcore.data.coco import fingerprint, trace
 from detcore.data.dataset import DEFAULT_OPTIONS, Dataset, ReadOptions
 from detcore.data.images import picture_sizes
 from detcore.data.layouts import LAYOUTS, find_layout
@@ -169,6 +169,21 @@ def test_what_an_xml_tree_leaves_out_is_counted(tmp_path):
     write(tmp_path / "copy/a.xml", xml(CUP))
     with pytest.raises(DataError, match="a.jpg has two XML files"):
         opened(tmp_path)
+
+
+def test_a_model_trains_on_an_xml_tree(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"data/train/{name}.xml", xml(CUP, PLATE))
+        picture(tmp_path / f"data/train/{name}.jpg")
+        write(tmp_path / f"data/valid/{name}.xml", xml(CUP))
+        picture(tmp_path / f"data/valid/{name}.jpg")
+    name, root = "retinanet_r50_fpn_1x_coco", tmp_path / "data"
+    run = train(name, root, output=tmp_path / "run", device="cpu", steps=2, batch_size=2, workers=0, progress=False)
+    assert "bbox_AP" in run.record.metrics and run.record.data.images == 2
+    before = run.record.data.fingerprint
+    assert fingerprint(root / "train") == before
+    write(root / "train/a.xml", xml(CUP))
+    assert fingerprint(root / "train") != before
 
 
 @pytest.mark.parametrize("name, file, told", [
@@ -539,8 +554,9 @@ def panoptic(root: Path, content: str) -> PanopticMaps:
 
 
 GRAY = 90 * (1 + 256 + 65536)
-CONTENT = ('{"annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": [{"id": GRAY, "category_id": 2}]}], '
-           '"categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "sky", "isthing": 0}]}').replace("GRAY", str(GRAY))
+CONTENT = ('{"annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": [{"id": GRAY, "category_id": 2'
+           '}]}], "categories": [{"id": 1, "name": "cup"}, {"id": 2, "name": "sky", "isthing": 0}]}'
+           ).replace("GRAY", str(GRAY))
 
 
 @pytest.mark.parametrize("old, new", [("", ""), (f"{GRAY}", f'"{GRAY}"'), (f"{GRAY}", f"{GRAY}.0"),
