@@ -245,8 +245,19 @@ JUNK: list[Any] = [
     "9" * 400, "9" * 5000, "é", "a\0b", "n" * 5000, "../../x", "../1.jpg", "/etc/passwd", "C:\\x", ".", "..", [], {},
     [[]], [[], []], [1], [1, 2, 3, 4, 5, 6], [None], ["a"], {"a": 1}, {"size": [H, W], "counts": "o" * 3000},
     {"size": [H, W], "counts": []}, {"size": [H, W], "counts": [2**32 + H * W]},
-    {"size": [2**16, 2**16], "counts": [2**32]},
-    [[float("nan")] * 6], [[1e8, 1e8, 2e8, 1e8, 2e8, 2e8]], [[0] * 7], "True", "null", "~", "&a [*a]", "- x", "{", "'"]
+    {"size": [2**16, 2**16], "counts": [2**32]}, "True", "null", "~", "&a [*a]", "- x", "{", "'"]
+SHAPES: list[Any] = [
+    [[float("nan")] * 6], [[float("inf"), 0, 1, 1, 5, 5]], [[1e8, 1e8, 2e8, 1e8, 2e8, 2e8]], [[0] * 7],
+    [[-1e8, 0, 1e8, 0, 0, 1e8]], [[1, 2], [3, 4]], [[1, 2, 3, 4]], [1, 1, 9, 1, 9, 9], [[[1, 1], [9, 1], [9, 9]]],
+    [["1", "1", 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9], []], [[1, 1, 9, 1, 9, 9], None], [[5, 5] * 3],
+    [[1, 1, 9, 1, 9, 9]] * 50, [[30, 30, 40, 30, 40, 40]], [1, 2, 3, 4], [1, 2, -3, 4], [0, 0, W, H], [1, 2, 3],
+    [1, 2, 3, 4, 5], ["1", "2", "3", "4"], [[1, 2, 3, 4]], [1e300, 0, 1e300, 5], [1, 2, 3, None],
+    [float("nan"), 2, 3, 4], [W - 1e-9, 2, 3, 4], [2, 2, 1e-9, 4], dict(x=1, y=2, width=3, height=4),
+    dict(size=[2**32 + H, W], counts=[0, H * W]), dict(size=None, counts=None), dict(size=[H, W]),
+    dict(size=[W, H], counts=[0, H * W]), dict(counts=[0, H * W]), dict(size=[H], counts=[5]), *(
+        dict(size=[H, W], counts=counts) for counts in (
+            [H * W], [0, H * W], [-1, H * W + 1], [2.0, H * W - 2], "0", "\u0101", "o" * 100_000, [1] * H * W,
+            [2**64, 2**64]))]
 
 
 def nested(depth: int, value: Any) -> Any:
@@ -283,6 +294,12 @@ def mutate_json(draw: Callable, data: bytes) -> bytes:
         if not isinstance(inner, (dict, list)) or not inner:
             break
         parent, key = inner, draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+    annotations = content[""].get("annotations") if isinstance(content[""], dict) else None
+    if annotations and isinstance(annotations, list) and not draw(st.integers(0, 2)):
+        record = draw(st.sampled_from(annotations))
+        if isinstance(record, dict):
+            record[draw(st.sampled_from(("segmentation", "segmentation", "bbox")))] = draw(st.sampled_from(SHAPES))
+        return json.dumps(content[""]).encode()
     kind = draw(st.sampled_from(("value", "value", "value", "delete", "twice", "add", "rename")))
     if kind == "delete" and parent is not content:
         del parent[key]
