@@ -36,6 +36,7 @@ class Layout:
         needed: what must be there.
         open: reads a split ("train", "val") of the data set in a root.
         home: the folder that all paths start from, for the one that a user names.
+        proof: looks into the files, where the marks alone could be of something else.
     """
 
     name: str
@@ -44,10 +45,12 @@ class Layout:
     needed: tuple[Needed, ...] = field(repr=False)
     open: Callable[[Path, str, ReadOptions], Dataset] = field(repr=False)
     home: Callable[[Path], Path] = field(default=Path, repr=False)
+    proof: Callable[[Path], bool] = field(default=Path.is_dir, repr=False)
 
     def fits(self, root: Path) -> bool:
         """Whether a folder looks like this."""
-        return any(next(self.home(root).glob(mark), None) is not None for mark in self.marks)
+        home = self.home(root)
+        return any(next(home.glob(mark), None) is not None for mark in self.marks) and self.proof(home)
 
 
 def both(path: str, what: str, optional: bool = False) -> tuple[Needed, ...]:
@@ -145,9 +148,11 @@ VOC_XML = Layout(
     "voc-xml", "PASCAL VOC's XML files", (
         "Annotations/*.xml", "ImageSets/Main/*.txt", "annotations/*.xml", "*/Annotations/*.xml", "*/annotations/*.xml",
         "*/*/Annotations/*.xml", "Annotations/*/*.xml", "annotations/*/*.xml", "*/images/*.xml", "images/*.xml",
-        "train/*.xml", "xml/*.xml", "xmls/*.xml", "labels/*.xml", "*/labels/*.xml", "*.xml"), (), xmltree.open_xml)
+        "train/*.xml", "xml/*.xml", "xmls/*.xml", "labels/*.xml", "*/labels/*.xml", "*.xml"), (), xmltree.open_xml,
+    proof=xmltree.recognised)
 
-YOLO = Layout("yolo", "YOLO's text files", (*yolo.SETTINGS, "*.yaml", "*.yml"), (), yolo.YoloDataset)
+YOLO = Layout("yolo", "YOLO's text files", (*yolo.SETTINGS, "*.yaml", "*.yml"), (), yolo.YoloDataset,
+              proof=yolo.recognised)
 
 LAYOUTS = {layout.name: layout for layout in (
     COCO, LVIS, VOC, VOC_COCO, CITYSCAPES, OPENIMAGES, CHALLENGE, WIDER_FACE, YOLO, VOC_XML)}

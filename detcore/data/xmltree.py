@@ -66,6 +66,22 @@ class XmlDataset(Dataset):
         self.take(rows, sizes)
 
 
+def recognised(root: Path) -> bool:
+    """Whether a folder has lists of pictures, or a folder whose first XML files are of VOC's form."""
+    if any((root / "ImageSets/Main").glob("*.txt")):
+        return True
+    for folder, below, names in os.walk(root):
+        below.sort()
+        for name in sorted(name for name in names if name.lower().endswith(".xml"))[:5]:
+            try:
+                with open(os.path.join(folder, name), "rb") as file:
+                    if re.search(rb"<annotation[\s/>]", file.read(HEAD)):
+                        return True
+            except OSError:
+                continue
+    return False
+
+
 def open_xml(root: Path, split: str, options: ReadOptions) -> Dataset:
     """A split by the lists of `ImageSets/Main`, where there are some, or by folders."""
     return (VocDataset if any((root / "ImageSets/Main").glob("*.txt")) else XmlDataset)(root, split, options)

@@ -11,6 +11,7 @@ writes them (`../train/images`). A file that is missing or broken is a `DataErro
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from array import array
 from collections.abc import Iterable, Mapping
@@ -89,6 +90,19 @@ def _stat(path: Path) -> os.stat_result:
         return path.stat()
     except OSError:
         raise DataError(f"There is no image file {path}.") from None
+
+
+def recognised(root: Path) -> bool:
+    """Whether a folder has a file of settings by its usual name, or one of another name that has names of classes."""
+    path = settings_file(root)
+    if path.name in SETTINGS:
+        return True
+    try:
+        with open(path, "rb") as file:
+            head = file.read(100_000)
+    except OSError:
+        return False
+    return all(re.search(key, head, re.MULTILINE) for key in (rb"^(names|nc)\s*:", rb"^(train|val)\s*:"))
 
 
 def settings_file(root: Path) -> Path:

@@ -283,6 +283,20 @@ def test_yolo_data_are_read_where_they_are(tmp_path, settings, form):
         opened(root, "test")
 
 
+def test_what_only_looks_like_a_form(tmp_path):
+    root = yolo(tmp_path / "y")
+    (root / "data.yaml").rename(root / "animals.yaml")
+    assert find_layout(root).name == "yolo" and len(opened(root)[0]) == 3
+    write(root / "animals.yaml", "version: 3\n")
+    assert find_layout(root).name == "coco"
+    write(tmp_path / "x/annotations.xml", "<annotations><image/></annotations>")
+    assert find_layout(tmp_path / "x").name == "coco"
+    write(tmp_path / "x/a.xml", xml(CUP))  # beside its picture
+    picture(tmp_path / "x/a.jpg")
+    assert find_layout(tmp_path / "x").name == "voc-xml"
+    assert opened(tmp_path / "x")[0].files == ["a.jpg"]
+
+
 def test_yolo_lists_of_pictures(tmp_path):
     root = yolo(tmp_path, "train: train.txt\nval: lists/val.txt\nnames: [cup, plate]\n")
     write(root / "train.txt", "./images/train/a.png\n/elsewhere/images/train/b.png\nimages/train/a.png\n\n")

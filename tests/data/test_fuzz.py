@@ -308,7 +308,7 @@ def mutate_json(draw: Callable, data: bytes) -> bytes:
     elif kind == "add" and isinstance(parent[key], list):
         parent[key].append(change_value(draw, None))
     elif kind == "add" and isinstance(parent[key], dict):
-        parent[key][draw(st.sampled_from(("ignore", "id", "segmentation", "x")))] = change_value(draw, 1)
+        parent[key][draw(st.sampled_from(("id", "segmentation", "x")))] = change_value(draw, 1)
     elif kind == "rename" and isinstance(parent, dict) and parent is not content:
         parent[draw(st.sampled_from(("id", "name", "bbox", "x")))] = parent.pop(key)
     else:
