@@ -8,6 +8,11 @@ import pytest
 from detcore.pocket.pocket_zoo import draw
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz", type=int, metavar="N", default=None, help="examples of the test of mutated data sets, "
+                     "other ones each time; by default 500, always the same")
+
+
 @pytest.fixture(scope="session")
 def pocket_zoo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pocket Zoo in COCO's layout: 40 images to train on, 8 to evaluate on. Copy it before you change it."""

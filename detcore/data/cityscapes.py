@@ -18,15 +18,17 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from detcore.data import images as pictures
 from detcore.data.coco import CocoDataset
 from detcore.data.dataset import ReadOptions
-from detcore.errors import DataError
+from detcore.errors import DataError, UsageError
 from detcore.records import write_text
 from detcore.structures import encode_rle
 
 # The classes of the instance task with their official numbers.
 CLASSES = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}
 INSTANCE = 1000  # what a class's number is multiplied by in a map of instances
+MOST_OBJECTS = 1000  # of a map
 PICTURE, MAP = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 
 
@@ -37,6 +39,8 @@ class CityscapesDataset(CocoDataset):
     def open(cls, root: str | Path, split: str, options: ReadOptions) -> CityscapesDataset:
         """The training or validation images; makes the annotation file where it is not there."""
         file = annotation_file(Path(root), split)
+        if split not in ("train", "val") and not file.exists():
+            raise UsageError(f"Cityscapes has no split {split!r} with objects: it has train, val.")
         if not file.exists() and (Path(root) / "gtFine" / split).is_dir():
             convert(root, split)
         data = cls.read(root, str(file.relative_to(root)), f"leftImg8bit/{split}", options, layout="cityscapes")
@@ -49,7 +53,8 @@ class CityscapesDataset(CocoDataset):
     def instance_map(self, image_id: int) -> np.ndarray:
         """int64 [h, w], the official map of an image; DataError where there is none."""
         index = int(np.flatnonzero(self.image_ids == image_id)[0])
-        return read_map(self.root / "gtFine" / self.split / self.files[index].replace(PICTURE, MAP))
+        return read_map(self.root / "gtFine" / self.split / self.files[index].replace(PICTURE, MAP),
+                        tuple(self.sizes[index].tolist()))
 
 
 def annotation_file(root: Path, split: str) -> Path:
@@ -57,12 +62,9 @@ def annotation_file(root: Path, split: str) -> Path:
     return root / f"annotations/instancesonly_filtered_gtFine_{split}.json"
 
 
-def read_map(path: Path) -> np.ndarray:
-    """int64 [h, w] map of instances; DataError where it is missing or broken."""
-    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if values is None or values.ndim != 2:
-        raise DataError(f"The map of instances {path} cannot be read.")
-    return values.astype(np.int64)
+def read_map(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """int64 [h, w] map of instances; DataError where it is missing, broken or not of `size` (h, w)."""
+    return pictures.read_map(path, "map of instances", size).astype(np.int64)
 
 
 def convert(root: str | Path, split: str, classes: Mapping[int, str] = CLASSES) -> Path:
@@ -77,7 +79,11 @@ def convert(root: str | Path, split: str, classes: Mapping[int, str] = CLASSES) 
         values = read_map(path)
         images.append(dict(id=image_id, file_name=f"{path.parent.name}/{path.name.replace(MAP, PICTURE)}",
                            height=values.shape[0], width=values.shape[1]))
-        for value in np.unique(values[values >= min(classes)]).tolist():
+        found = np.unique(values[values >= min(classes)]).tolist()
+        if len(found) > MOST_OBJECTS:
+            raise DataError(f"The map of instances {path} has {len(found)} objects, more than {MOST_OBJECTS:,}: it is "
+                            f"damaged.")
+        for value in found:
             category = value // INSTANCE if value >= INSTANCE else value
             if category in classes:
                 mask = values == value

@@ -67,7 +67,12 @@ _BEYOND = 9e9  # what stands for NaN and infinity
 
 
 def fingerprint(path: str | Path) -> str:
-    """Twelve hexadecimal digits that stand for the content of an annotation file."""
+    """Twelve hexadecimal digits that stand for the content of an annotation file, or of a folder of XML files."""
+    if Path(path).is_dir():
+        digest = hashlib.sha256()
+        for xml in sorted(Path(path).rglob("*.xml")):
+            digest.update(f"{xml.relative_to(path)}\n".encode("utf-8", "surrogateescape") + xml.read_bytes())
+        return digest.hexdigest()[:12]
     with open_file(path, "annotation file") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]  # type: ignore[arg-type]
 

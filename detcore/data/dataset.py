@@ -41,6 +41,7 @@ class ReadOptions:
         holdout: share of the images that are held out, as `held_out` says; `held`: read these instead of the others.
         rename: new names of classes by their old ones, where the files name them.
         skip_unlisted: leave out annotations of categories and images that the file does not list.
+        exif: turn pictures as their EXIF orientation says; False: as they are stored, for boxes made on those.
     """
 
     transforms: Sequence[Transform] = ()
@@ -56,6 +57,7 @@ class ReadOptions:
     held: bool = False
     rename: Mapping[str, str] = field(default_factory=dict)
     skip_unlisted: bool = False
+    exif: bool = True
 
     def boxes_alone(self, title: str) -> ReadOptions:
         """The same; UsageError where more than boxes is asked for."""
@@ -106,9 +108,9 @@ class Rows:
 
     def __init__(self) -> None:
         self.files: list[str] = []
-        self.image, self.boxes, self.labels, self.flags = array("i"), array("f"), array("h"), array("b")
+        self.image, self.boxes, self.labels, self.flags = array("i"), array("f"), array("i"), array("b")
 
-    def add(self, box: Sequence[float], label: int, flag: bool, image: int | None = None) -> None:
+    def add(self, box: Sequence[float], label: int, flag: bool = False, image: int | None = None) -> None:
         """An object, of the picture whose file comes next if `image` does not say another."""
         self.image.append(len(self.files) if image is None else image)
         self.boxes.extend(box)
@@ -128,6 +130,7 @@ class Dataset:
         image_ids: int64 [n], or objects [n] where the files have ids that are text or beyond 64 bits.
         sizes: int32 [n, 2], (h, w) as the annotations have them.
         files: pictures, under `image_folder`.
+        size_file: the file that keeps the sizes, where they are not in the annotations.
         labels: int64, of all objects, in the order of the rows that `rows` names.
         panoptic: the panoptic annotations, None where they are not asked for.
 
@@ -143,6 +146,7 @@ class Dataset:
     sizes: np.ndarray
     files: list[str]
     labels: np.ndarray
+    size_file: Path | None = None
     panoptic: PanopticMaps | None = None
     proposals: ProposalFile | None = None
     _runs: np.ndarray  # [n, 2], each image's first row in the columns of objects, and the row after its last
@@ -157,12 +161,15 @@ class Dataset:
             raise DataError(f"There is no image folder {self.image_folder}.")
 
     def take(self, rows: Rows, sizes: np.ndarray | Sequence[tuple[int, int]], *, shares: bool = False,
-             ignore: bool = True) -> None:
+             ignore: bool = True) -> np.ndarray:
         """Take over what annotation files say, once `class_names` are known; `sizes` are the pictures' (h, w).
 
         Args:
             shares: boxes are shares of the picture's width and height.
             ignore: flagged objects are ignored.
+
+        Returns:
+            As of `arrange`.
         """
         self.files, self.image_ids = rows.files, np.arange(1, len(rows.files) + 1)
         self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
@@ -171,8 +178,8 @@ class Dataset:
         boxes = np.array(rows.boxes, np.float64).reshape(-1, 4)
         if shares:
             boxes *= np.tile(self.sizes[image][:, ::-1], 2)
-        self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=flags & ignore, flags=flags,
-                     title=lambda row: f"one in {rows.files[image[row]]}")
+        return self.arrange(image, boxes, np.array(rows.labels, np.int64), ignored=flags & ignore, flags=flags,
+                            title=lambda row: f"one in {rows.files[image[row]]}")
 
     def arrange(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, *, ignored: np.ndarray,
                 flags: np.ndarray, title: Callable[[int], str], good: np.ndarray | bool = True,
@@ -191,8 +198,9 @@ class Dataset:
             int64 [m], the rows that were taken, in their new order.
         """
         check_names(self.files, self.image_ids.tolist(), self.annotation_file)
-        size = boxes[:, 2:] - boxes[:, :2]
-        seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            size = boxes[:, 2:] - boxes[:, :2]
+            seen = np.minimum(boxes[:, 2:], self.sizes[image][:, ::-1]) - boxes[:, :2].clip(0)
         sound = (np.abs(boxes) < 1e9).all(1) & (size >= 1).all(1) & (seen > THIN).all(1) & good
         if not sound.all():
             n = len(boxes)
@@ -301,10 +309,11 @@ class Dataset:
     def _picture(self, index: int) -> np.ndarray:
         """The decoded picture, upright unless width and height of the annotations are those before turning it."""
         expected, path = tuple(self.sizes[index]), self.path(index)
-        image = read_image(path)
-        if image.shape[:2] != expected and image.shape[1::-1] == expected:
+        image = read_image(path, upright=self.options.exif)
+        if image.shape[:2] != expected and self.options.exif and image.shape[1::-1] == expected:
             image = read_image(path, upright=False)
         if image.shape[:2] != expected:
+            advice = f"; remove {self.size_file} if pictures have changed" if self.size_file else ""
             raise DataError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels, but {self.annotation_file} says "
-                            f"{expected[1]} x {expected[0]} (image {self.image_ids[index]}).")
+                            f"{expected[1]} x {expected[0]} (image {self.image_ids[index]}){advice}.")
         return image

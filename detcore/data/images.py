@@ -7,7 +7,6 @@ import os
 import struct
 import threading
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +26,9 @@ from detcore.records import write_atomically
 MAX_PIXELS = 2**28
 MAX_BYTES = 2**31  # of a picture file
 _PILLOW_LIMIT = threading.Lock()
+# Pillow's doubts about large pictures and damaged EXIF blocks are answered here. Once for all, because pictures are
+# read in threads, and `warnings.catch_warnings` in one thread loses the warnings of another.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def pixel_limit() -> int:
@@ -119,14 +121,12 @@ def open_picture(what: object, data: IO[bytes]) -> Image.Image:
         DataError: which calls it `what`, for what is no image, is damaged or too large.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
+        try:
+            picture = Image.open(data)
+        except Image.DecompressionBombError:
+            with _without_pillows_limit():
+                data.seek(0)
                 picture = Image.open(data)
-            except Image.DecompressionBombError:
-                with _without_pillows_limit():
-                    data.seek(0)
-                    picture = Image.open(data)
     except UnidentifiedImageError:
         raise DataError(f"{what} is not an image file.") from None
     except Exception as error:  # there is no end to the ways in which a damaged picture fails
@@ -142,8 +142,7 @@ def _reason(error: Exception) -> str:
 def _decode_slowly(path: str | Path, data: bytes, upright: bool) -> np.ndarray:
     """Decode with Pillow, which knows more formats and is strict about their ends."""
     try:
-        with open_picture(path, io.BytesIO(data)) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with open_picture(path, io.BytesIO(data)) as file:
             large = Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS
             with _without_pillows_limit() if large else nullcontext():
                 return pil_to_bgr(file, upright=upright)
@@ -188,28 +187,75 @@ def pil_to_bgr(picture: Image.Image, *, upright: bool = True) -> np.ndarray:
     return np.repeat(gray[..., None], 3, 2)
 
 
+LARGEST_MAP = 40_000_000  # pixels of a map of classes or instances
+
+
+def read_map(path: Path, what: str, size: tuple[int, int] | None = None, *, colour: bool = False) -> np.ndarray:
+    """A picture of numbers as it is in its file: [h, w], or uint8 [h, w, 3], BGR, if `colour`.
+
+    Args:
+        what: what messages call it.
+        size: (h, w) that it must have; looked at before it is decoded.
+
+    Raises:
+        DataError: it is missing, broken, of another size or too large.
+    """
+    height, width = picture_size(path, upright=False, what=what)
+    if size is not None and (height, width) != tuple(size):
+        raise DataError(f"The {what} {path} has {width} x {height} pixels, but the image has {size[1]} x {size[0]}.")
+    if height * width > LARGEST_MAP:
+        raise DataError(f"The {what} {path} has {width} x {height} pixels; {LARGEST_MAP:,} are read at most.")
+    values = None
+    with suppress(cv2.error):
+        values = cv2.imread(str(path), cv2.IMREAD_COLOR if colour else cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim != 2 + colour or values.dtype.kind not in "ui" or values.shape[:2] != (
+            height, width):
+        raise DataError(f"The {what} {path} cannot be read.")
+    return values
+
+
 SAVED = 50_000  # pictures whose sizes are read between two writes of the file that keeps them
 
 
-def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
-    """int32 [n, 2], (h, w) of upright pictures, from their files' heads, or from the file `kept` of an earlier time.
+def picture_size(path: Path, upright: bool = True, what: str = "image file") -> tuple[int, int]:
+    """(h, w) of a picture from its file's head, turned as its EXIF orientation says if `upright`.
+
+    Raises:
+        DataError: the picture is missing or broken.
+    """
+    with open_file(path, what) as file, open_picture(path, file) as image:
+        try:
+            lies = upright and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except Exception as error:  # whatever Pillow raises of a broken head
+            raise DataError(f"The {what} {path} cannot be read: {_reason(error)[:200]}.") from error
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
+def picture_sizes(folder: Path, files: Sequence[str], kept: Path, *, upright: bool = True,
+                  stamps: Sequence[object] = ()) -> np.ndarray:
+    """int32 [n, 2], (h, w) of pictures, from their files' heads, or from the file `kept` of an earlier time.
+
+    Args:
+        upright: see `picture_size`.
+        stamps: what else must be as it was when the sizes were kept.
 
     Raises:
         DataError: a picture is missing or broken.
     """
-    digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
+    told = [*files, *map(str, stamps), *([] if upright else ["as stored"])]
+    digest = hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()
     sizes = np.zeros((len(files), 2), np.int32)
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # there is none, or it is of no use
+    with suppress(Exception):  # there is none, or it is of no use, for whatever reason
         with np.load(kept, allow_pickle=False) as file:
-            if str(file["digest"]) == digest:
-                sizes = file["sizes"].copy()
+            found = file["sizes"]
+            if (str(file["digest"]) == digest and found.shape == sizes.shape and found.dtype == sizes.dtype
+                    and (found >= 0).all()):
+                sizes = found.copy()
 
     def read(index: int) -> tuple[int, int]:
-        with Image.open(folder / files[index]) as image:
-            lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (image.width, image.height) if lies else (image.height, image.width)
+        return picture_size(folder / files[index], upright)
 
-    left = np.flatnonzero(sizes[:, 0] == 0)
+    left = np.flatnonzero((sizes == 0).any(1))
     with ThreadPoolExecutor(16) as pool, tqdm(total=len(left), desc=f"sizes of {folder.name}", unit="img", leave=False,
                                               delay=3) as bar:
         for start in range(0, len(left), SAVED):
@@ -218,10 +264,6 @@ def picture_sizes(folder: Path, files: Sequence[str], kept: Path) -> np.ndarray:
                 for index, size in zip(part, pool.map(read, part.tolist())):
                     sizes[index] = size
                     bar.update()
-            except FileNotFoundError as error:
-                raise DataError(f"There is no image file {error.filename}.") from None
-            except (OSError, ValueError) as error:
-                raise DataError(f"A picture of {folder} cannot be read: {error}.") from error
             finally:
                 _keep(kept, sizes, digest)
     return sizes

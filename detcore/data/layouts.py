@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from detcore.data import cityscapes, coco, locate, lvis, openimages, voc, widerface
+from detcore.data import cityscapes, coco, locate, lvis, openimages, voc, widerface, xmltree, yolo
 from detcore.data.dataset import Dataset, ReadOptions
 from detcore.errors import UsageError
 
@@ -36,6 +36,7 @@ class Layout:
         needed: what must be there.
         open: reads a split ("train", "val") of the data set in a root.
         home: the folder that all paths start from, for the one that a user names.
+        proof: looks into the files, where the marks alone could be of something else.
     """
 
     name: str
@@ -44,10 +45,12 @@ class Layout:
     needed: tuple[Needed, ...] = field(repr=False)
     open: Callable[[Path, str, ReadOptions], Dataset] = field(repr=False)
     home: Callable[[Path], Path] = field(default=Path, repr=False)
+    proof: Callable[[Path], bool] = field(default=Path.is_dir, repr=False)
 
     def fits(self, root: Path) -> bool:
         """Whether a folder looks like this."""
-        return any(next(self.home(root).glob(mark), None) is not None for mark in self.marks)
+        home = self.home(root)
+        return any(next(home.glob(mark), None) is not None for mark in self.marks) and self.proof(home)
 
 
 def both(path: str, what: str, optional: bool = False) -> tuple[Needed, ...]:
@@ -104,7 +107,8 @@ CITYSCAPES = Layout(
     ), cityscapes.CityscapesDataset.open)
 
 OF_OPENIMAGES = "of storage.googleapis.com/openimages"
-PICTURES = [Needed(folder, f"pictures: the download page {OF_OPENIMAGES}") for folder in openimages.FOLDERS.values()]
+PICTURES = [Needed(folder, f"pictures: the download page {OF_OPENIMAGES}") for folder in
+            (openimages.FOLDERS["train"], openimages.FOLDERS["val"])]
 OPENIMAGES = Layout(
     "openimages", "Open Images v6", tuple(openimages.BOXES.values()), (
         *PICTURES,
@@ -140,7 +144,18 @@ WIDER_FACE = Layout(
                f"files of ground_truth into wider_face_split", optional=True),
     ), widerface.WiderFaceDataset)
 
-LAYOUTS = {layout.name: layout for layout in (COCO, LVIS, VOC, VOC_COCO, CITYSCAPES, OPENIMAGES, CHALLENGE, WIDER_FACE)}
+VOC_XML = Layout(
+    "voc-xml", "PASCAL VOC's XML files", (
+        "Annotations/*.xml", "ImageSets/Main/*.txt", "annotations/*.xml", "*/Annotations/*.xml", "*/annotations/*.xml",
+        "*/*/Annotations/*.xml", "Annotations/*/*.xml", "annotations/*/*.xml", "*/images/*.xml", "images/*.xml",
+        "train/*.xml", "xml/*.xml", "xmls/*.xml", "labels/*.xml", "*/labels/*.xml", "*.xml"), (), xmltree.open_xml,
+    proof=xmltree.recognised)
+
+YOLO = Layout("yolo", "YOLO's text files", (*yolo.SETTINGS, "*.yaml", "*.yml"), (), yolo.YoloDataset,
+              proof=yolo.recognised)
+
+LAYOUTS = {layout.name: layout for layout in (
+    COCO, LVIS, VOC, VOC_COCO, CITYSCAPES, OPENIMAGES, CHALLENGE, WIDER_FACE, YOLO, VOC_XML)}
 
 
 def get_layout(name: str) -> Layout:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import cv2
 import msgspec
 import numpy as np
+from scipy.spatial import cKDTree
 
 from detcore.structures import rasterise
 
@@ -147,8 +148,26 @@ def bitmap(shape: Rings | np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def trace(mask: np.ndarray) -> Rings:
-    """The outer rings ([k, 2] each, along the pixels' outer borders) of a bitmap."""
+    """The rings ([k, 2] each, along the pixels' outer borders) of a bitmap; a hole is part of the ring around it, which
+    goes there and back along a line."""
     # Twice as large, the chain of border pixels keeps the corners of single pixels.
     double = cv2.resize(mask, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    chains, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [(chain[:, 0] + 0.5) / 2 for chain in chains if len(chain) >= 3]
+    chains, relations = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    holes: dict[int, list[np.ndarray]] = {i: [] for i in range(len(chains)) if relations[0, i, 3] < 0}
+    for i, chain in enumerate(chains):
+        if (parent := int(relations[0, i, 3])) >= 0:
+            holes[parent].append(chain[:, 0])
+    return [(_with_holes(chains[i][:, 0], inner) + 0.5) / 2 for i, inner in holes.items() if len(chains[i]) >= 3]
+
+
+def _with_holes(ring: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
+    """A ring [k, 2] that goes to each hole and back from its corner that is nearest to the hole's first."""
+    if not holes:
+        return ring
+    corner = cKDTree(ring).query([hole[0] for hole in holes])[1]
+    pieces, begin = [], 0
+    for i in np.argsort(corner, kind="stable"):
+        at = corner[i]
+        pieces += [ring[begin:at + 1], holes[i], holes[i][:1], ring[at:at + 1]]
+        begin = at + 1
+    return np.concatenate([*pieces, ring[begin:]])
