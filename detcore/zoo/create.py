@@ -15,8 +15,9 @@ from detcore.detectors import Detector
 from detcore.errors import UsageError, WeightsError
 from detcore.recipe import Recipe
 from detcore.weights import Checkpoint, differences, find, load_weights, read_checkpoint
-from detcore.zoo.entries import ModelEntry, check_profile
-from detcore.zoo.index import all_entries, get_model_entry, near_names, rows
+from detcore.zoo.entries import PROFILES, ModelEntry, check_profile
+from detcore.zoo.index import get_model_entry, near_names, rows
+from detcore.zoo.states import candidates, names_digest
 
 log = logging.getLogger(__name__)
 
@@ -202,12 +203,15 @@ def restore(path: str | Path, model: Model | None = None, *, recipe: Recipe | No
         WeightsError: the file does not say which model of the zoo it is, or does not fit it.
     """
     checkpoint = read_checkpoint(path)
-    name = checkpoint.meta.get("model")
-    if model is None and name not in rows():
+    name, kind = checkpoint.meta.get("model"), checkpoint.meta.get("profile", "coco")
+    if model is None and not (isinstance(name, str) and name in rows()):
         told = f"is of {name!r}, which is not of the zoo" if isinstance(name, str) else "does not say which model it is"
         raise WeightsError(f"{path} {told}: name the model and give the file as its weights.")
+    if profile is None and kind not in PROFILES:
+        raise WeightsError(f"{path} says that it is of the profile {str(kind)[:80]!r}, which there is not: name one of "
+                           f"{', '.join(PROFILES)}.")
     resolved = resolve(name if model is None else model, recipe=recipe,  # type: ignore[arg-type]
-                       profile=profile or checkpoint.meta.get("profile", "coco"))
+                       profile=profile or kind)
     return Restored(resolved._filled(checkpoint, num_classes, options), resolved, checkpoint.classes, checkpoint.meta)
 
 
@@ -233,32 +237,25 @@ def _count_classes(state: Mapping[str, Tensor], heads: Mapping[str, tuple[torch.
     return int(count) if count >= 1 and count == int(count) else None
 
 
-def _names(state: Mapping[str, Tensor]) -> set[str]:
-    """The entries that every file of a model has; older ones lack batch norm's counter."""
-    return {n for n in state if not n.endswith("num_batches_tracked")}
-
-
 def _explain(checkpoint: Checkpoint, expected: ModelEntry, profile: str) -> str:
     """Which model of the zoo a checkpoint is of, as a sentence."""
     told = checkpoint.meta.get("model"), checkpoint.meta.get("profile", "coco")
     if isinstance(told[0], str) and told != (expected.name, profile):
         return f"It says that it is {told[0]} of the {told[1]} profile."
 
-    def likeness(entry: ModelEntry) -> float:
-        known = entry.name, Path(entry.checkpoint or "").stem
-        return max(SequenceMatcher(None, name, checkpoint.path.stem).ratio() for name in known)
+    def likeness(model: tuple[str, str]) -> float:
+        known = model[0], Path(get_model_entry(model[0]).checkpoint or "").stem
+        return max(SequenceMatcher(None, name, checkpoint.path.stem[:200]).ratio() for name in known)
 
     tried = set()
-    names = _names(checkpoint.state)
-    candidates = all_entries().values() if any(n.startswith("backbone.") for n in names) else ()
-    for entry in sorted(candidates, key=likeness, reverse=True):
-        kind = entry.builder, entry.backbone, str(entry.options)
-        if kind in tried:
+    for name, kind in sorted(candidates().get(names_digest(checkpoint.state), ()), key=likeness, reverse=True):
+        entry = get_model_entry(name)
+        built = entry.builder, entry.backbone, str(entry.options), str(entry.pocket) if kind == "pocket" else "", kind
+        if built in tried:
             continue
-        tried.add(kind)
-        if names != _names(_meta_state(entry, 2, "coco")):
-            continue
-        count = _count_classes(checkpoint.state, heads := _class_entries(entry, "coco"))
-        if (count or not heads) and not differences(checkpoint.state, _meta_state(entry, count, "coco")):
-            return f"It fits {entry.name}" + (f" with {count} classes." if heads else ".")
+        tried.add(built)
+        count = _count_classes(checkpoint.state, heads := _class_entries(entry, kind))
+        if (count or not heads) and not differences(checkpoint.state, _meta_state(entry, count, kind)):
+            return (f"It fits {entry.name}" + (" of the pocket profile" if kind == "pocket" else "")
+                    + (f" with {count} classes." if heads else "."))
     return "It fits no model of the zoo."
