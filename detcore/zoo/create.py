@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detcore.detectors import Detector
 from detcore.errors import UsageError, WeightsError
+from detcore.ranges import checked
 from detcore.recipe import Recipe
 from detcore.weights import Checkpoint, differences, find, load_weights, read_checkpoint
 from detcore.zoo.entries import PROFILES, ModelEntry, check_profile
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 Model = str | ModelEntry | Detector  # a name of the zoo, an entry, or a detector that is made already
 
 
+@checked()
 def create_model(model: Model, *, weights: str | Path | None = None, num_classes: int | None = None,
                  profile: str = "coco", **options: Any) -> Detector:
     """A detector, in training mode, on the CPU.
@@ -64,10 +66,9 @@ class Resolved:
     entry: ModelEntry | None = field(repr=False)
     detector: Detector | None = field(default=None, repr=False)
 
+    @checked()
     def build(self, num_classes: int | None = None, *, weights: str | Path | None = None, **options: Any) -> Detector:
         """The detector; see `create_model`."""
-        if num_classes is not None and num_classes < 1:
-            raise UsageError(f"A detector tells at least one class from background, not {num_classes}.")
         if weights is not None:
             return self._filled(self._read(weights), num_classes, options)
         if self.entry is not None:
@@ -123,6 +124,8 @@ class Resolved:
         try:
             load_weights(model, checkpoint, leave=anew, name=self.name)
         except WeightsError as error:
+            if " does not fit " not in str(error):  # but is damaged
+                raise
             raise WeightsError(f"{error} {_explain(checkpoint, self.entry, self.profile)}") from error
         if anew:
             log.warning("%s tells %d classes apart, the model %d: %d entries start anew (%s).", checkpoint.path.name,
@@ -191,6 +194,7 @@ class Restored:
         return self.resolved.entry
 
 
+@checked()
 def restore(path: str | Path, model: Model | None = None, *, recipe: Recipe | None = None, profile: str | None = None,
             num_classes: int | None = None, **options: Any) -> Restored:
     """The trained model in a file that detcore wrote.
