@@ -227,7 +227,8 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
         if accelerator.is_main_process:
             results = score(detections, val_data, recipe.metric, watched=watched, progress=progress)
             journal.write(step, flat(results))
-            value = next(iter(results.values())).headline  # None or NaN where nothing can be counted
+            first = next(iter(results.values()))
+            value = first.headline if any(v is not None for v in first.metrics.values()) else None  # nothing to count
             if value is not None and math.isfinite(value) and value > (-1.0 if best is None else best):
                 found = value
                 save_weights(folder / BEST, detector, meta)
