@@ -1,8 +1,10 @@
 """What a run tells while it runs: losses collected, checked, and written to a log, to TensorBoard and to a bar."""
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -83,6 +85,7 @@ class Journal:
     def __init__(self, folder: Path, start: int, steps: int, *, write: bool, progress: bool, title: str,
                  pending: bool = False) -> None:
         self._file: Any = None
+        self._folder = folder
         if write:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -104,6 +107,8 @@ class Journal:
         """Log a line for the steps up to `step`: of training, where some of the values are `losses`, or of metrics."""
         if self._file is None:
             return
+        if not self._folder.is_dir():  # told here, before TensorBoard's thread finds out
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -120,7 +125,8 @@ class Journal:
             self._bar.close()
         if self._file is not None:
             self._file.close()
-            self._board.close()
+            if self._folder.is_dir():
+                self._board.close()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -510,7 +510,7 @@ def test_a_broken_log_does_not_keep_a_run_from_going_on(zoo, done, tmp_path, log
         warnings.simplefilter("always")
         assert quick(RETINANET, zoo, folder, steps=1, resume=True).record.parameters["steps_done"] == 1
     damaged = log not in (None, b"") and not log.startswith(b'{"step": 1')
-    assert sum("are damaged and left out" in str(w.message) for w in told) == (2 if damaged else 0)
+    assert sum("are damaged and left out" in str(w.message) for w in told) == damaged
 
 
 def test_an_evaluation_that_fails_loses_no_step(zoo, tmp_path, monkeypatch):
