@@ -207,7 +207,8 @@ class Checkpoints:
             raise WeightsError(f"The checkpoint {path} cannot be read{reason}; {advice}.") from error
         form = form or {}
         wrong = [] if isinstance(state, dict) else ["everything"]
-        wrong += [name for name, kind in form.items() if not wrong and (name not in state or not isinstance(state[name], kind))]
+        wrong += [name for name, kind in form.items()
+                  if not wrong and (name not in state or not isinstance(state[name], kind))]
         if not wrong and "step" in form and path.stem != f"step_{state['step']:08}":
             wrong = ["step"]
         if wrong:
