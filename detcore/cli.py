@@ -15,11 +15,18 @@ import typer
 from typer import Argument, Option
 
 from detcore.errors import DataError, DetcoreError, UsageError, printable
+from detcore.ranges import PROCESSES, RANGES, Range, checked, whole
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Object detectors: a zoo of models, their training, evaluation and benchmarks.")
 data_app = typer.Typer(no_args_is_help=True, help="Draw, write or check data sets.")
 app.add_typer(data_app, name="data")
+
+
+def number(name: str, text: str = "", allowed: Range | None = None) -> Any:
+    """An option that is a number: its help, with its range."""
+    return Option(help=f"{text}{' ' * bool(text)}({(allowed or RANGES[name]).describe()})")
+
 
 Name = Annotated[str, Argument(help="A name of the zoo; `detcore list` shows them.")]
 Root = Annotated[Path, Option(help="Folder of a data set; `detcore data check` tells which forms there are.")]
@@ -31,22 +38,28 @@ Weights = Annotated[str | None, Option(help="A file of weights, 'published' or '
 NeededWeights = Annotated[str | None, Argument(help="A file of weights, 'published' or 'random'.")]
 Model = Annotated[str, Argument(help="A name of the zoo, or a file that training wrote.")]
 Proposals = Annotated[Path | None, Option(help="File of `detcore proposals`, for Fast R-CNN.")]
-Workers = Annotated[int | None, Option(help="Processes that load images.")]
-BatchSize = Annotated[int | None, Option(help="Images at a time, of each process.")]
-Gpus = Annotated[int, Option(help="Processes to start, a GPU each, or on the CPU with --device cpu.")]
-ScoreThreshold = Annotated[float | None, Option(help="Leave out detections below; as published by default.")]
-NmsThreshold = Annotated[float | None, Option(help="IoU above which the lower-scored box of a class is dropped.")]
-MaxDetections = Annotated[int | None, Option(help="Detections of an image.")]
+Workers = Annotated[int | None, number("workers", "Processes that load images.")]
+BatchSize = Annotated[int | None, number("batch_size", "Images at a time, of each process.")]
+Gpus = Annotated[int, number("gpus", "Processes to start, a GPU each, or on the CPU with --device cpu.")]
+ScoreThreshold = Annotated[float | None, number(
+    "score_threshold", "Leave out detections below; as published by default.")]
+NmsThreshold = Annotated[float | None, number(
+    "nms_threshold", "IoU above which the lower-scored box of a class is dropped.")]
+MaxDetections = Annotated[int | None, number("max_detections", "Detections of an image.")]
+Seed = Annotated[int, number("seed")]
 TrainFile = Annotated[Path | None, Option(help="Annotation file of the training images, in COCO's form.")]
 ValFile = Annotated[Path | None, Option(help="Annotation file of the validation images, in COCO's form.")]
 ImageFolder = Annotated[Path | None, Option(help="Folder of the pictures; they may be anywhere in it.")]
-Holdout = Annotated[float | None, Option(help="Share of the training images to validate on, such as 0.1; a hash of "
-                                              "their names decides.")]
+Holdout = Annotated[float | None, number(
+    "holdout", "Share of the training images to validate on, such as 0.1; a hash of their names decides.")]
 Rename = Annotated[list[str] | None, Option(help="A class of the data under another name, OLD=NEW; may come again.")]
 SkipUnlisted = Annotated[bool, Option("--skip-unlisted", help="Leave out annotations of categories or images that "
                                                               "their file does not list.")]
+IgnoreExif = Annotated[bool, Option("--ignore-exif", help="Read pictures as they are stored, whatever their EXIF "
+                                                          "orientation says.")]
 Precision = Annotated[str | None, Option(help="no, bf16 or fp16; the recipe's by default.")]
 ROOT = Path("data/pocket")
+SIDE, DRAWERS, PICTURE = whole(32, 2**14), whole(1, PROCESSES), Range(1, 2**15, whole=True, pair=True)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 1) -> None:
@@ -82,10 +95,11 @@ Sorting = Literal["name", "box-ap", "mask-ap", "pq", "recall", "memory", "time"]
 
 
 @app.command("list")
+@checked()
 def list_command(pattern: Annotated[str, Argument(help="Names, with wildcards.")] = "*",
                  family: Annotated[str | None, Option(help="Only this family.")] = None,
                  backbone: Annotated[str | None, Option(help="Only with this one: resnet-50, or 'swin*'.")] = None,
-                 min_ap: Annotated[float | None, Option(help="Least published box AP, in percent.")] = None,
+                 min_ap: Annotated[float | None, number("min_ap", "Least published box AP, in percent.")] = None,
                  has_weights: Annotated[bool, Option("--has-weights", "--weights",
                                                      help="Only those with published weights.")] = False,
                  sort: Annotated[Sorting, Option(help="Best first, or least memory or time first.")] = "name",
@@ -154,25 +168,28 @@ def show(name: Name, profile: Profile = "coco") -> None:
 
 
 @app.command()
+@checked()
 def train(model: Name, data_root: Root = ROOT, profile: AnyProfile = None,
           output: Annotated[Path | None, Option(help="Folder; runs/NAME.PROFILE by default.")] = None,
-          steps: Annotated[int | None, Option(help="Optimiser steps; the schedule is scaled to them.")] = None,
-          seconds: Annotated[float | None, Option(help="Stop after so much time.")] = None,
-          seed: int = 0, device: Device = None, gpus: Gpus = 1,
+          steps: Annotated[int | None, number("steps", "Optimiser steps; the schedule is scaled to them.")] = None,
+          seconds: Annotated[float | None, number("seconds", "Stop after so much time.")] = None,
+          seed: Seed = 0, device: Device = None, gpus: Gpus = 1,
           resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False,
           overwrite: Annotated[bool, Option("--overwrite", help="Start anew over an earlier run.")] = False,
           weights: Annotated[str | None, Option(help="To start from: a file, 'published' or 'random'; the pretrained "
                                                      "backbone by default.")] = None,
           proposals: Proposals = None, batch_size: BatchSize = None, workers: Workers = None,
           mixed_precision: Precision = None,
-          clip_norm: Annotated[float | None, Option(help="Clip gradients to this norm.")] = None,
+          clip_norm: Annotated[float | None, number("clip_norm", "Clip gradients to this norm.")] = None,
           sync_bn: Annotated[bool, Option("--sync-bn", help="Batch norm over all processes.")] = False,
           validate: Annotated[bool, Option(help="Evaluate on the way and at the end.")] = True,
-          log_interval: Annotated[int | None, Option(help="Steps between lines of the log.")] = None,
-          checkpoint_interval: Annotated[int | None, Option(help="Steps between checkpoints.")] = None,
-          keep: Annotated[int, Option(help="Checkpoints that are kept.")] = 2,
+          log_interval: Annotated[int | None, number("log_interval", "Steps between lines of the log.")] = None,
+          checkpoint_interval: Annotated[int | None, number(
+              "checkpoint_interval", "Steps between checkpoints.")] = None,
+          keep: Annotated[int, number("keep", "Checkpoints that are kept.")] = 2,
           train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
-          holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
+          holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False,
+          ignore_exif: IgnoreExif = False) -> None:
     """Train a model by its recipe.
 
     For several machines start it with torchrun or accelerate launch: `torchrun --nproc-per-node 8 -m detcore train ...`
@@ -194,16 +211,18 @@ def train(model: Name, data_root: Root = ROOT, profile: AnyProfile = None,
 
 
 @app.command()
+@checked()
 def evaluate(model: Model, weights: NeededWeights = None, data_root: Root = ROOT, profile: AnyProfile = None,
              backend: Annotated[str, Option(help="faster-coco-eval or pycocotools.")] = "faster-coco-eval",
              split: str = "val", proposals: Proposals = None, device: Device = None, batch_size: BatchSize = None,
-             workers: Workers = None, images: Annotated[int | None, Option(help="Only the first so many.")] = None,
+             workers: Workers = None, images: Annotated[int | None, number("images", "Only the first so many.")] = None,
              tta: Annotated[bool, Option("--tta", help="Merge several views of an image, mirrored too.")] = False,
              output: Annotated[Path | None, Option(help="Folder for detections and record.")] = None,
              score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
              max_detections: MaxDetections = None,
              train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
-             holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
+             holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False,
+             ignore_exif: IgnoreExif = False) -> None:
     """Evaluate a model on a data set."""
     options = dict(locals())
     from detcore.engine.evaluate import evaluate as run
@@ -212,21 +231,23 @@ def evaluate(model: Model, weights: NeededWeights = None, data_root: Root = ROOT
 
 
 @app.command()
+@checked()
 def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
               mode: Literal["inference", "training"] = "inference", weights: Weights = None,
               proposals: Proposals = None, device: Device = None, workers: Workers = None,
-              images: Annotated[int, Option(help="Inference: images to time.")] = 2000,
-              warmup: Annotated[int, Option(help="Inference: images before them.")] = 5,
-              interval: Annotated[int, Option(help="Inference: images between lines.")] = 50,
+              images: Annotated[int, number("images", "Inference: images to time.")] = 2000,
+              warmup: Annotated[int, number("warmup", "Inference: images before them.")] = 5,
+              interval: Annotated[int, number("interval", "Inference: images between lines.")] = 50,
               fuse_conv_bn: Annotated[bool, Option("--fuse-conv-bn", help="Inference: fold batch norm.")] = False,
               score_threshold: ScoreThreshold = None, nms_threshold: NmsThreshold = None,
               max_detections: MaxDetections = None,
-              first: Annotated[int, Option(help="Training: measure after this iteration")] = 100,
-              last: Annotated[int, Option(help="Training: up to this one.")] = 500, gpus: Gpus = 1,
+              first: Annotated[int, number("first", "Training: measure after this iteration.")] = 100,
+              last: Annotated[int, number("last", "Training: up to this one.")] = 500, gpus: Gpus = 1,
               batch_size: BatchSize = None, mixed_precision: Precision = None,
               output: Annotated[Path | None, Option(help="File for the record.")] = None,
               train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
-              holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
+              holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False,
+              ignore_exif: IgnoreExif = False) -> None:
     """Measure speed and memory, of inference or of training."""
     from detcore.engine.benchmark import benchmark as run
     from detcore.runs import output_folder
@@ -239,7 +260,8 @@ def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
         first=first, last=last, gpus=gpus, batch_size=batch_size, mixed_precision=mixed_precision)
     record = run(model, data_root, training=mode == "training", weights=weights, profile=profile, proposals=proposals,
                  device=device, workers=workers, train_annotations=train_annotations, val_annotations=val_annotations,
-                 image_folder=image_folder, holdout=holdout, rename=rename, skip_unlisted=skip_unlisted, **options)
+                 image_folder=image_folder, holdout=holdout, rename=rename, skip_unlisted=skip_unlisted,
+                 ignore_exif=ignore_exif, **options)
     if output is not None:
         record.write(output)
     print_table(["", ""], [[n, f"{v:.4g}"] for n, v in {**record.speed, **record.memory}.items()]
@@ -247,14 +269,15 @@ def benchmark(model: Model, data_root: Root = ROOT, profile: AnyProfile = None,
 
 
 @app.command()
+@checked(images=None)
 def predict(model: Model,
             images: Annotated[list[str], Argument(help="Pictures, videos, folders of them, patterns with wildcards.")],
             output: Annotated[Path, Option(
                 help="Folder for detections.json, pictures and videos; where it has such results already, the next of "
                      "detections2, detections3 ... is taken.")] = Path("detections"),
             weights: Weights = None, profile: AnyProfile = None, device: Device = None,
-            score_threshold: Annotated[float | None, Option(
-                help="Leave out detections below; 0.3, or a higher published one, by default.")] = None,
+            score_threshold: Annotated[float | None, number(
+                "score_threshold", "Leave out detections below; 0.3, or a higher published one, by default.")] = None,
             nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None,
             paint: Annotated[bool, Option(help="Write painted pictures and videos.")] = True,
             overwrite: Annotated[bool, Option("--overwrite", help="Write over results of the same names.")] = False
@@ -281,6 +304,7 @@ def predict(model: Model,
 
 
 @app.command()
+@checked(size=PICTURE)
 def export(model: Model,
            format: Annotated[Literal["onnx", "torch"], Option(help="ONNX, or a torch.export program.")] = "onnx",
            output: Annotated[Path | None, Option(help="The file; NAME.onnx or NAME.pt2 by default.")] = None,
@@ -297,13 +321,15 @@ def export(model: Model,
 
 
 @app.command()
+@checked()
 def proposals(model: Annotated[str, Argument(help="A model of the family rpn.")],
               weights: Annotated[str, Argument(help="A file of weights, 'published' or 'random'.")],
               output: Annotated[Path, Argument(help="The file to write (.npz).")], data_root: Root = ROOT,
               profile: AnyProfile = None, device: Device = None, batch_size: BatchSize = None, workers: Workers = None,
               nms_threshold: NmsThreshold = None, max_detections: MaxDetections = None,
               train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
-              holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
+              holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False,
+              ignore_exif: IgnoreExif = False) -> None:
     """Write a region proposal network's proposals, for Fast R-CNN."""
     options = dict(locals())
     from detcore.engine.evaluate import make_proposals
@@ -312,12 +338,14 @@ def proposals(model: Annotated[str, Argument(help="A model of the family rpn.")]
 
 
 @app.command()
+@checked()
 def pretrain(data_root: Root = ROOT, slim: Annotated[str, Option(
                  help="Which: resnet, gn (with group norm), ws (and weight standardisation), regnet, vgg, "
                       "mobilenet, darknet, efficientnet, hourglass or swin.")] = "resnet",
              output: Annotated[Path | None, Option(help="File to write; by default the library's own one.")] = None,
              folder: Annotated[Path, Option(help="For checkpoints, to go on after a stop.")] = Path("runs/pretrain"),
-             steps: int = 800, seed: int = 0, workers: int = 0) -> None:
+             steps: Annotated[int, number("steps")] = 800, seed: Seed = 0,
+             workers: Annotated[int, number("workers")] = 0) -> None:
     """Pretrain a small backbone of the pocket profile on Pocket Zoo."""
     from detcore.pocket.pretrain import pretrain as run
     from detcore.pocket.slim import SLIMS
@@ -333,9 +361,11 @@ def pretrain(data_root: Root = ROOT, slim: Annotated[str, Option(
 
 
 @data_app.command("pocket")
+@checked(size=SIDE, workers=DRAWERS)
 def data_pocket(root: Annotated[Path, Option(help="Folder to draw into.")] = ROOT, layout: str = "coco",
-                images: int = 2000, val: int = 500, seed: int = 0,
-                size: Annotated[int, Option(help="Pixels of a side.")] = 128, workers: int = 2,
+                images: Annotated[int, number("images")] = 2000, val: Annotated[int, number("val")] = 500,
+                seed: Seed = 0, size: Annotated[int, number("size", "Pixels of a side.", SIDE)] = 128,
+                workers: Annotated[int, number("workers", allowed=DRAWERS)] = 2,
                 long_tail: Annotated[bool, Option("--long-tail", help="Each class half as often as the last.")] = False
                 ) -> None:
     """Draw a Pocket Zoo."""
@@ -351,14 +381,16 @@ def data_check(root: Annotated[Path, Argument(help="Folder of a data set.")],
                                                          "have.")] = None,
                contact_sheet: Annotated[Path | None, Option(help="Image file to draw: pictures with boxes.")] = None,
                train_annotations: TrainFile = None, val_annotations: ValFile = None, image_folder: ImageFolder = None,
-               holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False) -> None:
+               holdout: Holdout = None, rename: Rename = None, skip_unlisted: SkipUnlisted = False,
+               ignore_exif: IgnoreExif = False) -> None:
     """Tell whether a data set is complete and sound, and where to get what is missing."""
     from detcore.data.check import check
     from detcore.data.options import DataOptions
 
     findings = check(root, layout, contact_sheet=contact_sheet, options=DataOptions(
         train_annotations=train_annotations, val_annotations=val_annotations, image_folder=image_folder,
-        holdout=holdout, rename=rename, skip_unlisted=skip_unlisted))
+        holdout=holdout, rename=rename, skip_unlisted=skip_unlisted,
+        ignore_exif=ignore_exif))
     for finding in findings:
         print(f"{finding.verdict:8}{finding.what}{': ' * bool(finding.text)}{finding.text}")
     wrong = sum(f.verdict in ("missing", "broken") for f in findings)

@@ -36,6 +36,7 @@ from detcore.engine import train as training
 from detcore.engine.common import load_data, pick_device
 from detcore.errors import UsageError
 from detcore.metrics.intervals import interval
+from detcore.ranges import checked
 from detcore.recipe import Recipe
 from detcore.records import Record, read_record
 from detcore.runs import Checkpoints
@@ -177,6 +178,13 @@ class Experiment:
     options: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
 
+    @checked()
+    def _numbers(self, *, seed: int, steps: int | None = None, gpus: int) -> None:
+        """Raise a UsageError if one of them is out of range."""
+
+    def __post_init__(self) -> None:
+        self._numbers(seed=self.seed, steps=self.steps, gpus=self.gpus)
+
     @property
     def full(self) -> bool:
         """Whether it trains as long as its recipe says; what is said of results holds only then."""
@@ -212,6 +220,7 @@ class Experiment:
         path = Path(self.output or f"runs/{self.entry.name}.{self.profile}{seed}")
         return path if self.full else path.with_name(f"{path.name}.{self.steps}-steps")
 
+    @checked()
     def record_path(self, kind: str, seed: int | None = None) -> Path:
         """Where the record of a kind ("train", "evaluate", "benchmark") is; of this seed by default."""
         seed = self.seed if seed is None else seed
@@ -304,6 +313,7 @@ class Experiment:
 
     # What it can be asked
 
+    @checked()
     def recorded(self, kind: str, seed: int | None = None) -> Record:
         """Its record of a kind.
 
@@ -350,6 +360,7 @@ class Experiment:
         """A name for each label; a data set has the same classes in all splits."""
         return tuple(self.data().class_names)
 
+    @checked()
     def batch(self, number: int = 8, *, indices: Sequence[int] | None = None, split: str = "val") -> Batch:
         """The first images of a split, or those at `indices`, with their ground truth, on the experiment's device."""
         data = self.data(split)
@@ -358,6 +369,7 @@ class Experiment:
         data.select(chosen)
         return next(iter(build_loader(data, len(data), preprocess=self.recipe.preprocess))).to(pick_device(self.device))
 
+    @checked()
     def sample(self, number: int = 8, *, indices: Sequence[int] | None = None, split: str = "val") -> Sample:
         """The same, normalised for the network, and as pictures."""
         batch = self.batch(number, indices=indices, split=split)
@@ -372,6 +384,7 @@ class Experiment:
             found = self.detector.predict(sample.images, proposals=given)  # type: ignore[arg-type]
         return [replace(d.to("cpu"), class_names=sample.class_names) for d in found]
 
+    @checked()
     def gallery(self, sample: Sample, *, score_threshold: float = 0.3, scale: float = 2) -> Image.Image:
         """Detections in the upper row, ground truth in the lower, with names of classes and scores."""
         upper = [draw.detections(d, p, score_threshold=score_threshold, scale=scale)
@@ -422,6 +435,7 @@ def source(*objects: Any) -> Source:
     return Source(code, file.as_posix())
 
 
+@checked()
 def truth(sample: Sample, index: int, *, scale: float = 2) -> Image.Image:
     """A picture of the sample with its ground truth: boxes with names, and masks, in the colours of their classes."""
     target, picture = sample.targets[index], draw.to_pil(sample.pictures[index])

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from detcore.errors import UsageError
+from detcore.ranges import check_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,11 +35,12 @@ def builder_options(builder: Callable[..., Any]) -> dict[str, Any]:
             if p.kind == inspect.Parameter.KEYWORD_ONLY}
 
 
-def check_options(builder: Callable[..., Any], options: dict[str, Any], title: str) -> None:
-    """Raise a sentence that names the allowed options if there is an unknown one among `options`.
+def check_options(builder: Callable[..., Any], options: dict[str, Any], title: str) -> dict[str, Any]:
+    """The options, whose names are known and whose numbers are in their ranges.
 
     Raises:
-        UsageError: the builder of `title` does not take one of the options.
+        UsageError: the builder of `title` does not take one of the options, and takes those that the sentence names;
+            or a number is out of range.
     """
     known = builder_options(builder)
     for name in options:
@@ -46,3 +48,4 @@ def check_options(builder: Callable[..., Any], options: dict[str, Any], title: s
             near = get_close_matches(name, known, 1)
             offer = f" Did you mean {near[0]}?" if near else ""
             raise UsageError(f"{title} has no option {name!r}.{offer} It takes {', '.join(known)}.")
+    return {name: check_option(name, value, known[name]) for name, value in options.items()}

@@ -6,6 +6,7 @@ whole or not at all.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
@@ -101,7 +102,25 @@ def read_record(path: str | Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path} is not a record: {f'{place}: ' if place else ''}{first['msg']}.") from error
+        raise DataError(f"{path} is not a record: {f'{place[:200]}: ' if place else ''}{first['msg']}. "
+                        "Run what makes it again, or remove it.") from error
+    except (ValueError, RecursionError) as error:  # a path that cannot be one
+        raise DataError(f"The record {str(path)!r} cannot be read: {error}.") from error
+
+
+def read_json(path: str | Path, kind: type = dict) -> Any:
+    """The content of a JSON file that is a dict, or of another `kind`; raises a DataError if it is not."""
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"The file {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"The file {path} is damaged, it is not JSON ({error}): make it again, or "
+                        "remove it.") from error
+    if not isinstance(found, kind):
+        raise DataError(f"The file {path} is damaged, it holds a {type(found).__name__}, not a {kind.__name__}: "
+                        "make it again, or remove it.")
+    return found
 
 
 def read_records(folder: str | Path) -> dict[str, Record]:

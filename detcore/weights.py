@@ -6,11 +6,15 @@ published files carry besides (logs, configurations, NumPy scalars) becomes iner
 """
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
+import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +22,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 import torch
@@ -31,9 +35,14 @@ from tqdm.auto import tqdm
 from detcore.errors import WeightsError
 from detcore.records import write_atomically
 
+log = logging.getLogger(__name__)
+
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 4
 CHUNK = 1 << 20
+WANTED = "http://HOST/PATH/FILE is wanted, without blanks and special characters"
+ROOM = 64 << 20  # bytes that a file may unpack to beyond four times its size
+DIGEST = "tensors_sha256"  # where a safetensors file of ours has the digest of its content
 
 
 # Fetching
@@ -46,37 +55,146 @@ def cache_folder() -> Path:
 def fetch(url: str, folder: Path | None = None) -> Path:
     """The file at `url`, downloaded unless it is in the cache; an interrupted download goes on where it stopped.
 
+    A file whose name ends with the beginning of its SHA-256 is held to it each time. Of another one the address and
+    the SHA-256 are noted beside it, and what comes has to be readable as weights; put there by hand, it is taken as is.
+
     Raises:
-        WeightsError: the address cannot be reached, or the file's SHA-256 is not the one its name announces.
+        WeightsError: the address is none, or cannot be reached; what comes is not the file that was published.
     """
     folder = folder or cache_folder()
-    name = Path(urlparse(url).path).name
-    target, part = folder / name, folder / (name + ".part")
-    if target.exists():
-        return target
-    if urlparse(url).scheme not in ("http", "https"):
-        raise WeightsError(f"Cannot fetch {url}: only http and https addresses are.")
+    source = _Source.of(url)
+    name, shown = source.name, source.shown
+    target, part = folder / name, folder / f"{name}.part"
     elsewhere = f"Run again to go on, or download it elsewhere and put it into {folder}."
     try:
+        if _is_cached(target, source):
+            return target
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{name}.lock"):  # the processes of one training may all come here
-            if target.exists():
+            if _is_cached(target, source):
                 return target
-            if not any(_download(url, part) for _ in range(ATTEMPTS)):
-                raise WeightsError(f"The download of {url} keeps breaking off. {elsewhere}")
-            announced, digest = announced_hash(name), sha256(part)
-            if announced and not digest.startswith(announced):
-                part.unlink()
-                raise WeightsError(f"{url} is not the file that was published: its SHA-256 begins with "
-                                   f"{digest[:len(announced)]}, its name says {announced}. The download is removed.")
+            if not any(_download(source, part) for _ in range(ATTEMPTS)):
+                raise WeightsError(f"The download of {shown} keeps breaking off. {elsewhere}")
+            _check_download(source, part)
             os.replace(part, target)
+            _beside(part).unlink(missing_ok=True)
+    except WeightsError:
+        raise
     except HTTPError as error:
-        raise WeightsError(f"Cannot fetch {url}: the server answers {error.code} {error.reason}.") from error
+        raise WeightsError(f"Cannot fetch {shown}: the server answers {error.code} {_clean(error.reason)}.") from error
     except URLError as error:
-        raise WeightsError(f"Cannot fetch {url}: {error.reason}. {elsewhere}") from error
+        raise WeightsError(f"Cannot fetch {shown}: {_clean(error.reason)}. {elsewhere}") from error
     except OSError as error:
-        raise WeightsError(f"Cannot fetch {url} into {folder}: {error}. {elsewhere}") from error
+        told = error.strerror or _clean(error)
+        raise WeightsError(f"Cannot fetch {shown} into {folder}: {told}. {elsewhere}") from error
+    except (HTTPException, ValueError) as error:  # an answer that is no HTTP, a redirect to no address
+        told = _clean(error) or type(error).__name__
+        raise WeightsError(f"Cannot fetch {shown}: the server's answer is not valid ({told}). {elsewhere}") from error
     return target
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An address, taken apart.
+
+    Attributes:
+        url: without user and password; headers: these.
+        shown: for people: without a query, too, since it may hold a key.
+        name: of the file.
+    """
+
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    shown: str
+    name: str
+
+    @classmethod
+    def of(cls, url: str) -> _Source:
+        """Raises a WeightsError for what is not the address of a file."""
+        try:
+            parts = urlsplit(url)
+            user, password, host, port = parts.username, parts.password, parts.hostname, parts.port
+        except ValueError:  # whose text may hold a password
+            raise WeightsError(f"{_clean(url)!r} is not an address of weights: {WANTED}.") from None
+        if parts.scheme not in ("http", "https"):
+            raise WeightsError(f"Cannot fetch {_clean(url)}: only http and https addresses are.")
+        place = parts.netloc.rpartition("@")[2]
+        name, shown = parts.path.rpartition("/")[2], f"{parts.scheme}://{place}{parts.path}"
+        if not host or port == 0 or not (shown + url).isprintable() or not url.isascii() or " " in url:
+            raise WeightsError(f"{_clean(url)!r} is not an address of weights: {WANTED}.")
+        if name in ("", ".", ".."):
+            raise WeightsError(f"The address {shown} does not end with the name of a file of weights.")
+        headers = {"User-Agent": "detcore"}
+        if user is not None:
+            pair = f"{unquote(user)}:{unquote(password or '')}"
+            headers["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
+        return cls(urlunsplit((parts.scheme, place, parts.path, parts.query, "")), headers, shown, name)
+
+
+def _clean(told: object) -> str:
+    """A text of others as a part of a sentence: on one line, not too long, without the password of an address."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(told)).split())
+    return re.sub(r"(//[^?\s]*)\?\S*", r"\1", re.sub(r"//\S*@", "//", text))[:200]
+
+
+def _beside(path: Path) -> Path:
+    """Where it is noted which address a file came from, if its name tells no hash."""
+    return path.with_name(f".{path.name}.json")
+
+
+def _note(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(_beside(path).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_cached(target: Path, source: _Source) -> bool:
+    """Whether the file is there, and is the one that the address stands for."""
+    if not target.is_file():
+        return False
+    if announced := announced_hash(source.name):
+        sound = sha256(target).startswith(announced)
+    elif not _beside(target).exists():  # put there by hand
+        return True
+    else:
+        told = _note(target)
+        if told.get("url") != _url_digest(source):
+            return False  # another one of the same name
+        sound = told.get("sha256") == sha256(target)
+    if not sound:
+        log.warning("%s is damaged; it is fetched again.", target)
+    return sound
+
+
+def _url_digest(source: _Source) -> str:
+    return hashlib.sha256(source.url.encode()).hexdigest()
+
+
+def _check_download(source: _Source, part: Path) -> None:
+    """Raise a WeightsError, and remove the file, if it cannot be what the address stands for."""
+    digest = sha256(part)
+    if announced := announced_hash(source.name):
+        if not digest.startswith(announced):
+            part.unlink()
+            raise WeightsError(f"{source.shown} is not the file that was published: its SHA-256 begins with "
+                               f"{digest[:len(announced)]}, its name says {announced}. The download is removed.")
+        return
+    with open(part, "rb") as file:
+        first = file.read(512).lstrip().lower()
+    try:
+        if first.startswith((b"<!doctype", b"<html", b"<?xml")):
+            raise WeightsError("it is a page")
+        _read_any(part, source.name)
+    except WeightsError as error:
+        part.unlink()
+        _beside(part).unlink(missing_ok=True)
+        reason = "a page" if str(error) == "it is a page" else "no readable file of weights"
+        raise WeightsError(f"What the server sends for {source.shown} is {reason}; the download is removed: look at "
+                           "the address in a browser.") from error
+    write_atomically(_beside(part.with_name(source.name)),
+                     json.dumps(dict(url=_url_digest(source), sha256=digest)).encode())
 
 
 def announced_hash(name: str) -> str | None:
@@ -85,21 +203,55 @@ def announced_hash(name: str) -> str | None:
     return match[1] if match else None
 
 
-def _download(url: str, part: Path) -> bool:
+def _download(source: _Source, part: Path) -> bool:
     """Append what is missing to `part`; whether it is complete now."""
-    have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"User-Agent": "detcore"} | ({"Range": f"bytes={have}-"} if have else {}))
+    have, hashed = part.stat().st_size if part.exists() else 0, announced_hash(source.name) is not None
+    headers = dict(source.headers)
+    if have and not hashed:  # only of the very same file may the rest be taken
+        note = _note(part)
+        validator = note.get("validator") if note.get("url") == _url_digest(source) else None
+        have = have if isinstance(validator, str) else 0
+        headers |= {"If-Range": str(validator)} if have else {}
+    headers |= {"Range": f"bytes={have}-"} if have else {}
+    request = Request(source.url, headers={k: v for k, v in headers.items() if k != "Authorization"})
+    if "Authorization" in headers:  # for this host alone, not for one that it redirects to
+        request.add_unredirected_header("Authorization", headers["Authorization"])
     try:
         response = urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code == 416 and have:  # nothing is left to send
+        if error.code != 416 or not have:
+            raise
+        told = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+        if (int(told[1]) == have) if told else hashed:  # nothing is left to send; a hash is looked at later
             return True
-        raise
+        part.unlink()
+        return False
+    except (ConnectionError, TimeoutError):
+        return False
     with response:
-        if response.status != 206:  # the server sends the whole file
+        if response.status not in (200, 206):
+            raise WeightsError(f"Cannot fetch {source.shown}: the server answers {response.status} "
+                               f"{_clean(response.reason)} instead of a file.")
+        if response.headers.get_content_type() == "text/html" and not hashed:
+            raise WeightsError(f"What the server sends for {source.shown} is a page, not a file of weights: look at "
+                               "the address in a browser.")
+        place = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range") or "")
+        if response.status == 200:  # the server sends the whole file
             have = 0
+        elif (int(place[1]) != have) if place else not hashed:  # another part than the one asked for
+            part.unlink(missing_ok=True)
+            return False
         length = response.headers.get("Content-Length")
+        if length is not None and not (length.strip().isdecimal() and len(length) < 20):
+            raise WeightsError(f"Cannot fetch {source.shown}: the server's Content-Length is {_clean(length)!r}, not a "
+                               "number.")
         total = have + int(length) if length else None
+        if place and response.status == 206 and place[3] != "*":
+            total = int(place[3])
+        if not hashed and not have:
+            validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            validator = None if validator and validator.startswith("W/") else validator
+            write_atomically(_beside(part), json.dumps(dict(url=_url_digest(source), validator=validator)).encode())
         with open(part, "ab" if have else "wb") as file, tqdm(
                 total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False) as bar:
             try:
@@ -170,33 +322,112 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         WeightsError: there is no such file, it is broken, holds no tensors, or would run code.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
         raise WeightsError(f"There is no file of weights at {path}.")
-    if path.suffix == ".safetensors":
+    return _read_any(path, path.name)
+
+
+def _read_any(path: Path, name: str) -> Checkpoint:
+    """As `read_checkpoint`; the file's kind is told by its `name`, or by how it begins."""
+    if name.endswith(".safetensors") or _begins_as_safetensors(path):
         return _read_safetensors(path)
     content = _read_pickle(path)
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{path} holds no weights.")
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
+            raise WeightsError(f"{path} cannot be used: its entry {name[:80]} is not a plain tensor, but "
+                               f"{'quantised' if value.is_quantized else 'sparse or without content'}.")
     meta = content.get("meta") if state is not content else None
     return Checkpoint(path, tensors, meta if isinstance(meta, Mapping) else {})
+
+
+def _begins_as_safetensors(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            first = file.read(9)
+        return len(first) == 9 and first[8:] == b"{" and int.from_bytes(first[:8], "little") < path.stat().st_size
+    except OSError:
+        return False
+
+
+def tensors_digest(state: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+    """The SHA-256 of tensors by name, with their types and shapes, and of what a file says of itself."""
+    total = hashlib.sha256(json.dumps(sorted(meta.items())).encode())
+    for name, value in sorted(state.items()):
+        total.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safe_open(path, "pt") as file:
-            meta, names = file.metadata() or {}, file.keys()
+            meta, names = dict(file.metadata() or {}), file.keys()
             state = {name: file.get_tensor(name) for name in names}
-        return Checkpoint(path, state, {key: json.loads(value) for key, value in meta.items() if key != "format"})
-    except (SafetensorError, ValueError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from error
+    except Exception as error:  # of several libraries
+        raise WeightsError(f"{path} is not a readable safetensors file: {_clean(error)}") from error
+    if not state:
+        raise WeightsError(f"{path} holds no weights.")
+    told = meta.pop(DIGEST, None)
+    if told is not None and told != tensors_digest(state, meta):
+        raise WeightsError(f"{path} is damaged: its content is not what was written; copy or make it again.")
+    return Checkpoint(path, state, {key: _plain(value) for key, value in meta.items() if key != "format"})
+
+
+def _plain(text: str) -> Any:
+    """A value of a file's metadata: ours are JSON, those of others plain text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def check_zip(path: Path) -> None:
+    """Raise a WeightsError if a PyTorch file is damaged, or would unpack to far more than it holds.
+
+    PyTorch packs nothing, and looks at no checksum.
+    """
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as file:
+        declared = sum(item.file_size for item in file.infolist())
+        if declared > 4 * size + ROOM:
+            raise WeightsError(f"{path} is refused: its {size / 2**20:.1f} MiB would unpack to "
+                               f"{declared / 2**20:,.0f} MiB.")
+        bad = []
+        for item in file.infolist():
+            try:
+                with file.open(item) as record:
+                    while record.read(CHUNK):
+                        pass
+            except zipfile.BadZipFile:
+                bad.append(item.filename)
+        # A file written without checksums (an option of PyTorch) has none that is right.
+        if bad and (len(bad) < len(file.infolist()) or len(bad) < 3):
+            raise WeightsError(f"{path} is damaged: the checksum of its part {bad[0]} is wrong; copy or make it again.")
+
+
+def load_file(path: Path) -> Any:
+    """What a PyTorch file holds, on the CPU; nothing in it is run. Raises whatever PyTorch does, or a WeightsError."""
+    if zipfile.is_zipfile(path):
+        check_zip(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of sparse tensors, which are refused
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
         with torch.serialization.safe_globals(STAND_INS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_file(path)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"unrecognized function (.+)", str(error))
         if found:
@@ -210,16 +441,16 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
 
 
 def save_weights(path: str | Path, model: nn.Module, meta: Mapping[str, Any]) -> None:
-    """A model's weights as a `.safetensors` file, written atomically.
+    """A model's weights as a `.safetensors` file, written atomically, with a digest that reading is held to.
 
     Args:
         meta: what the file says of itself, kept as JSON; `detcore.zoo.create.restore` needs "model" (a name of the
             zoo), "profile" and "classes" (names).
     """
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    told = {"format": "pt"} | {key: json.dumps(value) for key, value in meta.items()}
     try:
-        content = save(state, {"format": "pt"} | {key: json.dumps(value) for key, value in meta.items()})
-        write_atomically(Path(path), content)
+        write_atomically(Path(path), save(state, told | {DIGEST: tensors_digest(state, told)}))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"Cannot write {path}: {error}") from error
 
@@ -247,7 +478,25 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, leave: Collection[
     state = {n: v for n, v in checkpoint.state.items() if n not in leave}
     if found := differences(state, expected):
         raise WeightsError(f"{checkpoint.path} does not fit {name}: {found}.")
+    check_values(state, expected, checkpoint.path)
     model.load_state_dict(state, strict=False)
+
+
+def check_values(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a WeightsError if an entry of a checkpoint is of a kind that weights are not, or not finite."""
+    kinds: dict[str, list[str]] = {}
+    for name, value in state.items():
+        if name not in expected:
+            continue
+        real = value.is_floating_point()
+        if value.is_complex() or value.dtype == torch.bool or expected[name].is_floating_point() != real:
+            kinds.setdefault(f"of the type {str(value.dtype).removeprefix('torch.')}", []).append(name)
+        elif real and not (value if value.element_size() > 1 else value.float()).isfinite().all():
+            kinds.setdefault("not finite (NaN or infinite)", []).append(name)
+    if kinds:
+        told = "; ".join(f"{len(names)} entries are {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                         for kind, names in kinds.items())
+        raise WeightsError(f"{path} holds no usable weights: {told}.")
 
 
 def load_backbone(model: nn.Module, source: str) -> None:
@@ -284,6 +533,7 @@ def load_backbone(model: nn.Module, source: str) -> None:
                                 if n in state or not (".conv_offset." in n or n.startswith(added))})
     if found or not state:
         raise WeightsError(f"{checkpoint.path} does not fit the backbone: {found or 'no entry is known'}.")
+    check_values(state, expected, checkpoint.path)
     for part in parts:
         part.load_state_dict({n: state[n] for n in part.state_dict() if n in state}, strict=False)
 
@@ -313,9 +563,10 @@ def weights_address(source: str) -> str | None:
             return get_weight(source).url
         except (KeyError, ValueError, AttributeError) as error:
             raise WeightsError(f"torchvision has no weights {source!r}.") from error
-    return source if re.match(r"https?://", source) else None
+    return source if re.match(r"https?://", source, re.IGNORECASE) else None
 
 
 def weights_file(source: str) -> str:
-    """The name of a source's file."""
-    return (weights_address(source) or source).rpartition("/")[2]
+    """The name of a source's file; of an address without its query, which may hold a key."""
+    address = weights_address(source)
+    return (re.split(r"[?#]", address)[0] if address else source).rpartition("/")[2]

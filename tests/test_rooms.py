@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent / "detcore"
 
 # Rooms from the ground up: a room imports from its own and from those before it. Names that end in a dot are folders.
-ORDER = (("errors",), ("structures",), ("records", "options"), ("ops.",), ("layers.", "draw"), ("backbones.", "necks."),
-         ("detectors",), ("methods.",), ("data.",), ("metrics.",), ("recipe", "weights"), ("runs",),
-         ("pocket.",), ("zoo.",), ("engine.",), ("experiment",), ("cli",), ("__main__",))
+ORDER = (("errors",), ("ranges",), ("structures",), ("records", "options"), ("ops.",), ("layers.", "draw"),
+         ("backbones.", "necks."), ("detectors",), ("methods.",), ("data.",), ("metrics.",), ("recipe", "weights"),
+         ("runs",), ("pocket.",), ("zoo.",), ("engine.",), ("experiment",), ("cli",), ("__main__",))
 
 # A method's file imports from another's where its paper builds on that method.
 BUILDS_ON = {

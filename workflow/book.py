@@ -15,8 +15,11 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from detcore.records import read_json
+from detcore.runs import alone, take
 from workflow import contents, fingerprint, machine
 from workflow.chapter import RECORDS, copy_records, files_are_here
+from workflow.faults import sentences
 from workflow.fingerprint import BUILD, ROOT
 
 
@@ -25,7 +28,7 @@ def draw(profile: str) -> None:
     settings = fingerprint.config()["profiles"][profile]
     if zoo := settings.get("pocket_zoo"):
         plan, wanted = ROOT / zoo["root"] / "pocket_zoo.json", fingerprint.drawn(profile) or {}
-        if plan.exists() and (wanted | dict(finished=True)).items() <= json.loads(plan.read_text("utf-8")).items():
+        if plan.exists() and (wanted | dict(finished=True)).items() <= read_json(plan).items():
             return
         options = [word for key, value in zoo.items() for word in (f"--{key}", str(value))]
         subprocess.run([sys.executable, "-m", "detcore", "data", "pocket", *options, "--workers", str(os.cpu_count())],
@@ -115,7 +118,7 @@ def build_pages(profile: str, languages: Iterable[str]) -> list[str]:
     """Build the pages of each language where something has changed; the languages that failed."""
     note = BUILD / "book/made-from.json"
     inputs = f"{profile} {page_inputs()}"
-    made: dict[str, str] = json.loads(note.read_text()) if note.exists() else {}
+    made: dict[str, str] = read_json(note) if note.exists() else {}
     jobs: dict[str, tuple[list[str], Iterable[str]]] = {
         language: ([sys.executable, "-m", "workflow.pages", language, "--profile", profile], ())
         for language in languages
@@ -139,6 +142,8 @@ def report(profile: str, say: Callable[[str], None] = print) -> None:
             "before a release: make book RUN=all.")
 
 
+@sentences()
+@alone
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.book", description=__doc__)
     parser.add_argument("--profile", default="pocket", choices=fingerprint.config()["profiles"])
@@ -153,6 +158,8 @@ def main() -> None:
     names = options.name.replace(",", " ").split()
     if unknown := [name for name in names if name not in contents.chapters()]:
         sys.exit(f"There is no chapter {unknown[0]}: the chapters are {', '.join(contents.chapters())}.")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    take(BUILD)
     draw(options.profile)
     copy_records(RECORDS)
     chosen = to_run(options.profile, options.run, names)

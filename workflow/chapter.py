@@ -28,7 +28,9 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
+from detcore.records import read_json
 from workflow import contents, fingerprint, text
+from workflow.faults import sentences
 from workflow.fingerprint import BUILD, ROOT
 
 RECORDS = BUILD / "records"
@@ -100,7 +102,7 @@ def prepare(output: Path, run: fingerprint.Run, before: fingerprint.Run | None) 
     if output.name.endswith(SHORT):
         shutil.rmtree(output, ignore_errors=True)
     if output.exists():
-        found = json.loads(note.read_text("utf-8")) if note.exists() else {}
+        found = read_json(note) if note.exists() else {}
         matter = [module for module in (before or run)["modules"] if fingerprint.decides(module)]
         same = all(found.get(key) == run[key] for key in ("code", "parameters", "drawn", "needs")) and \
             all(found["modules"].get(module) == run["modules"].get(module) for module in matter)
@@ -139,7 +141,7 @@ def copy_records(folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / ".copied"
-    copied: dict[str, str] = json.loads(note.read_text("utf-8")) if note.exists() else {}
+    copied: dict[str, str] = read_json(note) if note.exists() else {}
     new = {}
     for path in sorted(COMMITTED_RECORDS.glob("*.json")):
         content, target = path.read_bytes(), folder / path.name
@@ -217,7 +219,7 @@ def run(name: str, given: dict[str, Any]) -> Path:
         done |= dict(error=f"{error.ename}: {error.evalue}", modules={}, records=[])
         (folder / "run.json").write_text(json.dumps(done, indent=1) + "\n")
         raise
-    told = json.loads(seen.read_text("utf-8"))
+    told = read_json(seen)
     seen.unlink()
     executed.cells = [cell for cell in executed.cells if not cell.id.startswith("runner-")]
     records = (ROOT / values.get("records", "build/records")).resolve()
@@ -239,6 +241,7 @@ def value(typed: str) -> Any:
     return yaml.safe_load(typed)
 
 
+@sentences()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.chapter", description="Run one chapter of the book.")
     parser.add_argument("name", choices=text.names())

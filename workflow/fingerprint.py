@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from detcore.errors import DataError
+from detcore.records import read_json
 from detcore.runs import code
 from workflow import contents
 from workflow.contents import ROOT
@@ -29,6 +31,7 @@ LENGTH = 12
 # for RUN=all before a release.
 DECIDING = ("detectors", "structures", "recipe", "methods", "layers", "ops", "backbones", "necks", "zoo.families")
 Run = dict[str, Any]  # the content of a run.json
+KINDS = dict(code=str, given=dict, needs=dict, modules=dict, records=list)  # of what is looked at in every one
 
 
 def digest(*parts: Any) -> str:
@@ -96,8 +99,13 @@ def build_folder(profile: str, name: str) -> Path:
 
 
 def read(path: Path) -> Run | None:
-    """A run's list, None where there is none."""
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    """A run's list, None where there is none; raises a DataError if it is damaged."""
+    run = read_json(path) if path.exists() else None
+    for name, kind in KINDS.items():
+        if run is not None and not isinstance(run.get(name), kind):
+            raise DataError(f"The list of a run {path} is damaged, {name!r} in it is missing or of the wrong kind: "
+                            "remove it, and run its chapter again.")
+    return run
 
 
 def committed(name: str) -> Run | None:

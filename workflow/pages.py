@@ -22,6 +22,7 @@ from sphinx.util.i18n import CatalogRepository
 from tqdm import tqdm
 
 from workflow import fingerprint, text
+from workflow.faults import sentences
 from workflow.fingerprint import BUILD, ROOT
 
 START = """<!doctype html>
@@ -95,6 +96,7 @@ def follow(app: Sphinx, bar: tqdm) -> None:
     app.connect("html-page-context", write)
 
 
+@sentences()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workflow.pages", description="Build the pages in one language.")
     parser.add_argument("language")

@@ -21,6 +21,7 @@ class DataOptions:
             hash of its file's name decides on each image, so that all commands agree.
         rename: names of classes in the data, and the names that are used in their place.
         skip_unlisted: leave out annotations of categories or images that their file does not list, with a warning.
+        ignore_exif: read pictures as they are stored, whatever their EXIF orientation says: for boxes made on those.
 
     Raises:
         UsageError: a share that is not between 0 and 1, a new name that is not text.
@@ -32,6 +33,7 @@ class DataOptions:
     holdout: float | None = None
     rename: Mapping[str, str] | Iterable[str] | None = None
     skip_unlisted: bool = False
+    ignore_exif: bool = False
 
     def __post_init__(self) -> None:
         share = self.holdout

@@ -21,7 +21,8 @@ def open_split(root: str | Path, split: str, how: ReadOptions, layout: str, opti
         UsageError: an option is for data in COCO's form, and these are not; two classes get one name in another form.
     """
     root = Path(root)
-    how = replace(how, rename=options.names, skip_unlisted=options.skip_unlisted)
+    how = replace(how, rename=options.names, skip_unlisted=options.skip_unlisted,
+                  exif=not options.ignore_exif)
     if options.holdout is not None and split in ("train", "val"):
         how, split = replace(how, holdout=options.holdout, held=split == "val"), "train"
     annotations = {"train": options.train_annotations, "val": options.val_annotations}.get(split)

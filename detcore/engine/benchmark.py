@@ -25,11 +25,12 @@ from detcore.data.loader import build_loader
 from detcore.data.options import DataOptions
 from detcore.data.transforms import Resize
 from detcore.detectors import Detector
-from detcore.engine.common import check_counts, describe, load_data, loading_processes, pick_device, ready_model, told
+from detcore.engine.common import describe, load_data, loading_processes, pick_device, ready_model, told
 from detcore.engine.evaluate import predict_batch
 from detcore.engine.train import train
 from detcore.errors import UsageError
 from detcore.options import check_options
+from detcore.ranges import checked
 from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb
 from detcore.zoo.create import Model
@@ -37,6 +38,7 @@ from detcore.zoo.create import Model
 COUNTED = 5  # images whose operations are counted
 
 
+@checked()
 def benchmark(model: Model, data_root: str | Path, *, training: bool = False, **options: Any) -> Record:
     """Measure speed and memory of a model.
 
@@ -47,6 +49,7 @@ def benchmark(model: Model, data_root: str | Path, *, training: bool = False, **
     return (benchmark_training if training else benchmark_inference)(model, data_root, **options)
 
 
+@checked()
 def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | Path | None = None,
                         recipe: Recipe | None = None, profile: str | None = None, proposals: str | Path | None = None,
                         device: str | None = None, workers: int | None = None, images: int = 2000, warmup: int = 5,
@@ -72,8 +75,6 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
     Raises:
         DetcoreError: as in `evaluate`.
     """
-    check_counts(1, images=images, interval=interval)
-    check_counts(0, warmup=warmup, workers=workers)
     named = DataOptions.take(options)
     where = pick_device(device)
     ready = ready_model(model, weights, recipe=recipe, profile=profile, **options)
@@ -117,6 +118,7 @@ def benchmark_inference(model: Model, data_root: str | Path, *, weights: str | P
         memory=peak_memory_gb())
 
 
+@checked()
 def benchmark_training(model: Model, data_root: str | Path, *, first: int = 100, last: int = 500,
                        **options: Any) -> Record:
     """Train, and measure the iterations after `first` up to `last`; `options` and errors are those of `train`.
@@ -124,7 +126,7 @@ def benchmark_training(model: Model, data_root: str | Path, *, first: int = 100,
     Returns:
         A record with seconds an iteration, images a second and memory.
     """
-    if not 0 <= first < last:
+    if first >= last:
         raise UsageError(f"The iterations to measure end after they begin, unlike {first} to {last}.")
     check_options(train, options, "A benchmark of training")
     if isinstance(model, Detector):

@@ -19,7 +19,7 @@ from detcore.detectors import Detector
 from detcore.errors import DataError, UsageError
 from detcore.recipe import Recipe
 from detcore.records import DataInfo
-from detcore.weights import find, read_checkpoint
+from detcore.weights import find, read_checkpoint, weights_file
 from detcore.zoo.create import Model, Resolved, Restored, resolve, restore
 
 DEFAULT_DATA = DataOptions()
@@ -44,13 +44,6 @@ def pick_device(device: str | torch.device | None, processes: int = 1) -> torch.
         raise UsageError(f"{processes} GPUs were asked for, but PyTorch finds none here (device 'cpu' runs "
                          f"{processes} processes on the CPU).")
     return chosen
-
-
-def check_counts(least: int, **counts: int | None) -> None:
-    """Raise a UsageError for a number that is not whole or below `least`; None, a default, passes."""
-    for name, value in counts.items():
-        if value is not None and (value != int(value) or value < least):
-            raise UsageError(f"{name} is a whole number of at least {least}, not {value}.")
 
 
 def ready_model(model: Model | Path, weights: str | Path | None = None, *, required: bool = False,
@@ -100,7 +93,7 @@ def told(model: object, weights: str | Path | None, options: dict[str, Any]) -> 
     """What a record keeps of how a model was made: "weights" (a file without its folder, "published", "random" or
     None), and the builder's "options" that were set."""
     source = model if weights is None and is_file(model) else weights
-    return dict(weights=None if source is None else Path(str(source)).name,
+    return dict(weights=None if source is None else weights_file(str(source)),
                 options={name: value if isinstance(value, (int, float, str)) else repr(value)
                          for name, value in options.items() if value is not None})
 
@@ -147,7 +140,7 @@ def load_data(root: str | Path, recipe: Recipe, split: str = "val", *, training:
 def describe(dataset: Dataset) -> DataInfo:
     """A data set as a record names it; its fingerprint is also of the options that change what is read."""
     digits, how = fingerprint(dataset.annotation_file), dataset.options
-    changed = [how.holdout, how.held, sorted(how.rename.items()), how.skip_unlisted]
+    changed = [how.holdout, how.held, sorted(how.rename.items()), how.skip_unlisted, not how.exif]
     if any(changed):
         digits = hashlib.sha256(f"{digits} {changed}".encode()).hexdigest()[:12]
     return DataInfo(name=dataset.annotation_file.stem, fingerprint=digits, images=len(dataset))

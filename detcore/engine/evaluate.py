@@ -22,7 +22,6 @@ from detcore.data.transforms import Preprocess
 from detcore.data.tta import TestTimeAugmentation, mirrored
 from detcore.detectors import Detector
 from detcore.engine.common import (
-    check_counts,
     check_stuff,
     describe,
     load_data,
@@ -37,6 +36,7 @@ from detcore.engine.scoring import Result, Results, Watcher, score, watchers
 from detcore.errors import UsageError
 from detcore.metrics.coco import DEFAULT_BACKEND, IOUS, RECALLS, CocoResult, load_backend, mean
 from detcore.metrics.intervals import REPLICATES, interval
+from detcore.ranges import checked
 from detcore.recipe import Recipe
 from detcore.records import Clock, Record, peak_memory_gb, write_text
 from detcore.runs import output_folder
@@ -64,6 +64,7 @@ class Evaluation:
         return self.results[name]
 
 
+@checked()
 def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None = None, recipe: Recipe | None = None,
              profile: str | None = None, backend: str = DEFAULT_BACKEND, split: str = "val",
              proposals: str | Path | None = None, device: str | None = None, batch_size: int | None = None,
@@ -93,8 +94,6 @@ def evaluate(model: Model, data_root: str | Path, *, weights: str | Path | None 
         DetcoreError: a wrong name or option, weights that do not fit, missing data, a folder that cannot be written
             to; `tta` for a model that gives more than boxes.
     """
-    check_counts(1, batch_size=batch_size, images=images)
-    check_counts(0, workers=workers, replicates=replicates)
     load_backend(backend)
     named = DataOptions.take(options)
     where = pick_device(device)
@@ -230,6 +229,7 @@ def flat(results: Results) -> dict[str, float | None]:
     return {f"{kind}_{name}": value for kind, r in results.items() for name, value in r.metrics.items()}
 
 
+@checked()
 def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, weights: str | Path | None = None,
                    recipe: Recipe | None = None, profile: str | None = None, splits: Iterable[str] | None = None,
                    device: str | None = None, batch_size: int | None = None, workers: int | None = None,
@@ -243,8 +243,6 @@ def make_proposals(model: Model, data_root: str | Path, output: str | Path, *, w
     Raises:
         DetcoreError: as in `evaluate`; a UsageError for a model that is no proposal network.
     """
-    check_counts(1, batch_size=batch_size)
-    check_counts(0, workers=workers)
     named = DataOptions.take(options)
     where = pick_device(device)
     ready = ready_model(model, weights, required=True, recipe=recipe, profile=profile, **options)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from detcore.detectors import Detector
 from detcore.engine.benchmark import input_size
-from detcore.engine.common import check_counts, is_file, ready_model
+from detcore.engine.common import is_file, ready_model
 from detcore.errors import DetcoreError, UsageError
+from detcore.ranges import Range, checked
 from detcore.recipe import Recipe
 from detcore.runs import output_folder
 from detcore.zoo.create import Model, Resolved
@@ -51,6 +52,7 @@ class Graph(nn.Module):
         return detections.boxes, detections.scores, detections.labels, *masks
 
 
+@checked(size=Range(1, 2**15, whole=True, pair=True))
 def export(model: Model | Path, output: str | Path | None = None, *, weights: str | Path | None = None,
            recipe: Recipe | None = None, profile: str | None = None, format: Format = "onnx",
            size: tuple[int, int] | None = None, **options: Any) -> Path:
@@ -75,8 +77,6 @@ def export(model: Model | Path, output: str | Path | None = None, *, weights: st
     """
     if format not in SUFFIXES:
         raise UsageError(f"There is no format {format!r}: it is one of {', '.join(SUFFIXES)}.")
-    if size is not None:
-        check_counts(1, height=size[0], width=size[1])
     if not is_file(model):
         profile = profile or "coco"
     ready = ready_model(model, weights, recipe=recipe, profile=profile, check=refuse, **options)

@@ -1,9 +1,13 @@
 """What a run tells while it runs: losses collected, checked, and written to a log, to TensorBoard and to a bar."""
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -72,17 +76,22 @@ class Journal:
     """`log.jsonl` and `tensorboard/` in the output folder, and a progress bar.
 
     Args:
-        start: steps done before; what is logged beyond is cut off.
+        start: steps done before; what is logged beyond is cut off, and so are the metrics at `start` if they are
+            `pending`.
         write: whether this process writes.
         progress: whether it shows a bar.
     """
 
-    def __init__(self, folder: Path, start: int, steps: int, *, write: bool, progress: bool, title: str) -> None:
+    def __init__(self, folder: Path, start: int, steps: int, *, write: bool, progress: bool, title: str,
+                 pending: bool = False) -> None:
         self._file: Any = None
+        self._folder = folder
         if write:
             from torch.utils.tensorboard import SummaryWriter
 
-            path, before = folder / "log.jsonl", [line for line in read_log(folder) if line["step"] <= start]
+            path = folder / "log.jsonl"
+            before = [line for line in read_log(folder)
+                      if line["step"] < start or line["step"] == start and ("loss" in line or not pending)]
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in before).encode())
             self._file = open(path, "a", encoding="utf-8")
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
@@ -91,33 +100,51 @@ class Journal:
 
     def advance(self) -> None:
         """Count a step."""
-        self._bar.update()
+        with suppress(OSError):  # of a terminal that was closed
+            self._bar.update()
 
     def write(self, step: int, values: Mapping[str, Any], losses: Sequence[str] = ()) -> None:
         """Log a line for the steps up to `step`: of training, where some of the values are `losses`, or of metrics."""
         if self._file is None:
             return
+        if not self._folder.is_dir():  # told here, before TensorBoard's thread finds out
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 group = "val/" if not losses else "loss/" if name in losses else ""
                 self._board.add_scalar(group + name, value, step)
-        self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()
-                               if isinstance(v, float) and (n in SHOWN or n in losses)})
+        with suppress(OSError):
+            self._bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()
+                                   if isinstance(v, float) and (n in SHOWN or n in losses)})
 
     def close(self) -> None:
         """Write what is left to be written."""
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
         if self._file is not None:
             self._file.close()
-            self._board.close()
+            if self._folder.is_dir():
+                self._board.close()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last line cut short by a crash is left out."""
+    """The lines of a run's log; a last line cut short by a crash is left out, and what is no line with a warning."""
     try:
-        text = (folder / "log.jsonl").read_text("utf-8")
+        text = (folder / "log.jsonl").read_text("utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    lines, bad = [], 0
+    for line in text.split("\n"):
+        try:
+            found = json.loads(line)
+            if type(found["step"]) is not int:
+                raise ValueError
+            lines.append({name: value for name, value in found.items()
+                          if value is None or isinstance(value, (int, float)) and not isinstance(value, bool)})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            bad += bool(line) and (line.endswith("}") or line is not text.rpartition("\n")[2])
+    if bad:
+        warnings.warn(f"{bad} lines of {folder / 'log.jsonl'} are damaged and left out.", stacklevel=2)
+    return lines

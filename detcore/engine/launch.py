@@ -5,7 +5,10 @@ Several machines are the business of torchrun, `accelerate launch` or a cluster,
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from torch import multiprocessing
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from detcore.errors import DetcoreError
+from detcore.runs import stop_signals
 
 
 def launch(work: Callable[..., Any], processes: int, device: torch.device, /, *args: Any, **options: Any) -> None:
@@ -27,17 +31,31 @@ def launch(work: Callable[..., Any], processes: int, device: torch.device, /, *a
         _work, (work, processes, get_free_port(), device.type, errors, args, options), processes, join=False,
         start_method="spawn")
     interrupted = False
-    while True:
-        try:
-            if running.join():
-                break
-        except KeyboardInterrupt:  # the processes had it too, and are writing their checkpoint
-            interrupted = True
-        except multiprocessing.ProcessExitedException as error:
-            if interrupted:
-                break
-            message = errors.get() if not errors.empty() else f"A training process died: {error}."
-            raise DetcoreError(message) from error
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        for process in running.processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, hand_on) for s in stop_signals() if main and s != signal.SIGINT}
+    try:
+        while True:
+            try:
+                if running.join():
+                    break
+            except KeyboardInterrupt:  # the processes had it too, and are writing their checkpoint
+                interrupted = True
+            except multiprocessing.ProcessExitedException as error:
+                if interrupted:
+                    break
+                message = errors.get() if not errors.empty() else f"A training process died: {error}."
+                raise DetcoreError(message) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if interrupted:
         raise KeyboardInterrupt
 

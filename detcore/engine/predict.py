@@ -11,8 +11,9 @@ from PIL import Image
 from detcore.data.images import check_pixels, pil_to_bgr, read_image
 from detcore.data.transforms import Sample, apply
 from detcore.detectors import Detector
-from detcore.engine.common import check_counts, is_file, pick_device, ready_model
+from detcore.engine.common import is_file, pick_device, ready_model
 from detcore.errors import DataError, UsageError
+from detcore.ranges import checked
 from detcore.recipe import Recipe
 from detcore.structures import Detections
 from detcore.zoo.create import Model
@@ -50,10 +51,10 @@ class Predictor:
         detections.draw().save("detections.jpg")
     """
 
+    @checked()
     def __init__(self, model: Model | Path, *, weights: str | Path | None = None, recipe: Recipe | None = None,
                  profile: str | None = None, device: str | None = None, score_threshold: float | None = None,
                  nms_threshold: float | None = None, max_detections: int | None = None, batch_size: int = 1):
-        check_counts(1, batch_size=batch_size)
         self.device = pick_device(device)
         if not (is_file(model) or isinstance(model, Detector)):
             weights, profile = weights or "published", profile or "coco"

@@ -5,6 +5,8 @@ What is random in a step (samples, dropout) is drawn from (seed, process, step),
 """
 from __future__ import annotations
 
+import errno
+import math
 import os
 import pickle
 import re
@@ -29,7 +31,6 @@ from detcore.data.options import DataOptions
 from detcore.data.sampling import epoch_images
 from detcore.detectors import Detector
 from detcore.engine.common import (
-    check_counts,
     check_stuff,
     describe,
     load_data,
@@ -43,12 +44,13 @@ from detcore.engine.evaluate import detect, flat
 from detcore.engine.journal import Journal, Meter, read_log
 from detcore.engine.launch import launch
 from detcore.engine.scoring import score, watchers
-from detcore.errors import DetcoreError, UsageError
+from detcore.errors import DataError, DetcoreError, UsageError
 from detcore.options import builder_options, check_options, forwards
+from detcore.ranges import checked
 from detcore.recipe import SGD, Adam, AdamW, Recipe, parameter_groups
 from detcore.records import Record, peak_memory_gb, read_record
-from detcore.runs import Checkpoints, Interruption, code_digest, output_folder
-from detcore.weights import load_backbone, read_checkpoint, save_weights
+from detcore.runs import Checkpoints, Interruption, alone, code_digest, output_folder, release, removed, take
+from detcore.weights import load_backbone, read_checkpoint, save_weights, weights_file
 from detcore.zoo.create import Model, Resolved, resolve
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -71,7 +73,13 @@ class TrainResult:
     record: Record = field(repr=False)
     log: list[dict[str, Any]] = field(repr=False)
 
+# What a checkpoint holds; `best` is below 0, or None, where nothing has been evaluated.
+FORM = dict(meta=dict, run=dict, step=int, elapsed=float, best=(float, type(None)), window=dict, losses=list,
+            state_dict=dict, aside=dict, optimizer=dict, scaler=dict)
 
+
+@checked()
+@alone
 @forwards(DataOptions)
 def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, profile: str | None = None,
           output: str | Path | None = None, steps: int | None = None, seconds: float | None = None, seed: int = 0,
@@ -123,11 +131,8 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     named = DataOptions(**data_options)
 
     # What to train, on what, where; everything that can be wrong shows here.
-    check_counts(1, steps=steps, gpus=gpus, batch_size=batch_size, log_interval=log_interval,
-                 checkpoint_interval=checkpoint_interval, keep=keep)
-    check_counts(0, seed=seed, workers=workers)
-    if seconds is not None and seconds <= 0 or clip_norm is not None and clip_norm < 0:
-        raise UsageError(f"seconds are above 0 and clip_norm is not below, unlike {seconds} and {clip_norm}.")
+    if measure[0] >= measure[1]:
+        raise UsageError(f"The steps to measure end after they begin, unlike {measure[0]} to {measure[1]}.")
     subject = resolve(model, recipe=recipe, profile=profile, weights=weights)
     recipe, started = subject.recipe, "WORLD_SIZE" in os.environ
     where = pick_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started else gpus)
@@ -135,11 +140,16 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     if sync_bn and where.type == "cpu":
         raise UsageError("Synchronised batch norm needs GPUs.")
     folder = output_folder(output or f"runs/{subject.name}.{subject.profile}")
+    if int(os.environ.get("RANK", 0)) == 0:
+        take(folder)
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     protect(folder, checkpoints, resume, overwrite)
     data = load_data(data_root, recipe, "train", training=True, proposals=proposals, options=named)
     match_classes(data, weights_classes(subject, weights, data), "the model's weights")
     val_data = load_data(data_root, recipe, proposals=proposals, options=named) if validate else None
+    for one in (data, val_data):
+        if one is not None and len(one) == 0:
+            raise DataError(f"{one.annotation_file} has no images that can be used: see `detcore data check`.")
     if val_data is not None:
         match_classes(val_data, data.class_names, f"the training data ({data.annotation_file})")
         match_stuff(val_data, None if data.panoptic is None else data.panoptic.stuff, "the training data")
@@ -154,6 +164,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
         except Exception as error:  # whatever a user's object raises
             raise UsageError(f"{subject.name} cannot be sent to other processes ({error}): define its classes and its "
                              f"builder in a module.") from error
+        release()
         launch(train, gpus, where, model, data_root, **options | dict(output=folder))
         if subject.detector is not None:
             detector.load_state_dict(read_checkpoint(folder / WEIGHTS).state)
@@ -187,11 +198,12 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
                 category_ids=list(data.category_ids), **({} if stuff is None else dict(stuff=list(stuff))))
     settings = dict(seed=seed, steps=steps, batch_size=batch_size, processes=world,
                     precision=accelerator.mixed_precision, clip_norm=clip_norm)
-    told = settings | dict(sync_bn=sync_bn, weights=None if weights is None else Path(weights).name,
+    told = settings | dict(sync_bn=sync_bn, weights=None if weights is None else weights_file(str(weights)),
                            data=describe(data).fingerprint, code=code_digest(), **described(subject))
 
-    step, elapsed, best, meter = 0, 0.0, -1.0, Meter()  # best: of the evaluations so far
-    state = checkpoints.load() if resume else None
+    step, elapsed, meter, pending = 0, 0.0, Meter(), False  # pending: the evaluation at `step` is still to be done
+    best: float | None = -1.0  # of the evaluations so far
+    state = checkpoints.load(FORM) if resume else None
     if state is not None and (changed := changes(told | meta, state["run"] | state["meta"])):
         if not overwrite:
             raise UsageError(f"The run in {folder} cannot go on, because of what has changed: {', '.join(changed)}. "
@@ -208,6 +220,7 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
         load_state(state, detector, plain_optimizer, accelerator, folder)
         step, elapsed, best = state["step"], state["elapsed"], state["best"]
         meter = Meter(state["window"], state["losses"])
+        pending = val_data is not None and not state.get("validated", True)
 
     if step == steps and (folder / RECORD).exists():
         return finished(folder)
@@ -218,6 +231,31 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
                             aspect_grouping=recipe.aspect_grouping, rank=rank, world_size=world,
                             pin_memory=where.type == "cuda")
 
+    def save(validated: bool) -> None:
+        if accelerator.is_main_process:
+            checkpoints.save(step, dict(
+                meta=meta, run=told, step=step, elapsed=elapsed, best=best, validated=validated, window=meter.window,
+                losses=meter.losses, state_dict=detector.state_dict(), aside=buffers_aside(detector),
+                optimizer=optimizer.state_dict(),
+                scaler={} if accelerator.scaler is None else accelerator.scaler.state_dict()))
+
+    def evaluated() -> float | None:
+        """The best metric so far, with that of the weights as they are, which are kept if it is theirs."""
+        assert val_data is not None
+        watched, found = watchers(val_data, recipe.metric), best
+        detections = detect(detector, val_data, recipe.preprocess, batch_size=batch_size or 1, workers=workers,
+                            rank=rank, world_size=world, progress=progress, watched=watched)
+        if accelerator.is_main_process:
+            results = score(detections, val_data, recipe.metric, watched=watched, progress=progress)
+            journal.write(step, flat(results))
+            first = next(iter(results.values()))
+            value = first.headline if any(v is not None for v in first.metrics.values()) else None  # nothing to count
+            if value is not None and math.isfinite(value) and value > (-1.0 if best is None else best):
+                found = value
+                save_weights(folder / BEST, detector, meta)
+        accelerator.wait_for_everyone()
+        return found
+
     durations: dict[int, float] = {}  # seconds of each step
     loading: list[float] = []  # seconds of them that were spent waiting for data, since the last log line
     if where.type == "cuda":
@@ -225,7 +263,10 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     with (disk_errors(folder), Interruption() as interruption,
           prepared(accelerator, detector, plain_optimizer) as (module, optimizer),
           closing(Journal(folder, step, steps, write=accelerator.is_main_process, progress=progress,
-                          title=subject.name)) as journal):
+                          title=subject.name, pending=pending)) as journal):
+        if pending:
+            best = evaluated()
+            save(validated=True)
         began = time.perf_counter()
         for batch in batches(loader, step, steps, per_epoch):
             loading.append(time.perf_counter() - began)
@@ -270,30 +311,15 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
             if world > 1:
                 stop = log_now and any(gather_object([stop]))
 
-            # Evaluate, and keep the weights where they are the best so far
-            if val_data is not None and not stop and (step == steps or step % val_interval == 0):
+            # Checkpoint; then evaluate, and keep the weights where they are the best so far
+            evaluate_now = val_data is not None and not stop and (step == steps or step % val_interval == 0)
+            save_now = stop or step == steps or step % checkpoint_interval == 0
+            if evaluate_now or save_now:
                 meter.flush()
-                watched = watchers(val_data, recipe.metric)
-                detections = detect(detector, val_data, recipe.preprocess, batch_size=batch_size, workers=workers,
-                                    rank=rank, world_size=world, progress=progress, watched=watched)
-                if accelerator.is_main_process:
-                    results = score(detections, val_data, recipe.metric, watched=watched, progress=progress)
-                    journal.write(step, flat(results))
-                    value = next(iter(results.values())).headline
-                    if value > best:
-                        best = value
-                        save_weights(folder / BEST, detector, meta)
-                accelerator.wait_for_everyone()
-
-            # Checkpoint
-            if stop or step == steps or step % checkpoint_interval == 0:
-                meter.flush()
-                if accelerator.is_main_process:
-                    checkpoints.save(step, dict(
-                        meta=meta, run=told, step=step, elapsed=elapsed, best=best, window=meter.window,
-                        losses=meter.losses, state_dict=detector.state_dict(), aside=buffers_aside(detector),
-                        optimizer=optimizer.state_dict(),
-                        scaler={} if accelerator.scaler is None else accelerator.scaler.state_dict()))
+                save(validated=not evaluate_now)
+            if evaluate_now:
+                best = evaluated()
+                save(validated=True)
             if stop:
                 break
             began = time.perf_counter()
@@ -406,17 +432,27 @@ def buffers_aside(model: nn.Module) -> dict[str, Tensor]:
 def load_state(state: Mapping[str, Any], detector: nn.Module, optimizer: Any, accelerator: Accelerator,
                folder: Path) -> None:
     """Bring model, optimiser and loss scale to where a checkpoint has them; a UsageError if it is of another model."""
+    built = [{n: v for n, v in group.items() if n not in ("params", "lr")} for group in optimizer.param_groups]
     try:
         detector.load_state_dict(state["state_dict"])
         buffers = dict(detector.named_buffers())
         for name, value in state["aside"].items():
             buffers[name].copy_(value)
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UsageError(f"The run in {folder} cannot go on, because the model has changed: name another folder "
-                         f"(output), or start anew over it (overwrite, without resume).") from error
-    if accelerator.scaler is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+        for group, before in zip(optimizer.param_groups, built, strict=True):
+            if any(group[name] != value for name, value in before.items()):
+                raise ValueError("other settings of the optimiser")
+        for parameter, kept in optimizer.state.items():
+            if any(isinstance(v, Tensor) and v.dim() and v.shape != parameter.shape or isinstance(v, (str, dict, list))
+                   for v in kept.values()):
+                raise ValueError("other shapes in the optimiser")
+        Meter(state["window"], state["losses"]).means()
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UsageError(f"The run in {folder} cannot go on, because the model has changed, or its newest checkpoint "
+                         "is damaged: name another folder (output), start anew over it (overwrite, without resume), or "
+                         "remove that checkpoint.") from error
 
 
 # In the loop and after it
@@ -450,8 +486,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DetcoreError(f"The run in {folder} cannot be written: {error.strerror}; it can be resumed once there is "
-                           f"room.") from error
+        if not folder.is_dir():
+            raise removed(folder) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise DetcoreError(f"The run in {folder} cannot be written: {error.strerror or error}; it can be resumed once "
+                           f"{'there is room' if full else 'that is mended'}.") from error
 
 
 def speed(durations: Mapping[int, float], measure: tuple[int, int], images: int) -> dict[str, float]:

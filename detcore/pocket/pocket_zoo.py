@@ -29,6 +29,7 @@ from detcore.pocket.drawn import STUFF_ID, Drawn, Set, write
 from detcore.pocket.names import CLASSES, STUFF
 from detcore.pocket.scenes import Scene, paint
 from detcore.pocket.writers import get_writer
+from detcore.ranges import PROCESSES, checked, whole
 
 assert tuple(s.name for s in SPECIES) == CLASSES
 SPLITS = ("train", "val")
@@ -57,6 +58,7 @@ class Plan:
         return w / w.sum()
 
 
+@checked(size=whole(32, 2**14), workers=whole(1, PROCESSES))
 def draw(root: str | Path, *, images: int = 2000, val: int = 500, seed: int = 0, size: int = 128, workers: int = 2,
          layout: str = "coco", long_tail: bool = False, progress: bool = True) -> Path:
     """Draw a Pocket Zoo, or finish one that was begun; a finished one with the same parameters is left as it is.
@@ -77,9 +79,6 @@ def draw(root: str | Path, *, images: int = 2000, val: int = 500, seed: int = 0,
         DataError: a folder or file that cannot be written.
     """
     writer = get_writer(layout)
-    if images < 1 or val < 0 or size < 32 or workers < 1:
-        raise UsageError("Pocket Zoo needs at least one image, no negative number of validation images, "
-                         "a size of 32 pixels or more and at least one worker.")
     root, plan = Path(root), Plan(images, val, seed, size, long_tail, layout)
     try:
         if _prepare(root, plan):

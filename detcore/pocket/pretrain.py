@@ -20,8 +20,9 @@ from detcore.data.coco import CocoDataset, fingerprint
 from detcore.data.loader import build_loader
 from detcore.data.transforms import Flip
 from detcore.pocket.slim import SLIM, Slim
+from detcore.ranges import checked
 from detcore.recipe import TORCHVISION
-from detcore.runs import Checkpoints, Interruption, code_digest, output_folder
+from detcore.runs import Checkpoints, Interruption, alone, code_digest, output_folder, take
 from detcore.structures import Target
 from detcore.weights import save_weights
 
@@ -54,6 +55,8 @@ def class_map(target: Target, size: tuple[int, int]) -> Tensor:
     return out
 
 
+@checked()
+@alone
 def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, seed: int = 0,
              output: str | Path | None = None, folder: str | Path | None = None, workers: int = 0) -> Pretraining:
     """Trains a slim backbone and writes its weights.
@@ -73,6 +76,8 @@ def pretrain(data_root: str | Path, *, slim: Slim = SLIM, steps: int = STEPS, se
     settings = dict(slim=slim.file.stem, steps=steps, seed=seed, data=fingerprint(data.annotation_file),
                     code=code_digest())
     checkpoints = None if folder is None else Checkpoints(output_folder(folder), keep=1)
+    if checkpoints is not None:
+        take(checkpoints.folder)
     backbone: Any = slim.build()
     backbone.norm_eval = False  # here the statistics of batch norm are learned
     heads = nn.ModuleList([nn.Conv2d(c, len(data.class_names) + 1, 1) for c in backbone.channels])

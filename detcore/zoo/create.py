@@ -13,16 +13,19 @@ from torch import Tensor
 
 from detcore.detectors import Detector
 from detcore.errors import UsageError, WeightsError
+from detcore.ranges import checked
 from detcore.recipe import Recipe
 from detcore.weights import Checkpoint, differences, find, load_weights, read_checkpoint
-from detcore.zoo.entries import ModelEntry, check_profile
-from detcore.zoo.index import all_entries, get_model_entry, near_names, rows
+from detcore.zoo.entries import PROFILES, ModelEntry, check_profile
+from detcore.zoo.index import get_model_entry, near_names, rows
+from detcore.zoo.states import candidates, names_digest
 
 log = logging.getLogger(__name__)
 
 Model = str | ModelEntry | Detector  # a name of the zoo, an entry, or a detector that is made already
 
 
+@checked()
 def create_model(model: Model, *, weights: str | Path | None = None, num_classes: int | None = None,
                  profile: str = "coco", **options: Any) -> Detector:
     """A detector, in training mode, on the CPU.
@@ -63,10 +66,9 @@ class Resolved:
     entry: ModelEntry | None = field(repr=False)
     detector: Detector | None = field(default=None, repr=False)
 
+    @checked()
     def build(self, num_classes: int | None = None, *, weights: str | Path | None = None, **options: Any) -> Detector:
         """The detector; see `create_model`."""
-        if num_classes is not None and num_classes < 1:
-            raise UsageError(f"A detector tells at least one class from background, not {num_classes}.")
         if weights is not None:
             return self._filled(self._read(weights), num_classes, options)
         if self.entry is not None:
@@ -130,6 +132,8 @@ class Resolved:
         try:
             load_weights(model, checkpoint, leave=anew, name=self.name)
         except WeightsError as error:
+            if " does not fit " not in str(error):  # but is damaged
+                raise
             raise WeightsError(f"{error} {_explain(checkpoint, self.entry, self.profile)}") from error
         if anew:
             log.warning("%s tells %d classes apart, the model %d: %d entries start anew (%s).", checkpoint.path.name,
@@ -199,6 +203,7 @@ class Restored:
         return self.resolved.entry
 
 
+@checked()
 def restore(path: str | Path, model: Model | None = None, *, recipe: Recipe | None = None, profile: str | None = None,
             num_classes: int | None = None, **options: Any) -> Restored:
     """The trained model in a file that detcore wrote.
@@ -211,12 +216,15 @@ def restore(path: str | Path, model: Model | None = None, *, recipe: Recipe | No
         WeightsError: the file does not say which model of the zoo it is, or does not fit it.
     """
     checkpoint = read_checkpoint(path)
-    name = checkpoint.meta.get("model")
-    if model is None and name not in rows():
+    name, kind = checkpoint.meta.get("model"), checkpoint.meta.get("profile", "coco")
+    if model is None and not (isinstance(name, str) and name in rows()):
         told = f"is of {name!r}, which is not of the zoo" if isinstance(name, str) else "does not say which model it is"
         raise WeightsError(f"{path} {told}: name the model and give the file as its weights.")
+    if profile is None and kind not in PROFILES:
+        raise WeightsError(f"{path} says that it is of the profile {str(kind)[:80]!r}, which there is not: name one of "
+                           f"{', '.join(PROFILES)}.")
     resolved = resolve(name if model is None else model, recipe=recipe,  # type: ignore[arg-type]
-                       profile=profile or checkpoint.meta.get("profile", "coco"))
+                       profile=profile or kind)
     return Restored(resolved._filled(checkpoint, num_classes, options), resolved, checkpoint.classes, checkpoint.meta)
 
 
@@ -242,32 +250,25 @@ def _count_classes(state: Mapping[str, Tensor], heads: Mapping[str, tuple[torch.
     return int(count) if count >= 1 and count == int(count) else None
 
 
-def _names(state: Mapping[str, Tensor]) -> set[str]:
-    """The entries that every file of a model has; older ones lack batch norm's counter."""
-    return {n for n in state if not n.endswith("num_batches_tracked")}
-
-
 def _explain(checkpoint: Checkpoint, expected: ModelEntry, profile: str) -> str:
     """Which model of the zoo a checkpoint is of, as a sentence."""
     told = checkpoint.meta.get("model"), checkpoint.meta.get("profile", "coco")
     if isinstance(told[0], str) and told != (expected.name, profile):
         return f"It says that it is {told[0]} of the {told[1]} profile."
 
-    def likeness(entry: ModelEntry) -> float:
-        known = entry.name, Path(entry.checkpoint or "").stem
-        return max(SequenceMatcher(None, name, checkpoint.path.stem).ratio() for name in known)
+    def likeness(model: tuple[str, str]) -> float:
+        known = model[0], Path(get_model_entry(model[0]).checkpoint or "").stem
+        return max(SequenceMatcher(None, name, checkpoint.path.stem[:200]).ratio() for name in known)
 
     tried = set()
-    names = _names(checkpoint.state)
-    candidates = all_entries().values() if any(n.startswith("backbone.") for n in names) else ()
-    for entry in sorted(candidates, key=likeness, reverse=True):
-        kind = entry.builder, entry.backbone, str(entry.options)
-        if kind in tried:
+    for name, kind in sorted(candidates().get(names_digest(checkpoint.state), ()), key=likeness, reverse=True):
+        entry = get_model_entry(name)
+        built = entry.builder, entry.backbone, str(entry.options), str(entry.pocket) if kind == "pocket" else "", kind
+        if built in tried:
             continue
-        tried.add(kind)
-        if names != _names(_meta_state(entry, 2, "coco")):
-            continue
-        count = _count_classes(checkpoint.state, heads := _class_entries(entry, "coco"))
-        if (count or not heads) and not differences(checkpoint.state, _meta_state(entry, count, "coco")):
-            return f"It fits {entry.name}" + (f" with {count} classes." if heads else ".")
+        tried.add(built)
+        count = _count_classes(checkpoint.state, heads := _class_entries(entry, kind))
+        if (count or not heads) and not differences(checkpoint.state, _meta_state(entry, count, kind)):
+            return (f"It fits {entry.name}" + (" of the pocket profile" if kind == "pocket" else "")
+                    + (f" with {count} classes." if heads else "."))
     return "It fits no model of the zoo."

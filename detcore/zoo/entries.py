@@ -105,7 +105,7 @@ class ModelEntry:
             pocket = self.pocket_settings
             builder, given = pocket.builder or self.builder, {**self.options, **pocket.options, **options}
             num_classes, build = num_classes or pocket.num_classes, self.backbone and self.backbone.slim.build
-        check_options(builder, options, self.name)
+        given |= check_options(builder, options, self.name)
         return builder(build(), num_classes, **given) if build else builder(num_classes, **given)
 
     @property

@@ -19,10 +19,12 @@ import pytest
 import yaml
 from sphinx import locale
 
+from detcore.errors import DataError
 from detcore.pocket.pocket_zoo import draw
 from detcore.runs import code
 from tests.book.test_pages import shown, table
-from workflow import contents, fingerprint
+from workflow import book, contents, fingerprint
+from workflow.faults import sentences
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHAPTER = '''# %% [markdown]
@@ -455,3 +457,30 @@ def test_every_lock_line_pins_a_package() -> None:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert len(lines) > 100
     assert all(len(line.split("==")) == 2 and " " not in line for line in lines)
+
+
+def test_commands_end_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fingerprint, "RUNS", tmp_path)
+    (tmp_path / "a.json").write_text('{"code": "x", "given": []}')
+    with pytest.raises(SystemExit) as stop, sentences():
+        try:
+            fingerprint.committed("a")
+        except DataError as error:
+            raise RuntimeError("as Sphinx wraps it") from error
+    assert re.fullmatch(r"The list of a run .*a.json is damaged, 'given' in it .* again\.", stop.value.code)
+    with pytest.raises(ZeroDivisionError), sentences():
+        raise ZeroDivisionError
+
+
+def test_two_builds_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "BUILD", tmp_path / "build")
+    (tmp_path / "build").mkdir()
+    code = (f"import sys, time; from pathlib import Path; from detcore.runs import alone, take\n"
+            f"@alone\ndef main():\n    take(Path({str(tmp_path / 'build')!r})); print('taken', flush=True); "
+            f"time.sleep(100)\nmain()")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "taken\n"
+        monkeypatch.setattr(sys, "argv", ["book"])
+        with pytest.raises(SystemExit, match="Another run is writing into .*build"):
+            book.main()
+        other.kill()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detcore.errors import DataError
-from detcore.records import DataInfo, Record, commit, hardware, peak_memory_gb, read_record, read_records
+from detcore.records import DataInfo, Record, commit, hardware, peak_memory_gb, read_json, read_record, read_records
 
 
 def sample(**more) -> Record:
@@ -55,3 +55,15 @@ def test_the_machine_is_described():
     assert here.cpu and here.memory_gb > 0.1
     assert peak_memory_gb()["resident_gb"] > 0.05
     assert commit() is None or len(commit().removesuffix("-dirty")) == 12
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b'{"kind": "train", "duration_s": "x"}', b"[" * 50_000,
+                                     b'{"kind": "train", "duration_s": 1, "metrics": {"a": "b"}}', b"null"])
+def test_a_broken_record_is_one_sentence(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError, match="a.json is not a record: .* remove it") as error:
+        read_records(tmp_path)
+    assert "\n" not in str(error.value)
+    if content not in (b"{}",) and not content.startswith(b'{"'):
+        with pytest.raises(DataError, match="The file .*a.json is damaged"):
+            read_json(tmp_path / "a.json")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from itertools import islice
 
@@ -28,6 +29,7 @@ from detcore.recipe import SGD, Recipe
 from detcore.records import read_record
 from detcore.runs import Checkpoints, code_digest
 from detcore.structures import Images
+from detcore.weights import save_weights
 from detcore.zoo.create import create_model, resolve, restore
 from detcore.zoo.index import get_model_entry
 
@@ -240,7 +242,7 @@ def test_time_runs_out(zoo, tmp_path):
 def test_a_loss_that_is_not_finite_stops(zoo, tmp_path):
     with torch.no_grad():
         model = create_model(RETINANET, profile="pocket", num_classes=len(pocket_zoo.CLASSES))
-        model.bbox_head.retina_reg.bias.fill_(float("nan"))
+        model.bbox_head.retina_reg.bias.fill_(3e38)
     torch.save(model.state_dict(), tmp_path / "bad.pth")
     with pytest.raises(DetcoreError, match=r"iteration 1: loss_bbox is not finite, on the images with the ids \d+,"):
         quick(RETINANET, zoo, tmp_path / "run", weights=tmp_path / "bad.pth")
@@ -438,3 +440,136 @@ def test_what_is_missing_is_said_before_training(zoo, tmp_path):
             train(RETINANET, zoo, output=tmp_path / "run", gpus=8)
         with pytest.raises(UsageError, match="finds no GPU"):
             train(RETINANET, zoo, output=tmp_path / "run", device="cuda")
+
+
+# Broken machines and files
+
+def broken_copy(done, tmp_path, change):
+    """A copy of a finished run without its record, whose checkpoint `change` has been at."""
+    shutil.copytree(done, tmp_path / "run")
+    (tmp_path / "run/record.json").unlink()
+    file = tmp_path / "run/checkpoints/step_00000001.pt"
+    state = torch.load(file)
+    change(state)
+    torch.save(state, file)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("change, told", [
+    *((lambda s, n=n: s.pop(n), n) for n in ("meta", "run", "step", "elapsed", "best", "window", "losses",
+                                              "state_dict", "aside", "optimizer", "scaler")),
+    (lambda s: s.update(step="1"), "step"), (lambda s: s.update(step=3), "step"),
+    (lambda s: s.update(window=[1]), "window"), (lambda s: s.update(elapsed=None), "elapsed"),
+], ids=lambda v: v if isinstance(v, str) else "")
+def test_a_checkpoint_without_its_parts_is_named(zoo, done, tmp_path, change, told):
+    folder = broken_copy(done, tmp_path, change)
+    before = content(folder)
+    with pytest.raises(WeightsError, match=f"_00000001.pt is damaged: {told} in it is missing or of the wrong kind"):
+        quick(RETINANET, zoo, folder, steps=1, resume=True)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("change", [
+    lambda s: s["optimizer"].clear(), lambda s: s["optimizer"].update(state=3),
+    lambda s: s["optimizer"]["param_groups"].pop(), lambda s: s["optimizer"]["param_groups"][0].update(betas="x"),
+    lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.zeros(1, 7)), lambda s: s["window"].update(a="x"),
+    lambda s: s["state_dict"].popitem(), lambda s: s["state_dict"].update({next(iter(s["state_dict"])): 5})])
+def test_a_checkpoint_that_does_not_fit_is_named(zoo, done, tmp_path, change):
+    folder = broken_copy(done, tmp_path, change)
+    with pytest.raises(UsageError, match="the model has changed, or its newest checkpoint is damaged"):
+        quick(RETINANET, zoo, folder, steps=1, resume=True)
+
+
+def test_a_flipped_byte_is_noticed(done, tmp_path):
+    shutil.copytree(done, tmp_path / "run")
+    kept = Checkpoints(tmp_path / "run/checkpoints", 2)
+    [file] = kept.paths()
+    sound = file.read_bytes()
+    for place in range(1000, len(sound) * 9 // 10, len(sound) // 7):
+        file.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1:])
+        try:
+            found = kept.load()
+        except WeightsError as error:
+            assert "cannot be read" in str(error) and "start anew" in str(error)
+            continue
+        file.write_bytes(sound)  # a byte between the parts
+        assert all(torch.equal(v, kept.load()["state_dict"][n]) for n, v in found["state_dict"].items())
+    place = sound.index(torch.load(file)["state_dict"]["backbone.conv1.weight"].numpy().tobytes()) + 5
+    file.write_bytes(sound[:place] + bytes([sound[place] ^ 64]) + sound[place + 1:])
+    with pytest.raises(WeightsError, match="the checksum of its part .* is wrong"):
+        kept.load()
+
+
+@pytest.mark.parametrize("log", [
+    None, b"", b"\xff\xfe\n", b"[]\n1\nnull\n", b'{"step": "1"}\n{"loss": 1}\n', b'{"step": 1, "loss": {"a": []}}\n',
+    b"[" * 20_000 + b"}\n"], ids=["none", "empty", "bytes", "kinds", "keys", "nested", "deep"])
+def test_a_broken_log_does_not_keep_a_run_from_going_on(zoo, done, tmp_path, log):
+    folder = broken_copy(done, tmp_path, lambda state: None)
+    (folder / "log.jsonl").unlink() if log is None else (folder / "log.jsonl").write_bytes(log)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert quick(RETINANET, zoo, folder, steps=1, resume=True).record.parameters["steps_done"] == 1
+    damaged = log not in (None, b"") and not log.startswith(b'{"step": 1')
+    assert sum("are damaged and left out" in str(w.message) for w in told) == damaged
+
+
+def test_an_evaluation_that_fails_loses_no_step(zoo, tmp_path, monkeypatch):
+    whole = quick(RETINANET, zoo, tmp_path / "whole", steps=2)
+
+    def fail(*args, **options):
+        raise DataError("A mask is broken.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detcore.engine.train.score", fail)
+        with pytest.raises(DataError, match="A mask"):
+            quick(RETINANET, zoo, tmp_path / "run", steps=2)
+    assert (tmp_path / "run/checkpoints/step_00000002.pt").exists()
+    resumed = quick(RETINANET, zoo, tmp_path / "run", steps=2, resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert resumed.record.metrics == whole.record.metrics and resumed.best.exists()
+
+
+def test_a_metric_that_is_not_defined_ends_no_run(zoo, tmp_path):
+    shutil.copytree(zoo, tmp_path / "zoo")
+    file = tmp_path / "zoo/annotations/instances_val2017.json"
+    [file] = [file] if file.exists() else (tmp_path / "zoo/annotations").glob("instances_val*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(annotations=[])))
+    run = quick(RETINANET, tmp_path / "zoo", tmp_path / "run", steps=2)
+    assert run.record.metrics["bbox_AP"] is None and run.best is None and run.checkpoint.exists()
+
+
+def test_two_runs_do_not_write_into_one_folder(zoo, tmp_path):
+    args = (RETINANET, "--data-root", zoo, "--batch-size", 4, "--no-validate", "--steps", 500, "--log-interval", 1,
+            "--output", tmp_path / "run")
+    first = command(*args, "--workers", 1)
+    log, deadline = tmp_path / "run/log.jsonl", time.monotonic() + 120
+    while first.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for options in (dict(resume=True), dict(overwrite=True), {}):
+        with pytest.raises(UsageError, match="Another run is writing into .*run: wait"):
+            quick(RETINANET, zoo, tmp_path / "run", **options)
+    os.kill(first.pid, signal.SIGHUP)  # as a terminal does that is closed
+    assert first.wait(60) == 130 and "Traceback" not in first.stderr.read()
+    [saved] = (tmp_path / "run/checkpoints").glob("*.pt")
+    assert int(saved.stem.removeprefix("step_")) == losses(tmp_path / "run")[-1]["step"]
+    quick(RETINANET, zoo, tmp_path / "run", steps=1, overwrite=True, validate=False)
+    with pytest.raises(UsageError, match="holds a run"):  # the lock is gone, after errors too
+        quick(RETINANET, zoo, tmp_path / "run")
+    assert quick(RETINANET, zoo, tmp_path / "run", steps=1, resume=True, validate=False).record
+
+
+def test_a_folder_that_is_removed_is_told(zoo, tmp_path, monkeypatch):
+    monkeypatch.setattr("detcore.engine.train.peak_memory_gb", lambda: shutil.rmtree(tmp_path / "run") or {})
+    with pytest.raises(DetcoreError, match="run was removed or moved while the run was writing into it"):
+        quick(RETINANET, zoo, tmp_path / "run", validate=False)
+
+
+def test_files_are_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        Checkpoints(tmp_path, 1).save(1, {})
+        save_weights(tmp_path / "x.safetensors", torch.nn.Linear(1, 1), {})
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {0o640}

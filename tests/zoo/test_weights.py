@@ -1,11 +1,14 @@
 """Weights: fetched from a local server, read safely, loaded strictly."""
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import logging
 import os
 import sys
 import threading
+import time
 import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -22,9 +26,10 @@ import detcore
 from detcore import weights
 from detcore.backbones.resnet import ResNet
 from detcore.errors import UsageError, WeightsError
+from detcore.zoo import states
 from detcore.zoo.backbones.resnet import R18
 from detcore.zoo.create import restore
-from detcore.zoo.index import Published, rows
+from detcore.zoo.index import Published, all_entries, rows
 
 NAME = "retinanet_r18_fpn_1x_coco"
 
@@ -371,3 +376,210 @@ def test_backbone_of_another_kind(tmp_path):
     torch.save({"encoder.weight": torch.zeros(3)}, tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="does not fit the backbone"):
         weights.load_backbone(detcore.create_model(NAME), tmp_path / "x.pth")
+
+
+# Hostile and damaged files
+
+@pytest.mark.parametrize("value, told", [
+    (torch.zeros(3, dtype=torch.int8), "of the type int8"), (torch.zeros(3, dtype=torch.bool), "of the type bool"),
+    (torch.zeros(3, dtype=torch.complex64), "of the type complex64"), (torch.full((3,), torch.nan), "not finite"),
+    (torch.tensor([1, 2, float("inf")]), "not finite")])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_values_that_are_no_weights(tmp_path, value, told, suffix):
+    model, state = nn.Linear(2, 3), {"weight": torch.zeros(3, 2), "bias": value}
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(safetensors.torch.save(state)) if suffix == ".safetensors" else torch.save(state, path)
+    with pytest.raises(WeightsError, match=rf"x{suffix} holds no usable weights: 1 entries are {told}.*\(bias\)"):
+        weights.load_weights(model, weights.read_checkpoint(path))
+    torch.save({"weight": torch.ones(3, 2).half(), "bias": torch.zeros(3).double()}, tmp_path / "y.pth")
+    weights.load_weights(model, weights.read_checkpoint(tmp_path / "y.pth"))
+    assert model.weight.sum() == 6
+
+
+def test_metadata_of_others(tmp_path):
+    meta = {"format": "pt", "author": "me", "model": "[" * 30_000, "n": "9" * 5000, "classes": '["a", "b"]'}
+    (tmp_path / "x.safetensors").write_bytes(safetensors.torch.save({"w": torch.zeros(2)}, meta))
+    found = weights.read_checkpoint(tmp_path / "x.safetensors")
+    assert found.meta["author"] == "me" and found.classes == ("a", "b") and set(found.state) == {"w"}
+    (tmp_path / "x.pth").write_bytes((tmp_path / "x.safetensors").read_bytes())
+    assert set(weights.read_checkpoint(tmp_path / "x.pth").state) == {"w"}
+    for told in ('["a"]', '{"a": 1}', "3", "null"):
+        meta = {"model": told, "profile": told}
+        (tmp_path / "x.safetensors").write_bytes(safetensors.torch.save({"w": torch.zeros(2)}, meta))
+        with pytest.raises(WeightsError, match="x.safetensors does not say which model it is"):
+            restore(tmp_path / "x.safetensors")
+
+
+def test_a_flipped_bit_of_our_own_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    weights.save_weights(path, nn.Linear(20, 30), {"classes": ["cat", "dog"]})
+    sound = path.read_bytes()
+    assert weights.read_checkpoint(path).meta == {"classes": ["cat", "dog"]}
+    places = {sound.index(b"cat"), len(sound) - 3, len(sound) - 600, sound.index(b"[20") if b"[20" in sound else 20}
+    for place in places:
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1:])
+        with pytest.raises(WeightsError, match="x.safetensors is (damaged|not a readable)"):
+            weights.read_checkpoint(path)
+
+
+def test_a_flipped_bit_of_a_pytorch_file(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"w": torch.arange(1000.0), "b": torch.arange(7.0)}, path)
+    sound = path.read_bytes()
+    place = sound.index(torch.arange(1000.0).numpy().tobytes()) + 77
+    path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1:])
+    with pytest.raises(WeightsError, match="x.pth is damaged: the checksum of its part x/data/0 is wrong"):
+        weights.read_checkpoint(path)
+    torch.serialization.set_crc32_options(False)  # such files are not damaged
+    try:
+        torch.save({"w": torch.arange(1000.0)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert weights.read_checkpoint(path).state["w"][999] == 999
+
+
+def test_packed_files_do_not_fill_the_memory(tmp_path):
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("x/data/0", "w") as record:
+        for _ in range(100):
+            record.write(bytes(1 << 20))
+    assert path.stat().st_size < 200_000
+    with pytest.raises(WeightsError, match="x.pth is refused: its 0.1 MiB would unpack to 100 MiB"):
+        weights.read_checkpoint(path)
+    torch.save({"w": torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.long), [1.0], (100_000, 100_000))}, path)
+    with pytest.raises(WeightsError, match="its entry w is not a plain tensor, but sparse"):
+        weights.read_checkpoint(path)
+
+
+def test_a_pocket_file_is_told_at_once(tmp_path):
+    model = detcore.create_model("faster-rcnn_r50_fpn_1x_coco", profile="pocket", num_classes=5)
+    torch.save(model.state_dict(), tmp_path / "faster-rcnn_r50_fpn_1x_coco.pth")
+    began = time.process_time()
+    with pytest.raises(WeightsError, match="It fits faster-rcnn_r50_fpn_1x_coco of the pocket profile with 5 classes"):
+        detcore.create_model("retinanet_r50_fpn_1x_coco", weights=tmp_path / "faster-rcnn_r50_fpn_1x_coco.pth")
+    assert time.process_time() - began < 2 * len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("name", list(all_entries())[::40])
+def test_the_table_of_entries_is_up_to_date(name):
+    for profile in ("coco", "pocket"):
+        digest = states.entry_digest(all_entries()[name], profile)
+        assert [name, profile] in [list(pair) for pair in states.candidates()[digest]]
+
+
+# Addresses and servers
+
+@pytest.mark.parametrize("url", [
+    "http://h:abc/x", "http://[::1/x", "http://host/", "http://host", "http:///x.pth", "http://h/..", "http://h:99999/x",
+    "http://h/a b", "http://h/\x00", "http://u:se/cret@h/x", "http://u:secret@h:abc/x", "http://é/x", "http://.../x.pth",
+    "http://" + "h" * 300 + "/x.pth", "http://127.0.0.1:9/" + "x" * 300, "http://u:secret@127.0.0.1:9/x.pth?key=secret"])
+def test_addresses_that_are_none(url, cache):
+    with pytest.raises(WeightsError) as error:
+        weights.find(url)
+    assert "secret" not in str(error.value) and "cret@" not in str(error.value) and "\n" not in str(error.value)
+
+
+class Scripted(ThreadingHTTPServer):
+    """Answers with what it is given: a list of (status, headers, body), or bytes as they are."""
+
+    def __init__(self, *answers):
+        super().__init__(("127.0.0.1", 0), ScriptedHandler)
+        self.answers, self.asked = list(answers), []
+
+
+class ScriptedHandler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(dict(self.headers))
+        answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        if isinstance(answer, bytes):
+            self.wfile.write(answer)
+        else:
+            status, headers, body = answer
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def scripted():
+    started = []
+
+    def start(*answers):
+        http = Scripted(*answers)
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        started.append(http)
+        return http, f"http://127.0.0.1:{http.server_port}/model.pth"
+
+    yield start
+    for http in started:
+        http.shutdown()
+        http.server_close()
+
+
+def file_of_weights(size: int = 50_000) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"w": torch.arange(float(size))}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("answer", [
+    (204, {}, b""), (206, {"Content-Range": "bytes 5-9/20"}, b"12345"), (206, {}, b"12345"), (416, {}, b""),
+    (200, {"Content-Type": "text/html"}, b"<html>sign in</html>"), (200, {}, b"  <!DOCTYPE html>"), (200, {}, b""),
+    (200, {}, b"{}"), (200, {"Content-Length": "abc"}, b"x"), (200, {"Content-Length": "-5"}, b"x"),
+    (200, {"Content-Length": "9" * 5000}, b"x"), (200, {"Content-Length": "100"}, b"x"),
+    (302, {"Location": "http://h:abc/x"}, b""), (302, {"Location": "file:///etc/passwd"}, b""),
+    (302, {"Location": "http://[::1/x"}, b""), (302, {"Location": "ftp://u:secret@h/x"}, b""),
+    (200, {"Transfer-Encoding": "chunked"}, b"zz\r\n"), b"nonsense\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nA: " + b"a" * 70_000 + b"\r\n\r\n", (200, {}, file_of_weights()[:-5000]), (500, {}, b"")])
+def test_a_server_that_errs(scripted, cache, answer):
+    http, url = scripted(answer)
+    with pytest.raises(WeightsError, match="model.pth") as error:
+        weights.fetch(url)
+    assert "secret" not in str(error.value) and not (cache / "model.pth").exists()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_file_without_a_hash_in_its_name(scripted, cache):
+    content, other = file_of_weights(), file_of_weights(60_000)
+    http, url = scripted((200, {"ETag": '"1"', "Content-Length": str(len(content))}, content[:1000]),
+                         (200, {"ETag": '"2"', "Content-Length": str(len(other))}, other))
+    assert weights.fetch(url).read_bytes() == other  # it changed while it was fetched
+    assert [h.get("Range") for h in http.asked] == [None, "bytes=1000-"] and http.asked[1]["If-Range"] == '"1"'
+    assert weights.fetch(url).read_bytes() == other and len(http.asked) == 2
+    (cache / "model.pth").write_bytes(other[:-1] + b"x")
+    assert weights.fetch(url).read_bytes() == other and len(http.asked) == 3
+    http, url = scripted((200, {"Content-Length": str(len(content))}, content))
+    assert weights.fetch(url).read_bytes() == content  # another address, the same name
+    (cache / "byhand.pth").write_bytes(b"anything")
+    assert weights.fetch(url.replace("model", "byhand")) == cache / "byhand.pth"
+
+
+def test_the_rest_of_a_file_is_taken_from_the_same_one(scripted, cache):
+    content = file_of_weights()
+    rest = {"ETag": '"1"', "Content-Range": f"bytes 1000-{len(content) - 1}/{len(content)}"}
+    http, url = scripted((200, {"ETag": '"1"', "Content-Length": str(len(content))}, content[:1000]),
+                         (206, rest, content[1000:]))
+    assert weights.fetch(url).read_bytes() == content
+    assert files(cache) == ["model.pth", ".model.pth.json"] or set(files(cache)) == {"model.pth", ".model.pth.json"}
+
+
+def test_a_damaged_file_of_the_cache_is_fetched_again(server, cache):
+    content = os.urandom(1000)
+    path = weights.fetch(serve(server, content))
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert weights.fetch(server.address(path.name)).read_bytes() == content and len(server.asked) == 2
+
+
+def test_user_and_password_go_to_the_server_alone(scripted, cache):
+    content = file_of_weights(10)
+    http, url = scripted((200, {"Content-Length": str(len(content))}, content))
+    weights.fetch(url.replace("http://", "http://me:secr%40t@") + "?key=1")
+    assert http.asked[0]["Authorization"] == "Basic " + base64.b64encode(b"me:secr@t").decode()
+    assert all(b"secr" not in p.read_bytes() for p in cache.iterdir())
+    assert weights.weights_file(url + "?key=1#a") == "model.pth"

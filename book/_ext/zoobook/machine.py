@@ -7,7 +7,6 @@
 """
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from docutils import nodes
@@ -15,6 +14,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from detcore.records import read_json
 from zoobook import facts
 from zoobook.languages import _
 from zoobook.tables import Column, build_table, note
@@ -27,7 +27,7 @@ METRICS = {"bbox_AP": _("Box AP"), "segm_AP": _("Mask AP"), "panoptic_PQ": _("PQ
 
 def told() -> dict[str, Any]:
     """What `make book` has found."""
-    return json.loads(FILE.read_text("utf-8")) if FILE.exists() else {"rows": [], "runs": []}
+    return read_json(FILE) if FILE.exists() else {"rows": [], "runs": []}
 
 
 class MachineTable(SphinxDirective):

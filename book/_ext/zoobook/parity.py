@@ -7,7 +7,6 @@
 """
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import Any
 
@@ -15,6 +14,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from detcore.records import read_json
 from detcore.zoo import index
 from zoobook import facts
 from zoobook.languages import _
@@ -26,7 +26,7 @@ CASES = facts.BOOK.parent / "tests/reference/cases"
 
 @cache
 def rows() -> list[dict[str, Any]]:
-    return json.loads(RECORD.read_text("utf-8"))
+    return read_json(RECORD, list)
 
 
 class ParitySummary(SphinxDirective):
