@@ -376,6 +376,7 @@ def data_pocket(root: Annotated[Path, Option(help="Folder to draw into.")] = ROO
 
 
 @data_app.command("check")
+@checked()
 def data_check(root: Annotated[Path, Argument(help="Folder of a data set.")],
                layout: Annotated[str | None, Option(help="Form of its files, such as voc; by default the one they "
                                                          "have.")] = None,
