@@ -112,7 +112,7 @@ def test_near_names():
 def test_what_no_model_takes():
     with pytest.raises(UsageError, match="coco, pocket"):
         detcore.create_model("rpn_r50_fpn_1x_coco", profile="tiny")
-    with pytest.raises(UsageError, match="at least one class"):
+    with pytest.raises(UsageError, match="num_classes is a whole number of at least 1, not 0"):
         detcore.create_model("retinanet_r50_fpn_1x_coco", num_classes=0)
     with pytest.raises(UsageError, match="a name of the zoo, a ModelEntry or a Detector, not a int"):
         detcore.create_model(3)
