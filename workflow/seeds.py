@@ -63,7 +63,8 @@ def train(model: str, seed: int) -> None:
         rpn = experiment(first, output=ROOT / "runs/seeds" / name_of(first, seed))
         proposals = make_proposals(first, ROOT / root, output / "proposals.npz", weights=rpn.checkpoint,
                                    profile=PROFILE)
-    exp = experiment(model, output=output, proposals=proposals)
+    exp = experiment(settings.get("model", model), output=output, proposals=proposals,
+                     options=settings.get("options", {}))
     exp.train()
     print(f"{name}\n{exp.evaluate()}", flush=True)
     seen = inside.seen()
