@@ -76,11 +76,11 @@ def accept(name: str) -> str | None:
 def accept_seeds() -> list[str]:
     """Take over the records of `make seeds`; sentences about those that cannot be."""
     path = RUNS / "seeds.json"
-    lists: dict[str, Run] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    lists = fingerprint.read_all(path)
     sentences = []
     found = sorted(SEEDS.glob("*.json"))
     for file in found:
-        run = json.loads(file.read_text("utf-8"))
+        run = fingerprint.read(file) or {}
         if wrong := problem(run | dict(given={})):
             sentences.append(wrong.replace(f"make book NAME={run['chapter']}", "make seeds"))
             continue

@@ -100,12 +100,20 @@ def build_folder(profile: str, name: str) -> Path:
 
 def read(path: Path) -> Run | None:
     """A run's list, None where there is none; raises a DataError if it is damaged."""
-    run = read_json(path) if path.exists() else None
+    return _sound(path, read_json(path)) if path.exists() else None
+
+
+def read_all(path: Path) -> dict[str, Run]:
+    """The lists of several runs in one file, by name, none where there is none; raises a DataError as `read` does."""
+    return {name: _sound(path, run) for name, run in read_json(path).items()} if path.exists() else {}
+
+
+def _sound(path: Path, run: Any) -> Run:
     for name, kind in KINDS.items():
-        if run is not None and not isinstance(run.get(name), kind):
+        if not isinstance(run, Mapping) or not isinstance(run.get(name), kind):
             raise DataError(f"The list of a run {path} is damaged, {name!r} in it is missing or of the wrong kind: "
                             "remove it, and run its chapter again.")
-    return run
+    return dict(run)
 
 
 def committed(name: str) -> Run | None:

@@ -29,7 +29,7 @@ def name_of(model: str, seed: int) -> str:
 
 def lists() -> dict[str, Run]:
     """The lists of all runs with other seeds that are up to date, this machine's before the committed ones."""
-    found: dict[str, Run] = fingerprint.read(RUNS / "seeds.json") or {}
+    found: dict[str, Run] = fingerprint.read_all(RUNS / "seeds.json")
     found |= {path.stem: json.loads(path.read_text("utf-8")) for path in SEEDS.glob("*.json")}
     return {name: run for name, run in found.items() if not fingerprint.library_changes(run, PROFILE)[0]}
 

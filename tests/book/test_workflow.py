@@ -362,6 +362,13 @@ def test_seeds(tree: Tree) -> None:
     assert tree.accept("seeds") == "No model has been trained with other seeds on this machine: make seeds."
 
 
+def test_committed_seeds_can_be_read() -> None:
+    """Of every model of the configuration with every seed there is a list, and its records are there."""
+    settings, found = fingerprint.config()["seeds"], fingerprint.read_all(fingerprint.RUNS / "seeds.json")
+    assert {f"{model}.seed{seed}" for model in settings["models"] for seed in settings["values"]} <= set(found)
+    assert all((ROOT / "book/records" / record).exists() for run in found.values() for record in run["records"])
+
+
 def test_a_chapter_leaves_the_repository_as_it_was(tmp_path: Path) -> None:
     """A real one, which trains two steps."""
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "detcore", "workflow", "notebooks", "book",

@@ -103,8 +103,8 @@ def test_the_command_does_it(publish, data, tmp_path):
     name = STRONG[0]
     state = publish(name)
     run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_HASHES, "train", name, "--data-root", data, "--weights", "published", "--steps", "2",
-         "--batch-size", "1", "--device", "cpu", "--workers", "0", "--output", tmp_path / "run"],
+        [sys.executable, "-c", WITHOUT_HASHES, "train", name, "--data-root", data, "--weights", "published",
+         "--steps", "2", "--batch-size", "1", "--device", "cpu", "--workers", "0", "--output", tmp_path / "run"],
         capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS="2"), check=False)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("start anew") == 1 and "bbox_AP" in run.stdout
