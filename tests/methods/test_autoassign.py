@@ -111,5 +111,5 @@ def test_the_class_alone_decides_what_is_kept_and_the_objectness_its_rank():
 
 
 def test_bad_input_is_one_sentence():
-    with pytest.raises(UsageError, match="at least one class"):
+    with pytest.raises(UsageError, match="num_classes is a whole number of at least 1, not 0"):
         detcore.create_model("autoassign_r50-caffe_fpn_1x_coco", num_classes=0)

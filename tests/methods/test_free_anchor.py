@@ -100,5 +100,5 @@ def test_certain_errors_cost_100_and_teach_nothing():
 
 
 def test_bad_input_is_one_sentence():
-    with pytest.raises(UsageError, match="at least one class"):
+    with pytest.raises(UsageError, match="num_classes is a whole number of at least 1, not 0"):
         detcore.create_model("freeanchor_r50_fpn_1x_coco", num_classes=0)

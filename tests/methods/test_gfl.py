@@ -123,5 +123,5 @@ def test_settings_of_the_builder_choose_what_is_kept():
 def test_bad_input_is_one_sentence():
     with pytest.raises(UsageError, match="nms_threshold is a number from 0 to 1, not 60"):
         GFLHead(16, 3, postprocess=PostProcess(nms_threshold=60))
-    with pytest.raises(UsageError, match="at least one class"):
+    with pytest.raises(UsageError, match="num_classes is a whole number of at least 1, not 0"):
         detcore.create_model("gfl_r50_fpn_1x_coco", num_classes=0)
