@@ -118,7 +118,10 @@ def checked(**others: Range | None) -> Callable[[Callable[P, R]], Callable[P, R]
 
         @wraps(function)
         def run(*args: P.args, **options: P.kwargs) -> R:
-            bound = signature.bind(*args, **options)
+            try:
+                bound = signature.bind(*args, **options)
+            except TypeError:
+                return function(*args, **options)  # which tells what is wrong in its own words
             given = bound.arguments
             for name, allowed in named.items():
                 if name in given and not (given[name] is None and signature.parameters[name].default is None):

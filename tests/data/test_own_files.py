@@ -166,8 +166,8 @@ def test_pictures_of_one_name_in_two_folders(tmp_path):
 
 
 @pytest.mark.parametrize("options, sentence", [
-    (dict(holdout=0), "above 0 and below 1"), (dict(holdout=1), "above 0 and below 1"),
-    (dict(holdout="0.1"), "above 0 and below 1"), (dict(holdout=float("nan")), "above 0 and below 1"),
+    (dict(holdout=0), "holdout is a number above 0"), (dict(holdout=1), "above 0 and below 1"),
+    (dict(holdout="0.1"), "number above 0 .*'0.1'"), (dict(holdout=float("nan")), "number above 0 .*nan"),
     (dict(holdout=0.1, val_annotations="x.json"), "either a share"), (dict(rename=["cup"]), "OLD=NEW, not by 'cup'"),
     (dict(rename={"cup": 3}), "from a name to a name"), (dict(train_annotations="nowhere.json"), "no annotation file"),
     (dict(image_folder="nowhere"), "no image folder"), (dict(hold=1), "no option 'hold'")])

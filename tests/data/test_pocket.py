@@ -141,7 +141,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
     with pytest.raises(UsageError, match="not drawn in the layout 'abacus'"):
         draw(tmp_path / "x", layout="abacus")
-    with pytest.raises(UsageError, match="at least one image"):
+    with pytest.raises(UsageError, match="images is a whole number of at least 1, not 0"):
         draw(tmp_path / "x", images=0)
 
 
