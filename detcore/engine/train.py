@@ -44,7 +44,7 @@ from detcore.engine.evaluate import detect, flat
 from detcore.engine.journal import Journal, Meter, read_log
 from detcore.engine.launch import launch
 from detcore.engine.scoring import score, watchers
-from detcore.errors import DataError, DetcoreError, UsageError
+from detcore.errors import DetcoreError, UsageError
 from detcore.options import builder_options, check_options, forwards
 from detcore.ranges import checked
 from detcore.recipe import SGD, Adam, AdamW, Recipe, parameter_groups
@@ -72,6 +72,7 @@ class TrainResult:
     best: Path | None
     record: Record = field(repr=False)
     log: list[dict[str, Any]] = field(repr=False)
+
 
 # What a checkpoint holds; `best` is below 0, or None, where nothing has been evaluated.
 FORM = dict(meta=dict, run=dict, step=int, elapsed=float, best=(float, type(None)), window=dict, losses=list,
@@ -147,9 +148,6 @@ def train(model: Model, data_root: str | Path, *, recipe: Recipe | None = None, 
     data = load_data(data_root, recipe, "train", training=True, proposals=proposals, options=named)
     match_classes(data, weights_classes(subject, weights, data), "the model's weights")
     val_data = load_data(data_root, recipe, proposals=proposals, options=named) if validate else None
-    for one in (data, val_data):
-        if one is not None and len(one) == 0:
-            raise DataError(f"{one.annotation_file} has no images that can be used: see `detcore data check`.")
     if val_data is not None:
         match_classes(val_data, data.class_names, f"the training data ({data.annotation_file})")
         match_stuff(val_data, None if data.panoptic is None else data.panoptic.stuff, "the training data")
